@@ -1,0 +1,196 @@
+"""From a command line to a trained run: what every file in `experiments/` calls.
+
+No JAX is imported before the arguments are known to be right, so that `--help` and most errors answer at once.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import tyro
+
+from cnn_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from cnn_jax.errors import TrainingStopped, UserError, unknown
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the values come from before the flags below change them."""
+
+    config: str | None = None
+    """config.json of a run to repeat."""
+    preset: str | None = None
+    """A named variant of this experiment."""
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    start: Start
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = None) -> None:
+    """Entry point of an experiment: parses the command line and trains. Exits 2 on a user's mistake.
+
+    Args:
+        config: defaults of the experiment.
+        doc: the experiment's docstring, shown by `--help`.
+        presets: named variants.
+    """
+
+    def train() -> None:
+        parsed = parse(sys.argv[1:], config, doc, presets or {})
+        from cnn_jax.training.run import train as train_run  # imports JAX
+
+        train_run(parsed)
+
+    guard(train)
+
+
+def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Mapping[str, Config] = {}) -> Config:
+    """Turns arguments into a config: preset or saved config first, then the flags.
+
+    Raises:
+        UserError: an unknown flag, preset or value; the message names the nearest flags.
+        SystemExit: `--help` was asked for (code 0).
+    """
+    prog = f"python -m experiments.{base.experiment}"
+    preset, saved = _peek(argv, "--preset"), _peek(argv, "--config")
+    if preset is not None and saved is not None:
+        raise UserError(f"given --preset {preset} and --config {saved}; expected one of them; drop the other")
+    if preset is not None:
+        if preset not in presets:
+            raise unknown("preset", preset, presets)
+        base = presets[preset]
+    if saved is not None:
+        experiment = base.experiment
+        base = dataclasses.replace(Config.load(saved), experiment=experiment).override(workdir=None)
+    arguments = _parse(argv, prog, doc, base, presets)
+    chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
+    return _resolve(chosen, base, argv, f"-{preset}" if preset else "")
+
+
+def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, presets: Mapping[str, Config]) -> Any:
+    default = _Arguments(Start(), base.data, base.model, base.optim, base.train)
+    names = f"\n\nPresets: {', '.join(presets)}." if presets else ""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                tyro.conf.OmitArgPrefixes[_Arguments],
+                args=list(argv),
+                default=default,
+                prog=prog,
+                description=(doc or "") + names,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
+
+
+def _peek(argv: Sequence[str], flag: str) -> str | None:
+    """Value of a flag that decides the defaults of all others (the last one given, as tyro does)."""
+    value = None
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            value = argv[i + 1]
+        elif word.startswith(flag + "="):
+            value = word.removeprefix(flag + "=")
+    return value
+
+
+def _given(argv: Sequence[str], flag: str) -> bool:
+    return any(word.replace("_", "-").split("=")[0] == flag for word in argv)
+
+
+def _resolve(config: Config, base: Config, argv: Sequence[str], suffix: str) -> Config:
+    """Applies the few rules that join fields."""
+    changes: dict[str, Any] = {}
+    if config.optim.optimizer != base.optim.optimizer:
+        # The experiment's rate and arguments were tuned for its own optimizer: another one starts from its paper's.
+        if not _given(argv, "--learning-rate"):
+            changes["learning_rate"] = None
+        if not _given(argv, "--optimizer-args"):
+            changes["optimizer_args"] = ()
+    if config.model.model != base.model.model and not _given(argv, "--model-args"):
+        changes["model_args"] = ()
+    if config.data.dataset != base.data.dataset:
+        # Splits, and the augmentations' sense, belong to a data set: only the splits are known to be wrong elsewhere.
+        for name in ("train_split", "validation_split", "test_split"):
+            if not _given(argv, "--" + name.replace("_", "-")):
+                changes[name] = None
+    if _given(argv, "--steps") and _given(argv, "--epochs"):
+        raise UserError("given --steps and --epochs; expected one of them; drop the other")
+    if _given(argv, "--epochs"):
+        changes["steps"] = None
+    elif config.train.steps is not None:
+        changes["epochs"] = None
+    if config.train.workdir is None:
+        changes["workdir"] = os.path.join("runs", config.experiment + suffix)
+    config = config.override(**changes)
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    """Refuses values that no run can have, before anything is loaded."""
+    positive = ("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps")
+    values = config.flat()
+    for name in (*positive, "image_size", "devices", "learning_rate", "log_every", "clip_norm"):
+        if values[name] is not None and values[name] <= 0:
+            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected more than 0")
+    for name in ("label_smoothing", "ema_decay"):
+        if values[name] is not None and not 0 <= values[name] < 1:
+            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected a value in [0, 1)")
+    if values["epochs"] is None and values["steps"] is None:
+        raise UserError("given neither --epochs nor --steps; expected one of them")
+    for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
+        if values[name] < 0:
+            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected 0 or more")
+    if config.data.batch_size % config.optim.accumulate:
+        raise UserError(
+            f"given --batch-size {config.data.batch_size} with --accumulate {config.optim.accumulate}; "
+            "expected a batch size that the number of parts divides"
+        )
+
+
+def _one_line(box: str) -> str:
+    """Joins the lines of tyro's boxed message."""
+    lines = [re.sub(r"[─╭╮╰╯│]+", " ", line).strip() for line in box.splitlines()]
+    return re.sub(r"\s+", " ", "; ".join(line for line in lines if line))
+
+
+def guard(main: Callable[[], None]) -> None:
+    """Runs `main`; a user's mistake becomes one line on stderr and exit code 2, never a traceback."""
+    try:
+        main()
+    except UserError as error:
+        _leave(f"error: {error}", 2)
+    except TrainingStopped as stop:
+        _leave(str(stop), stop.code)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        _leave(f"error: {error.strerror}: {error.filename or 'while writing'}; free space or choose another folder", 2)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+

@@ -1,0 +1,234 @@
+"""The experiment as data: frozen dataclasses that are the defaults, the command line and the saved record at once.
+
+A field is written once, here: its name is the command-line flag (`batch_size` → `--batch-size`), the string under it is
+the help text, its value goes into `config.json`. This module imports no JAX, so that `--help` answers at once.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from cnn_jax.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images: where they come from and how they reach the device."""
+
+    dataset: str = "digits"
+    """A TFDS name (mnist, cifar10, …), folder:PATH, digits, xo[:args] or synthetic:HxWxC:K."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS sets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    image_size: int | None = None
+    """Images are resized to this height and width; default: the size the set has."""
+    train_split: str | None = None
+    """TFDS split syntax, such as train[:55000]; default: the set's usual split."""
+    validation_split: str | None = None
+    """Used to select; never the test set."""
+    test_split: str | None = None
+    """Read once, at the end."""
+    batch_size: int = 128
+    """Images a step, over all devices together."""
+    eval_batch_size: int = 500
+    """Images a forward pass in evaluation."""
+    augment: tuple[str, ...] = ()
+    """Augmentations in order, each name or name:arg=value,arg=value, such as flip pad_crop:padding=4."""
+    normalize: Literal["dataset", "half", "none"] = "dataset"
+    """Per-channel mean and standard deviation: of the training set, 0.5 and 0.5, or 0 and 1."""
+    pipeline: Literal["auto", "resident", "stream"] = "auto"
+    """Whole set on the device, or streamed by Grain; auto: resident up to 1 GiB."""
+    workers: int = 0
+    """Worker processes that decode when streaming; 0: threads."""
+    skip_bad_images: bool = False
+    """Skip and count unreadable images of a folder instead of stopping."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    model: str = "lenet5"
+    """A name of `python -m cnn_jax.models`."""
+    model_args: tuple[str, ...] = ()
+    """Arguments of the model, each key=value, such as shortcut=B."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; parameters are float32 in any case."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Loss and optimizer."""
+
+    optimizer: str = "adam"
+    """gradient_descent, momentum, nesterov, adagrad, adadelta, rmsprop, adam, adamax, nadam, or any factory of optax."""
+    optimizer_args: tuple[str, ...] = ()
+    """Arguments of the optimizer, each key=value, such as b1=0.95."""
+    learning_rate: float | None = None
+    """Peak rate; default: the one of the optimizer's paper."""
+    schedule: str = "constant"
+    """constant, step, cosine, one_cycle or exponential."""
+    schedule_args: tuple[str, ...] = ()
+    """Arguments of the schedule, each key=value, such as peak=0.3."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from 0 before the schedule."""
+    weight_decay: float = 0.0
+    """L2 coefficient (decoupled for optimizers that have their own); not on biases and norms."""
+    decay_all: bool = False
+    """Decay biases and norms too."""
+    clip_norm: float | None = None
+    """Global norm to which gradients are clipped."""
+    accumulate: int = 1
+    """Parts into which a batch is cut to save memory; gradients are averaged."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
+    freeze: str | None = None
+    """Regular expression: parameters whose path matches do not move."""
+    rate_groups: tuple[str, ...] = ()
+    """regex=multiplier pairs: own learning rate for the parameters whose path matches."""
+    loss: str = "cross_entropy"
+    """cross_entropy, mse or hinge."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run: how long, where, on what."""
+
+    workdir: str | None = None
+    """Run folder; default: runs/EXPERIMENT[-PRESET]. The same command again resumes."""
+    epochs: float | None = 10
+    """Passes over the training split."""
+    steps: int | None = None
+    """Steps instead of epochs."""
+    seed: int = 0
+    """Every random draw derives from it."""
+    eval_every: float = 1.0
+    """Epochs between validations, each followed by a checkpoint."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl; default: about 20 an epoch."""
+    select: Literal["best", "last"] = "best"
+    """Weights that are kept: those of the best validation accuracy or the last."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """Form of the data-parallel step; the step itself is the same."""
+    devices: int | None = None
+    """Number of devices; default: all (see --require)."""
+    require: Literal["cpu", "gpu", "tpu"] | None = None
+    """Refuse to run on another platform."""
+    scan_steps: int = 50
+    """Steps compiled into one call on GPU and TPU."""
+    distributed: bool = False
+    """Call jax.distributed.initialize() first: many hosts."""
+    deterministic: bool = False
+    """Ask XLA for deterministic operations on GPU."""
+    fresh: bool = False
+    """Delete what the run folder holds and start over."""
+
+
+# Fields that do not change what is computed: a run may be resumed with other values of these.
+TRANSIENT = frozenset(
+    {"workdir", "fresh", "require", "data_dir", "workers", "pipeline", "log_every", "scan_steps", "eval_batch_size"}
+    | {"distributed", "parallel", "devices"}
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment."""
+
+    experiment: str = "experiment"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def override(self, **values: Any) -> Self:
+        """Returns a copy with fields of any group replaced by their (unique) names.
+
+        >>> Config().override(epochs=3, model="resnet20").model.model
+        'resnet20'
+        """
+        groups = {}
+        for group in GROUPS:
+            part = getattr(self, group)
+            names = {f.name for f in dataclasses.fields(part)} & values.keys()
+            groups[group] = dataclasses.replace(part, **{name: values.pop(name) for name in names})
+        if values:
+            raise UserError(f"unknown config fields {sorted(values)}; see --help for the known ones")
+        return dataclasses.replace(self, **groups)
+
+    def flat(self) -> dict[str, Any]:
+        """All fields of all groups by name (names are unique over the groups)."""
+        return {name: value for group in GROUPS for name, value in dataclasses.asdict(getattr(self, group)).items()}
+
+    def difference(self, other: "Config") -> list[str]:
+        """Lines `name: ours, theirs` for the fields that change the result and differ."""
+        ours, theirs = self.flat(), other.flat()
+        return [
+            f"{n}: {ours[n]!r} here, {theirs[n]!r} there" for n in ours if n not in TRANSIENT and ours[n] != theirs[n]
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the config as JSON."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: the file is absent, is no JSON, has an unknown field or a value of the wrong type.
+        """
+        try:
+            record = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise UserError(f"given config {path}: {error.strerror}; expected a config.json of a run") from error
+        except ValueError as error:
+            raise UserError(f"given config {path}: not valid JSON ({error}); expected a config.json of a run") from error
+        if not isinstance(record, dict):
+            raise UserError(f"given config {path}: expected a JSON object with the groups {', '.join(GROUPS)}")
+        parts = {group: _group(group, record.pop(group, {}), path) for group in GROUPS}
+        experiment = record.pop("experiment", cls.experiment)
+        if record:
+            raise UserError(f"given config {path}: unknown groups {sorted(record)}; expected {', '.join(GROUPS)}")
+        return cls(experiment=experiment, **parts)
+
+
+GROUPS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "train": TrainConfig}
+
+
+def _group(group: str, record: Any, path: str | Path) -> Any:
+    kind = GROUPS[group]
+    types_of = typing.get_type_hints(kind)
+    if not isinstance(record, dict):
+        raise UserError(f"given config {path}: group {group} is no JSON object; expected its fields by name")
+    values = {}
+    for name, value in record.items():
+        if name not in types_of:
+            hint = " or ".join(nearest(name, types_of)) or ", ".join(types_of)
+            raise UserError(f"given config {path}: unknown field {group}.{name}; perhaps you meant {hint}")
+        value = tuple(value) if isinstance(value, list) else value
+        if not _is(value, types_of[name]):
+            raise UserError(f"given config {path}: {group}.{name} = {value!r}; expected {types_of[name]}")
+        values[name] = value
+    return kind(**values)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint` (those that occur in this file)."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, a) for a in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -1,0 +1,38 @@
+"""Errors that a user can act on: one line, no traceback, exit code 2 (see `cnn_jax.cli`)."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. The message is one line: what was given, what was expected, what to do."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """Returns at most three of `choices` that look like `name`, best first.
+
+    >>> nearest("lenet-5", ["lenet5", "resnet20"])
+    ['lenet5']
+    """
+    return difflib.get_close_matches(name.lower(), list(choices), n=3, cutoff=0.5)
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """Builds the error for a `name` that is not among `choices`.
+
+    >>> str(unknown("model", "resnet21", ["lenet5", "resnet20"]))
+    "unknown model 'resnet21'; perhaps you meant resnet20 (known: lenet5, resnet20)"
+    """
+    choices = sorted(choices)
+    close = nearest(name, choices)
+    known = ", ".join(choices) if len(choices) <= 40 else f"{len(choices)} names, such as {', '.join(choices[:8])}"
+    hint = f"perhaps you meant {' or '.join(close)} " if close else "choose another "
+    return UserError(f"unknown {kind} {name!r}; {hint}(known: {known})")
+
+
+class TrainingStopped(Exception):
+    """A run ended early for a reason that is not a mistake in the command; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,33 @@
+"""ResNet-20 on CIFAR-10: 91.25 % in 164 epochs (He et al., "Deep residual learning for image recognition", section 4.2).
+
+    python -m experiments.cifar10_resnet                   # the paper's recipe, for an accelerator
+    python -m experiments.cifar10_resnet --preset quick    # about 20 minutes on two CPU cores
+    python -m experiments.cifar10_resnet --model resnet110 --warmup-epochs 1
+
+The paper trains 64,000 steps of 128 images, divides the rate of 0.1 by 10 after 32,000 and 48,000, decays all weights by
+1e-4, and flips and shifts the images by up to four pixels.
+"""
+
+from cnn_jax.cli import run
+from cnn_jax.config import Config
+
+CONFIG = Config("cifar10_resnet").override(
+    dataset="cifar10",
+    model="resnet20",
+    optimizer="momentum",
+    learning_rate=0.1,
+    schedule="step",
+    schedule_args=("boundaries=0.5/0.75", "factor=0.1"),
+    weight_decay=1e-4,
+    augment=("pad_crop:padding=4", "flip"),
+    batch_size=128,
+    epochs=164,
+)
+PRESETS = {
+    "quick": CONFIG.override(
+        optimizer="nesterov", learning_rate=0.4, schedule="one_cycle", schedule_args=(), weight_decay=5e-4, epochs=4
+    )
+}
+
+if __name__ == "__main__":
+    run(CONFIG, __doc__, PRESETS)

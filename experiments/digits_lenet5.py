@@ -1,0 +1,26 @@
+"""LeNet-5 on the 1,797 handwritten digits that ship with the package: the first thing to run, offline.
+
+    python -m experiments.digits_lenet5
+
+LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition" (1998). The 8x8 images are
+enlarged to the 28x28 that the network was made for.
+"""
+
+from cnn_jax.cli import run
+from cnn_jax.config import Config
+
+CONFIG = Config("digits_lenet5").override(
+    dataset="digits",
+    image_size=28,
+    model="lenet5",
+    optimizer="adam",
+    learning_rate=2e-3,
+    schedule="one_cycle",
+    augment=("affine:rotation=10,translation=0.1,scale=0.1",),
+    batch_size=64,
+    epochs=30,
+    eval_every=3,
+)
+
+if __name__ == "__main__":
+    run(CONFIG, __doc__)

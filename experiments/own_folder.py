@@ -1,0 +1,26 @@
+"""Your own images: a folder with one sub-folder a class, or PATH/train/CLASS and PATH/test/CLASS.
+
+    python -m experiments.own_folder --dataset folder:PATH
+    python -m experiments.own_folder --dataset folder:PATH --image-size 224 --model resnet18
+
+Without a folder it trains on the digits that ship with the package, so that the command can be tried at once.
+"""
+
+from cnn_jax.cli import run
+from cnn_jax.config import Config
+
+CONFIG = Config("own_folder").override(
+    dataset="digits",
+    image_size=32,
+    model="resnet20",
+    optimizer="adamw",
+    learning_rate=2e-3,
+    schedule="one_cycle",
+    weight_decay=1e-2,
+    augment=("pad_crop:padding=4",),
+    batch_size=32,
+    epochs=5,
+)
+
+if __name__ == "__main__":
+    run(CONFIG, __doc__)

@@ -1,0 +1,15 @@
+"""X or O: a small network against translation, scale, rotation and stroke weight, on images drawn as they are needed.
+
+    python -m experiments.xo_cnn
+    python -m experiments.xo_cnn --dataset xo:rotation=180,noise=0.3
+"""
+
+from cnn_jax.cli import run
+from cnn_jax.config import Config
+
+CONFIG = Config("xo_cnn").override(
+    dataset="xo", model="xo_cnn", optimizer="adam", learning_rate=2e-3, schedule="one_cycle", batch_size=64, epochs=6
+)
+
+if __name__ == "__main__":
+    run(CONFIG, __doc__)

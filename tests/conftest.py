@@ -1,0 +1,21 @@
+"""Strictness for every test: CPU only, eight simulated devices, no silent promotion of dtype or rank."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> str:
+    """The folder of prepared TFDS sets; tests that need real MNIST or CIFAR-10 are skipped without it."""
+    folder = os.environ.get("TFDS_DATA_DIR", "")
+    if not os.path.isdir(os.path.join(folder, "mnist")):
+        pytest.skip("needs TFDS_DATA_DIR with mnist and cifar10 prepared")
+    return folder

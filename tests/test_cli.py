@@ -1,0 +1,91 @@
+"""The command line: names, defaults that follow each other, and one-line errors; no JAX is imported to answer."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cnn_jax.cli import parse
+from cnn_jax.config import Config
+from cnn_jax.errors import UserError
+
+BASE = Config("digits_lenet5").override(
+    optimizer="momentum", optimizer_args=("decay=0.8",), learning_rate=0.1, train_split="train[:50%]"
+)
+PRESETS = {"quick": BASE.override(epochs=1)}
+
+
+def parsed(*argv: str) -> Config:
+    return parse(argv, BASE, "What it does.", PRESETS)
+
+
+def test_flags_have_the_names_of_the_fields():
+    config = parsed("--batch-size", "7", "--augment", "flip", "pad_crop:padding=4", "--seed", "3", "--fresh")
+    assert config.data.batch_size == 7 and config.data.augment == ("flip", "pad_crop:padding=4")
+    assert config.train.seed == 3 and config.train.fresh
+
+
+def test_another_optimizer_starts_from_its_own_rate_and_arguments():
+    config = parsed("--optimizer", "adam")
+    assert config.optim.learning_rate is None and config.optim.optimizer_args == ()
+    config = parsed("--optimizer", "adam", "--learning-rate", "0.1", "--optimizer-args", "b1=0.95")
+    assert config.optim.learning_rate == 0.1 and config.optim.optimizer_args == ("b1=0.95",)
+    assert parsed("--optimizer", "momentum").optim.learning_rate == 0.1
+
+
+def test_another_data_set_has_its_own_splits():
+    assert parsed("--dataset", "xo").data.train_split is None
+    assert parsed("--dataset", "xo", "--train-split", "train[:10]").data.train_split == "train[:10]"
+
+
+def test_steps_replace_epochs_and_both_are_refused():
+    config = parsed("--steps", "5")
+    assert (config.train.steps, config.train.epochs) == (5, None)
+    with pytest.raises(UserError, match="--steps and --epochs"):
+        parsed("--steps", "5", "--epochs", "1")
+
+
+def test_preset_names_the_folder_and_flags_come_after_it():
+    config = parsed("--preset", "quick", "--seed", "4")
+    assert (config.train.epochs, config.train.seed) == (1, 4)
+    assert config.train.workdir is not None and config.train.workdir.endswith("digits_lenet5-quick")
+
+
+def test_a_saved_config_is_repeated(tmp_path):
+    first = parsed("--batch-size", "7", "--optimizer", "adam", "--workdir", "somewhere")
+    first.save(tmp_path / "config.json")
+    again = parsed("--config", str(tmp_path / "config.json"))
+    assert again.difference(first) == [] and again.train.workdir != "somewhere"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--optimzer", "adam"], "--optimizer"),
+        (["--batch-size", "many"], "many"),
+        (["--batch-size", "0"], "more than 0"),
+        (["--batch-size", "10", "--accumulate", "3"], "--accumulate 3"),
+        (["--preset", "quik"], "quick"),
+        (["--normalize", "maybe"], "dataset"),
+        (["--label-smoothing", "1"], "[0, 1)"),
+        (["--config", "absent.json"], "absent.json"),
+        (["--preset", "quick", "--config", "a.json"], "drop the other"),
+        (["--epochs"], "--epochs"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(argv, said):
+    with pytest.raises(UserError) as error:
+        parsed(*argv)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():
+    code = (
+        "import sys; from cnn_jax import cli; from experiments import digits_lenet5 as e;\n"
+        "try: cli.run(e.CONFIG, e.__doc__)\n"
+        "finally: assert not {'jax', 'flax', 'grain', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "--learning-rate" in shown.stdout and "LeNet-5" in shown.stdout, shown.stderr
+    refused = subprocess.run([sys.executable, "-c", code, "--sed", "1"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1

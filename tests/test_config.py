@@ -1,0 +1,52 @@
+"""The config as a record: round trips, differences, and what a damaged file is answered."""
+
+import json
+
+import pytest
+
+from cnn_jax.config import GROUPS, TRANSIENT, Config
+from cnn_jax.errors import UserError
+
+
+def test_json_round_trip_keeps_every_value(tmp_path):
+    config = Config("mine").override(
+        epochs=2.5, steps=None, augment=("flip", "pad_crop:padding=4"), learning_rate=3e-4, clip_norm=1.0, fresh=True
+    )
+    config.save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == config
+
+
+def test_field_names_are_unique_over_the_groups_because_flags_have_no_prefix():
+    names = [name for group in GROUPS.values() for name in group.__dataclass_fields__]
+    assert len(names) == len(set(names))
+    assert set(names) >= TRANSIENT
+
+
+def test_difference_lists_what_changes_the_result_and_nothing_else():
+    one = Config().override(learning_rate=0.1, workdir="a", workers=3)
+    other = Config().override(learning_rate=0.2, workdir="b", workers=0)
+    assert one.difference(other) == ["learning_rate: 0.1 here, 0.2 there"]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        (json.dumps({"optim": {"optimzer": "adam"}}), "perhaps you meant optimizer"),
+        (json.dumps({"data": {"batch_size": "many"}}), "data.batch_size = 'many'"),
+        (json.dumps({"data": {"batch_size": 1.5}}), "data.batch_size = 1.5"),
+        (json.dumps({"other": {}}), "unknown groups ['other']"),
+    ],
+)
+def test_a_damaged_config_is_named_in_one_line(tmp_path, record, said):
+    path = tmp_path / "config.json"
+    path.write_text(record)
+    with pytest.raises(UserError) as error:
+        Config.load(path)
+    assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_override_refuses_a_field_that_does_not_exist():
+    with pytest.raises(UserError, match="leraning_rate"):
+        Config().override(leraning_rate=1.0)
