@@ -192,5 +192,3 @@ def guard(main: Callable[[], None]) -> None:
 def _leave(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(code)
-
-

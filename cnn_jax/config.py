@@ -188,7 +188,9 @@ class Config:
         except OSError as error:
             raise UserError(f"given config {path}: {error.strerror}; expected a config.json of a run") from error
         except ValueError as error:
-            raise UserError(f"given config {path}: not valid JSON ({error}); expected a config.json of a run") from error
+            raise UserError(
+                f"given config {path}: not valid JSON ({error}); expected a config.json of a run"
+            ) from error
         if not isinstance(record, dict):
             raise UserError(f"given config {path}: expected a JSON object with the groups {', '.join(GROUPS)}")
         parts = {group: _group(group, record.pop(group, {}), path) for group in GROUPS}

@@ -1,7 +1,7 @@
 """The network of Keras's CIFAR-10 example: 32, 32, pool, 64, 64, pool, 512 units, with its dropout.
 
-    python -m experiments.cifar10_keras_cnn
-    python -m experiments.cifar10_keras_cnn --optimizer rmsprop --learning-rate 1e-4
+python -m experiments.cifar10_keras_cnn
+python -m experiments.cifar10_keras_cnn --optimizer rmsprop --learning-rate 1e-4
 """
 
 from cnn_jax.cli import run

@@ -16,7 +16,7 @@ CONFIG = Config("digits_lenet5").override(
     optimizer="adam",
     learning_rate=2e-3,
     schedule="one_cycle",
-    augment=("affine:rotation=10,translation=0.1,scale=0.1",),
+    augment=("affine:degrees=10,translate=0.1",),
     batch_size=64,
     epochs=30,
     eval_every=3,

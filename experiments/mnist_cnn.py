@@ -15,7 +15,7 @@ CONFIG = Config("mnist_cnn").override(
     optimizer="adam",
     learning_rate=1.5e-3,
     schedule="one_cycle",
-    augment=("affine:rotation=10,translation=0.08,scale=0.1",),
+    augment=("affine:degrees=10,translate=0.08",),
     batch_size=128,
     epochs=8,
 )

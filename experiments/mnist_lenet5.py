@@ -16,7 +16,7 @@ CONFIG = Config("mnist_lenet5").override(
     optimizer="adam",
     learning_rate=3e-3,
     schedule="one_cycle",
-    augment=("affine:rotation=10,translation=0.08,scale=0.1",),
+    augment=("affine:degrees=10,translate=0.08",),
     batch_size=128,
     epochs=12,
 )

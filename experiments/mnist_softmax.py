@@ -1,6 +1,6 @@
 """Softmax regression on MNIST: 92 % from 7,850 parameters, the starting point of every course.
 
-    python -m experiments.mnist_softmax
+python -m experiments.mnist_softmax
 """
 
 from cnn_jax.cli import run

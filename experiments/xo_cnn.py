@@ -1,7 +1,7 @@
 """X or O: a small network against translation, scale, rotation and stroke weight, on images drawn as they are needed.
 
-    python -m experiments.xo_cnn
-    python -m experiments.xo_cnn --dataset xo:rotation=180,noise=0.3
+python -m experiments.xo_cnn
+python -m experiments.xo_cnn --dataset xo:rotation=180,noise=0.3
 """
 
 from cnn_jax.cli import run

@@ -2,7 +2,12 @@
 
 import os
 
+import tempfile
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Decoded images and compiled programs are shared by the tests of one session, and by nobody else.
+_cache = tempfile.TemporaryDirectory(prefix="cnn_jax-tests-")
+os.environ["CNN_JAX_CACHE"] = _cache.name
 
 import jax
 import pytest

@@ -1,0 +1,141 @@
+"""What the training loop costs over its bare compiled step: shuffling, placing items, metrics, files, checkpoints.
+
+    python -m benchmarks.loop_overhead --output results/loop_overhead.csv
+
+Blocks of the real loop (`cnn_jax.training.loop.run_loop` with real recorder, items and checkpoints) and of the bare
+compiled step on one placed item are timed in turns; a block's overhead is loop seconds over bare seconds, less one.
+"""
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cnn_jax.config import Config
+from cnn_jax.run_folder import CHECKPOINTS
+from cnn_jax.training import runtime
+from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.experiment import Experiment, make_experiment
+from cnn_jax.training.loop import Plan, StopRequest, run_loop
+from cnn_jax.training.progress import Display
+from cnn_jax.training.record import Recorder
+from cnn_jax.training.run import CompiledSteps
+
+CASES = {
+    "lenet5": Config("loop_overhead").override(
+        dataset="synthetic:28x28x1:10:10000", model="lenet5", optimizer="momentum", learning_rate=0.01
+    ),
+    "resnet20": Config("loop_overhead").override(
+        dataset="synthetic:32x32x3:10:10000", model="resnet20", optimizer="momentum", learning_rate=0.01
+    ),
+}
+
+
+@dataclass
+class Bench:
+    """One model, compiled once, that can run a block either way."""
+
+    experiment: Experiment
+    steps: CompiledSteps
+    state: Any
+    item: Any
+    arrays: Any
+    plan: Plan
+
+    def bare(self) -> float:
+        """Seconds of a block of bare steps."""
+        parallel, count = self.experiment.parallel, self.plan.scan_steps
+        placed = parallel.place_item(self.item[0] if count == 1 else None)
+        compiled, state = self.steps.compiled[1], self.state
+        start = time.perf_counter()
+        for _ in range(self.plan.total_steps):
+            state, _ = compiled(state, self.arrays, placed)
+        jax.block_until_ready(state)
+        self.state = state
+        return time.perf_counter() - start
+
+    def loop(self) -> float:
+        """Seconds of a block of the real loop; validation itself is not part of it."""
+        experiment, plan = self.experiment, self.plan
+        with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / CHECKPOINTS) as checkpoints:
+            display = Display(total_steps=plan.total_steps, first_step=0, steps_per_epoch=78, batch_size=128, flops=0.0)
+            recorder = Recorder(Path(folder), plan, experiment.optimizer.schedule, 128, display, 0)
+            start = time.perf_counter()
+            with StopRequest() as stop:
+                state = run_loop(
+                    self.state,
+                    0,
+                    plan,
+                    run_steps=self.steps,
+                    items=experiment.data["train"].train_items(0),
+                    validate=lambda state: {"loss": 0.0, "accuracy": 0.0},
+                    checkpoints=checkpoints,
+                    recorder=recorder,
+                    stop=stop,
+                )
+            checkpoints.wait()
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - start
+            recorder.close()
+        self.state = state
+        return seconds
+
+
+def make_bench(config: Config, steps: int) -> Bench:
+    """Builds and compiles; `steps` a block."""
+    experiment = make_experiment(config.override(steps=steps, epochs=None, eval_every=1e9))
+    parallel, data = experiment.parallel, experiment.data["train"]
+    arrays, state = parallel.place(data.arrays), parallel.place(experiment.state)
+    display = Display(total_steps=steps, first_step=0, steps_per_epoch=78, batch_size=128, flops=0.0)
+    runner = CompiledSteps(experiment, arrays, display)
+    items = [next(data.train_items(0))]
+    state, _ = runner(state, items, 1)
+    return Bench(experiment, runner, state, items, arrays, experiment.plan)
+
+
+def main() -> None:
+    """Prints and writes one row a model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=7, help="pairs of blocks (default 7)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="aimed length of a block (default 8)")
+    parser.add_argument("--output", type=Path, help="CSV file to write")
+    arguments = parser.parse_args()
+    facts = runtime.environment(runtime.command_line())
+    rows = []
+    for name, config in CASES.items():
+        probe = make_bench(config, 10)
+        per_step = min(probe.bare() for _ in range(2)) / 10
+        bench = make_bench(config, max(10, round(arguments.seconds / per_step)))
+        pairs = [(bench.bare(), bench.loop()) for _ in range(arguments.blocks)]
+        overheads = [loop / bare - 1 for bare, loop in pairs]
+        row = {
+            "model": name,
+            "batch_size": 128,
+            "steps_per_block": bench.plan.total_steps,
+            "blocks": len(pairs),
+            "bare_ms_per_step": round(1e3 * statistics.median(b for b, _ in pairs) / bench.plan.total_steps, 3),
+            "overhead_median_percent": round(100 * statistics.median(overheads), 2),
+            "overhead_min_percent": round(100 * min(overheads), 2),
+            "overhead_max_percent": round(100 * max(overheads), 2),
+            "device": facts["device"],
+            "jax": facts["jax"],
+            "commit": facts["commit"],
+            "command": facts["command"],
+        }
+        print(", ".join(f"{key} {value}" for key, value in row.items() if key not in ("device", "command")), flush=True)
+        rows.append(row)
+    if arguments.output:
+        with arguments.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

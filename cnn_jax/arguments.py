@@ -1,0 +1,127 @@
+"""Arguments given as text, `key=value`, checked against the signature of the function that will get them."""
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Literal
+
+from cnn_jax.errors import UserError, nearest
+
+
+def parse_arguments(
+    owner: str, function: Callable[..., Any], texts: Iterable[str], *, hidden: Collection[str] = ()
+) -> dict[str, Any]:
+    """Turns texts such as "b1=0.95" into keyword arguments of `function`.
+
+    The type is the annotation's where that is bool, int, float, str, a Literal or a tuple of one of them, else that of
+    the default; parts of a tuple are separated by "/", as in "scale=0.5/1".
+
+    Args:
+        owner: the name that messages give the function.
+        function: its parameters that have a value to be written as text are accepted.
+        texts: each key=value.
+        hidden: parameters that the caller sets by itself and that are not accepted.
+
+    Raises:
+        UserError: a text is not key=value, its key is unknown or occurs twice, its value is of the wrong type, or a
+            parameter without default is absent.
+
+    >>> def crop(image, *, padding: int = 4, scale: tuple[float, float] = (0.5, 1.0)): ...
+    >>> parse_arguments("crop", crop, ["padding=2", "scale=0.8/1"], hidden=["image"])
+    {'padding': 2, 'scale': (0.8, 1.0)}
+    """
+    parameters = inspect.signature(function).parameters.values()
+    accepted = {p.name: p for p in parameters if p.name not in hidden and _is_text(p)}
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise UserError(f"given {text!r} for {owner}; expected key=value ({_listing(accepted)})")
+        if key not in accepted:
+            close = " or ".join(nearest(key, accepted))
+            hint = f"perhaps you meant {close} " if close else "choose another "
+            raise UserError(f"given {text} for {owner}, which has no argument {key!r}; {hint}({_listing(accepted)})")
+        if key in values:
+            raise UserError(f"given {key} twice for {owner}; expected it once; drop one")
+        values[key] = _convert(owner, accepted[key], value)
+    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in values]
+    if missing:
+        raise UserError(f"given {owner} without {', '.join(missing)}; expected {missing[0]}=VALUE among its arguments")
+    return values
+
+
+def _is_text(parameter: inspect.Parameter) -> bool:
+    """Whether a value of the parameter can be written as text at all."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    default = parameter.default
+    parts = default if type(default) is tuple else (default,)
+    return all(part in (None, parameter.empty) or isinstance(part, bool | int | float | str) for part in parts)
+
+
+def _listing(accepted: dict[str, inspect.Parameter]) -> str:
+    shown = [n if p.default is p.empty else f"{n}={_show(p.default)}" for n, p in accepted.items()]
+    return f"known: {', '.join(shown)}" if shown else "it takes none"
+
+
+def _show(value: Any) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _convert(owner: str, parameter: inspect.Parameter, text: str) -> Any:
+    """Reads `text` as a value of the parameter."""
+    hint, default = parameter.annotation, parameter.default
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    parts, count = [text], 1
+    if origin is Literal:
+        kinds: Any = [inner]
+    elif origin is tuple and set(inner) <= {int, float, str, ...}:
+        parts = text.split("/")
+        kinds = [inner[0]] * len(parts) if ... in inner else list(inner)
+        count = len(kinds)
+    elif isinstance(default, tuple):
+        parts, kinds, count = text.split("/"), [type(part) for part in default], len(default)
+    elif hint in (bool, int, float, str):
+        kinds = [hint]
+    elif default is None or default is parameter.empty:
+        kinds = [str if "dtype" in parameter.name else None]
+    else:
+        kinds = [type(default)]
+    try:
+        if len(parts) != count:
+            raise ValueError
+        values = tuple(_scalar(part.strip(), kind) for part, kind in zip(parts, kinds, strict=True))
+    except ValueError:
+        names = "/".join(_kind_name(kind) for kind in kinds)
+        raise UserError(f"given {parameter.name}={text} for {owner}; expected {parameter.name}={names}") from None
+    return values if origin is tuple or isinstance(default, tuple) else values[0]
+
+
+def _scalar(text: str, kind: Any) -> Any:
+    """Reads one word as `kind`: a type, a tuple of choices, or None for any number, true, false or none."""
+    words = {"true": True, "false": False, "none": None}
+    if isinstance(kind, tuple):
+        return {str(choice): choice for choice in kind}[text] if text in map(str, kind) else _refuse()
+    if kind is bool or (kind is None and text.lower() in words):
+        value = words.get(text.lower())
+        return value if kind is None or value is not None else _refuse()
+    if kind is int:
+        return int(text)
+    if kind is str:
+        return text
+    value = float(text)
+    if not math.isfinite(value):
+        return _refuse()
+    return int(text) if kind is None and text.lstrip("+-").isdigit() else value
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+def _kind_name(kind: Any) -> str:
+    if isinstance(kind, tuple):
+        return "|".join(map(str, kind))
+    names = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "NAME", None: "NUMBER|true|false|none"}
+    return names.get(kind, "VALUE")

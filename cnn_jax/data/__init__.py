@@ -1,0 +1,88 @@
+"""Data: from a name to random-access examples (`open_source`), and from those to batches (`make_pipeline`).
+
+A data set is named by one string:
+
+  mnist, cifar10, svhn_cropped:3.1.0, emnist/letters   any image classification set of TFDS, prepared on disk
+  folder:PATH                                          a folder of images, one sub-folder a class
+  digits                                               1,797 real handwritten digits; ships with the package
+  xo, xo:rotation=30,noise=0.1                         X or O, drawn; see `procedural`
+  synthetic:32x32x3:10, synthetic:32x32x3:10:50000     random images of 10 learnable classes
+"""
+
+from cnn_jax.data import digits, folder, procedural, tfds_source
+from cnn_jax.data.decoded import materialize
+from cnn_jax.data.pipeline import Pipeline, batch_indices, make_pipeline
+from cnn_jax.data.preprocess import Preprocess
+from cnn_jax.data.sources import ArraySource, Example, Source, Splits, parse_split
+from cnn_jax.errors import UserError
+
+__all__ = [
+    "ArraySource",
+    "Example",
+    "Pipeline",
+    "Preprocess",
+    "Source",
+    "Splits",
+    "batch_indices",
+    "default_splits",
+    "make_pipeline",
+    "materialize",
+    "open_source",
+    "parse_split",
+]
+
+
+def open_source(
+    dataset: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    skip_bad_images: bool = False,
+) -> Source:
+    """Opens one split of a data set; reads no image yet.
+
+    Args:
+      dataset: the data set's name, in the forms listed at the head of this module.
+      split: TFDS split syntax, such as `train[:90%]`.
+      data_dir: where TFDS sets are; else the variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      image_size: height and width in pixels that images are resized to; None keeps the data set's own.
+      skip_bad_images: leave out files of a `folder:` that cannot be read, instead of stopping at them.
+
+    Raises:
+      UserError: when there is no such data set or split, or its images have no single size and none was given.
+
+    >>> source = open_source("digits", "train[:100]")
+    >>> len(source), source.image_shape, source.class_names[3]
+    (100, (8, 8, 1), '3')
+    """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"given image size {image_size}; expected a number of pixels; change it")
+    family, _, argument = dataset.partition(":")
+    match family:
+        case "digits":
+            return digits.open_digits(argument, split, image_size)
+        case "folder":
+            return folder.open_folder(argument, split, image_size, skip_bad_images)
+        case "xo":
+            return procedural.open_xo(argument, split, image_size)
+        case "synthetic":
+            return procedural.open_synthetic(argument, split, image_size)
+        case _:
+            return tfds_source.open_tfds(dataset, split, data_dir, image_size)
+
+
+def default_splits(dataset: str, data_dir: str | None = None) -> Splits:
+    """Returns the split of `dataset` to train on, the one to choose by, and the one to report.
+
+    >>> default_splits("digits")
+    Splits(train='train', validation='validation', test='test')
+    """
+    family, _, argument = dataset.partition(":")
+    match family:
+        case "digits" | "xo" | "synthetic":
+            return Splits()
+        case "folder":
+            return folder.default_splits(argument)
+        case _:
+            return tfds_source.default_splits(dataset, data_dir)

@@ -1,0 +1,93 @@
+"""Data sets on the command line: `python -m cnn_jax.data prepare mnist`, `list`, `show digits --output grid.png`."""
+
+import argparse
+import logging
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cnn_jax.cli import guard
+from cnn_jax.data import Source, open_source
+from cnn_jax.data.prepare import prepare
+from cnn_jax.data.tfds_source import data_folder
+from cnn_jax.errors import UserError
+
+_GRID = 8  # rows and columns
+_CELL = 64  # pixels
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # our own error says once what it says at every retry
+    match options.command:
+        case "prepare":
+            print(f"prepared in {prepare(options.dataset, options.data_dir, options.manual_dir)}")
+        case "list":
+            list_datasets(options.data_dir)
+        case "show":
+            source = open_source(
+                options.dataset, options.split, data_dir=options.data_dir, image_size=options.image_size
+            )
+            _save(draw_grid(source), options.output)
+            print(f"{source.name} {source.split}: {len(source)} images of {source.image_shape}; {options.output}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    data_dir = argparse.ArgumentParser(add_help=False)
+    data_dir.add_argument("--data-dir", help="folder of TFDS sets (else TFDS_DATA_DIR, else ~/tensorflow_datasets)")
+    parser = argparse.ArgumentParser(prog="python -m cnn_jax.data", description="Prepare, list and look at data sets.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("prepare", parents=[data_dir], help="download a TFDS set and prepare it for reading")
+    command.add_argument("dataset", help="its name in TFDS, such as mnist or cifar10")
+    command.add_argument("--manual-dir", help="take the original archives from this folder instead of downloading")
+
+    commands.add_parser("list", parents=[data_dir], help="list the data sets that can be used now")
+
+    command = commands.add_parser("show", parents=[data_dir], help="draw the first 64 examples with their labels")
+    command.add_argument("dataset", help="such as digits, mnist, folder:PATH or xo")
+    command.add_argument("--split", default="train", help="such as test or train[90%%:] (default: train)")
+    command.add_argument("--image-size", type=int, help="height and width in pixels")
+    command.add_argument("--output", default="grid.png", help="image file to write (default: grid.png)")
+    return parser
+
+
+def list_datasets(data_dir: str | None) -> None:
+    """Prints the sets that need no preparing, and those prepared in the data folder."""
+    print("ship with the package: digits, xo, synthetic:HxWxC:K")
+    print("your own images:       folder:PATH, with one sub-folder a class")
+    folder = data_folder(data_dir)
+    versions = sorted({path.parent.relative_to(folder) for path in folder.glob("*/**/dataset_info.json")})
+    names = [f"{path.parent.as_posix()}:{path.name}" for path in versions]
+    print(f"prepared in {folder}: {', '.join(names) or 'none'}")
+    print("others of TFDS:        python -m cnn_jax.data prepare NAME")
+
+
+def draw_grid(source: Source) -> Image.Image:
+    """Draws the first 64 examples, 8 a row, each with its class name below."""
+    line = 12
+    grid = Image.new("RGB", (_GRID * _CELL, _GRID * (_CELL + line)), "white")
+    pen = ImageDraw.Draw(grid)
+    for index in range(min(_GRID**2, len(source))):
+        example = source[index]
+        row, column = divmod(index, _GRID)
+        corner = (column * _CELL, row * (_CELL + line))
+        height, width, channels = example["image"].shape
+        pixels = example["image"][..., : 3 if channels >= 3 else 1]
+        picture = Image.fromarray(np.broadcast_to(pixels, (height, width, 3)).copy())
+        picture.thumbnail((_CELL, _CELL))
+        scale = _CELL // max(picture.size)
+        grid.paste(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), corner)
+        pen.text((corner[0] + 2, corner[1] + _CELL), source.class_names[example["label"]][:10], "black")
+    return grid
+
+
+def _save(image: Image.Image, path: str) -> None:
+    try:
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"given --output {path} ({error}); expected a file such as grid.png; choose another") from error
+
+
+if __name__ == "__main__":
+    guard(main)

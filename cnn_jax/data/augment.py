@@ -1,0 +1,207 @@
+"""Augmentation on the device: named, composed, pure.
+
+An augmentation of one image is `f(key, image_HxWxC, *, …) -> image_HxWxC`; one of a batch is
+`f(key, images_BxHxWxC, targets_BxK, *, …) -> (images, targets)`. Images are float32 in [0, 1] before and after.
+The command line names them, with their keyword arguments: `--augment flip pad_crop:padding=4 cutout:size=16`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.arguments import parse_arguments
+from cnn_jax.data.warp import affine, elastic, random_resized_crop
+from cnn_jax.errors import UserError, unknown
+
+Augment = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def flip(key: jax.Array, image_HxWxC: jax.Array, *, p: float = 0.5) -> jax.Array:
+    """Mirrors left and right with probability `p`."""
+    return jnp.where(jax.random.bernoulli(key, p), image_HxWxC[:, ::-1], image_HxWxC)
+
+
+def pad_crop(
+    key: jax.Array, image_HxWxC: jax.Array, *, padding: int = 4, mode: Literal["zero", "reflect"] = "zero"
+) -> jax.Array:
+    """Pads every side by `padding` pixels and cuts the old size out at a random place (He et al. 2016, §4.2)."""
+    height, width, channels = image_HxWxC.shape
+    least = 0 if mode == "zero" else min(height, width) - 1
+    if padding < 0 or (mode == "reflect" and padding > least):
+        raise UserError(
+            f"given padding={padding} mode={mode} for images of {height}x{width}; expected 0 or more pixels"
+            + (f", at most {least} when reflected" if mode == "reflect" else "")
+        )
+    sides = ((padding, padding), (padding, padding), (0, 0))
+    padded = jnp.pad(image_HxWxC, sides, mode="constant" if mode == "zero" else "reflect")
+    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    return jax.lax.dynamic_slice(padded, (top, left, jnp.zeros_like(top)), (height, width, channels))
+
+
+def cutout(key: jax.Array, image_HxWxC: jax.Array, *, size: int = 16) -> jax.Array:
+    """Blackens a square of `size` pixels around a random pixel, cut at the edges (DeVries & Taylor 2017, §3)."""
+    if size < 1:
+        raise UserError(f"given size={size} for cutout; expected 1 pixel or more")
+    height, width, _ = image_HxWxC.shape
+    row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    inside_HxW = _between(height, row - size // 2, size)[:, None] & _between(width, column - size // 2, size)[None, :]
+    return jnp.where(inside_HxW[..., None], 0.0, image_HxWxC)
+
+
+def _between(length: int, start: jax.Array, size: int | jax.Array) -> jax.Array:
+    """Mask of `length` that is true in [start, start + size)."""
+    position = jnp.arange(length)
+    return (position >= start) & (position < start + size)
+
+
+# Rec. 601 luma and the two chroma axes of YIQ: in that plane a change of hue is a rotation.
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+
+
+def color_jitter(
+    key: jax.Array,
+    image_HxWxC: jax.Array,
+    *,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.0,
+) -> jax.Array:
+    """Changes brightness, contrast, saturation and hue, in this order (Howard 2013).
+
+    Args:
+        key: of this image.
+        image_HxWxC: in [0, 1]. Saturation and hue concern images of three channels only.
+        brightness: the image is multiplied by a number in [1 − brightness, 1 + brightness].
+        contrast: the same for its differences from its mean luma.
+        saturation: the same for the differences of each pixel's channels from its luma.
+        hue: rotation in the colour circle in [−hue, hue] turns.
+    """
+    if min(brightness, contrast, saturation, hue) < 0:
+        raise UserError("given a negative argument for color_jitter; expected 0 or more")
+    draws = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+    light, spread, colour = jnp.maximum(1.0 + draws[:3] * np.array([brightness, contrast, saturation], np.float32), 0.0)
+    colourful = image_HxWxC.shape[-1] == 3
+    image = jnp.clip(light * image_HxWxC, 0.0, 1.0)
+    mean = (image @ _TO_YIQ[0]).mean() if colourful else image.mean()
+    image = jnp.clip(mean + spread * (image - mean), 0.0, 1.0)
+    if not colourful:
+        return image
+    turn = 2 * np.pi * hue * draws[3]
+    cos, sin = colour * jnp.cos(turn), colour * jnp.sin(turn)
+    one, zero = jnp.ones_like(cos), jnp.zeros_like(cos)
+    rotation = jnp.array([[one, zero, zero], [zero, cos, -sin], [zero, sin, cos]])
+    return jnp.clip(image @ (_FROM_YIQ @ rotation @ _TO_YIQ).T, 0.0, 1.0)
+
+
+def mixup(
+    key: jax.Array, images_BxHxWxC: jax.Array, targets_BxK: jax.Array, *, alpha: float = 0.2
+) -> tuple[jax.Array, jax.Array]:
+    """λx + (1−λ)x′ of the batch and a shuffled batch, λ ~ Beta(alpha, alpha) once a batch (Zhang et al. 2018)."""
+    share, partner_B = _share_and_partners(key, alpha, images_BxHxWxC.shape[0])
+
+    def mix(x: jax.Array) -> jax.Array:
+        return share * x + (1.0 - share) * x[partner_B]
+
+    return mix(images_BxHxWxC), mix(targets_BxK)
+
+
+def cutmix(
+    key: jax.Array, images_BxHxWxC: jax.Array, targets_BxK: jax.Array, *, alpha: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Pastes one box of a shuffled batch into the batch; targets mix by area (Yun et al. 2019, §3.1).
+
+    The box has the batch's aspect and the area 1−λ, λ ~ Beta(alpha, alpha), around a random pixel, and is cut at the
+    edges; the targets' λ is then counted in pixels.
+    """
+    key, box_key = jax.random.split(key)
+    size, height, width, _ = images_BxHxWxC.shape
+    share, partner_B = _share_and_partners(key, alpha, size)
+    sides_2 = jnp.array([height, width])
+    box_2 = jnp.round(jnp.sqrt(1.0 - share) * sides_2.astype(jnp.float32)).astype(jnp.int32)
+    start_2 = jax.random.randint(box_key, (2,), 0, sides_2) - box_2 // 2
+    inside_HxW = _between(height, start_2[0], box_2[0])[:, None] & _between(width, start_2[1], box_2[1])[None, :]
+    images = jnp.where(inside_HxW[None, :, :, None], images_BxHxWxC[partner_B], images_BxHxWxC)
+    share = 1.0 - inside_HxW.mean(dtype=jnp.float32)
+    return images, share * targets_BxK + (1.0 - share) * targets_BxK[partner_B]
+
+
+def _share_and_partners(key: jax.Array, alpha: float, size: int) -> tuple[jax.Array, jax.Array]:
+    """Draws λ ~ Beta(alpha, alpha) and a permutation of the batch."""
+    if alpha <= 0:
+        raise UserError(f"given alpha={alpha}; expected more than 0 (without the augmentation nothing is mixed)")
+    share_key, partner_key = jax.random.split(key)
+    return jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32), jax.random.permutation(partner_key, size)
+
+
+PER_IMAGE: dict[str, Callable[..., jax.Array]] = {
+    "flip": flip,
+    "pad_crop": pad_crop,
+    "random_resized_crop": random_resized_crop,
+    "affine": affine,
+    "elastic": elastic,
+    "cutout": cutout,
+    "color_jitter": color_jitter,
+}
+PER_BATCH: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"mixup": mixup, "cutmix": cutmix}
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {**PER_IMAGE, **PER_BATCH}
+
+
+def parse_spec(spec: str) -> tuple[str, Callable[..., Any]]:
+    """Turns "name" or "name:arg=value,arg=value" into (name, function with those arguments set).
+
+    Raises:
+        UserError: unknown name or argument, or a value of the wrong type.
+    """
+    name, _, rest = spec.partition(":")
+    if name not in AUGMENTATIONS:
+        raise unknown("augmentation", name, AUGMENTATIONS)
+    function = AUGMENTATIONS[name]
+    positional = ("key", "image_HxWxC", "images_BxHxWxC", "targets_BxK")
+    values = parse_arguments(f"augmentation {name}", function, rest.split(",") if rest else (), hidden=positional)
+    return name, functools.partial(function, **values)
+
+
+def make_augment(specs: Sequence[str], num_classes: int) -> Augment:
+    """Composes augmentations, in order, into one function of a batch.
+
+    Args:
+        specs: each a name of `AUGMENTATIONS`, with arguments as in "affine:degrees=15,scale=0.8/1.2".
+        num_classes: K.
+
+    Returns:
+        `augment(key, images_BxHxWxC uint8, labels_B, first_index=0) -> (images float32 in [0, 1], targets_BxK)`, pure.
+        Example i of the batch draws from (key, position of the augmentation, first_index + i), so that a part of a
+        batch that knows its first index is augmented as within the whole; what mixes examples mixes within the part.
+
+    Raises:
+        UserError: unknown name or argument, or a value of the wrong type; when it is called, a value out of range.
+
+    >>> augment = make_augment([], num_classes=3)
+    >>> images, targets = augment(jax.random.key(0), jnp.full((1, 2, 2, 1), 255, jnp.uint8), jnp.array([2]))
+    >>> images.max(), targets
+    (Array(1., dtype=float32), Array([[0., 0., 1.]], dtype=float32))
+    """
+    stages = [parse_spec(spec) for spec in specs]
+
+    def augment(
+        key: jax.Array, images_BxHxWxC: jax.Array, labels_B: jax.Array, first_index: int | jax.Array = 0
+    ) -> tuple[jax.Array, jax.Array]:
+        images = images_BxHxWxC.astype(jnp.float32) / 255.0
+        targets_BxK = jax.nn.one_hot(labels_B, num_classes, dtype=jnp.float32)
+        index_B = first_index + jnp.arange(labels_B.shape[0])
+        for position, (name, function) in enumerate(stages):
+            stage_key = jax.random.fold_in(key, position)
+            if name in PER_BATCH:
+                images, targets_BxK = function(jax.random.fold_in(stage_key, first_index), images, targets_BxK)
+            else:
+                keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(stage_key, index_B)
+                images = jax.vmap(function)(keys_B, images)
+        return images, targets_BxK
+
+    return augment

@@ -1,0 +1,214 @@
+"""`folder:PATH`: a folder of one's own images, one sub-folder a class.
+
+Two layouts:
+
+  PATH/train/CLASS/*.jpg, and perhaps PATH/validation (or val) and PATH/test in the same way
+  PATH/CLASS/*.jpg, from which about 80, 10 and 10 % become train, validation and test
+
+In the second, the hash of a file's class and name decides where it goes, so files added later do not move the others,
+and each class of three files or more has some in every split. Within a split files come in the order of their hashes,
+so a slice of it, such as train[90%:], is a random sample.
+
+JPEG, PNG, WebP and BMP, grey or colour, of any size; see `preprocess.fit_image` for what becomes of them.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cnn_jax.data.preprocess import read_image
+from cnn_jax.data.sources import Example, Splits, parse_split
+from cnn_jax.errors import UserError
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+_INSPECTED = 1000  # files, evenly spaced, whose headers decide on the size and on grey or colour
+_LARGEST_OWN_SIZE = 256
+_DEFAULT_SIZE = 64
+
+
+class _File(NamedTuple):
+    path: Path
+    label: int
+    place: float  # in [0, 1), from the hash of class and file name
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A split of a folder of images. `skipped` lists the files that could not be read and were left out."""
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    files: tuple[_File, ...]
+    skipped: tuple[Path, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a file is added, removed, renamed or written again."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            status = file.path.stat()
+            digest.update(f"{file.path.absolute()} {file.label} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int, /) -> Example:
+        file = self.files[index]
+        return {"image": read_image(file.path, self.image_shape), "label": file.label}
+
+
+def open_folder(path: str, split: str, image_size: int | None, skip_bad_images: bool) -> FolderSource:
+    """Opens a split of the folder at `path`.
+
+    Args:
+      path: the folder.
+      split: in split syntax, of `train`, `validation` and `test`.
+      image_size: None for the images' own size where they are all alike and at most 256x256, else 64x64.
+      skip_bad_images: reads every file once to find those that cannot be read, and leaves them out with a warning.
+
+    Raises:
+      UserError: when there are no classes, a class has no images, or the split is not there.
+    """
+    class_names, splits = _scan(path)
+    part, rows = parse_split(split, {name: len(files) for name, files in splits.items()})
+    image_shape = _image_shape([file.path for files in splits.values() for file in files], image_size)
+    files = splits[part][rows.start : rows.stop]
+    skipped: tuple[Path, ...] = ()
+    if skip_bad_images:
+        skipped = tuple(file.path for file in files if not _readable(file.path, image_shape))
+        files = [file for file in files if file.path not in set(skipped)]
+        if skipped:
+            print(f"warning: left out {len(skipped)} unreadable images, such as {skipped[0]}", file=sys.stderr)
+    if not files:
+        raise UserError(f"given folder:{path} {split!r}, where no image can be read; expected some; replace the files")
+    return FolderSource(f"folder:{path}", split, class_names, image_shape, tuple(files), skipped)
+
+
+def default_splits(path: str) -> Splits:
+    """Returns the folder's own splits; parts of `train`, in tenths, take the place of those it lacks."""
+    parts = _scan(path)[1]
+    if "validation" in parts and "test" in parts:
+        return Splits()
+    if "test" in parts:
+        return Splits("train[:90%]", "train[90%:]", "test")
+    if "validation" in parts:
+        return Splits("train[:90%]", "validation", "train[90%:]")
+    return Splits("train[:80%]", "train[80%:90%]", "train[90%:]")
+
+
+def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
+    """Returns the class names in alphabetical order, and the files of each split that there is."""
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"given folder:{path}, which is not a folder; expected one with a sub-folder for each class")
+    folders = {"train": root / "train", "validation": root / "validation", "test": root / "test"}
+    if (root / "val").is_dir():
+        folders["validation"] = root / "val"
+    if folders["train"].is_dir():
+        class_names = _class_names(folders["train"])
+        splits = {part: _files(folder, class_names) for part, folder in folders.items() if folder.is_dir()}
+        splits = {part: files for part, files in splits.items() if files}
+    else:
+        class_names = _class_names(root)
+        splits = _divide(_files(root, class_names))
+    counts = np.bincount([file.label for file in splits.get("train", [])], minlength=len(class_names))
+    if not counts.all():
+        raise UserError(
+            f"given folder:{path}, whose class {class_names[int(counts.argmin())]!r} has no images; expected "
+            f"files of {', '.join(sorted(_SUFFIXES))} in each class; add some, or remove that folder"
+        )
+    return class_names, splits
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
+    if not names:
+        raise UserError(f"given the folder {folder}, with no sub-folder; expected one for each class; move images so")
+    return names
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith((".", "__"))  # .ipynb_checkpoints, __MACOSX, ._image.jpg
+
+
+def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
+    """Returns the images below `folder`, in the order of their hashes."""
+    if unknown_names := set(_class_names(folder)) - set(class_names):
+        raise UserError(
+            f"given {folder}, with the class {min(unknown_names)!r}; expected only classes that the train folder has "
+            f"({', '.join(class_names[:8])}); add it there, or remove it here"
+        )
+    files = [
+        _File(file, label, _place(f"{name}/{file.name}"))
+        for label, name in enumerate(class_names)
+        for file in _images(folder / name)
+    ]
+    return sorted(files, key=lambda file: (file.place, file.path))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from (file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and not _hidden(file))
+
+
+def _place(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+
+
+def _divide(files: list[_File]) -> dict[str, list[_File]]:
+    """Divides files, sorted by place, into the three splits, class by class."""
+    splits: dict[str, list[_File]] = {"train": [], "validation": [], "test": []}
+    for label in {file.label for file in files}:
+        members = [file for file in files if file.label == label]
+        train = max(1, sum(file.place < 0.8 for file in members))
+        known = max(train, sum(file.place < 0.9 for file in members))  # train and validation
+        if len(members) >= 3:
+            train = min(train, len(members) - 2)
+            known = min(max(known, train + 1), len(members) - 1)
+        splits["train"] += members[:train]
+        splits["validation"] += members[train:known]
+        splits["test"] += members[known:]
+    return {part: sorted(group, key=lambda file: (file.place, file.path)) for part, group in splits.items()}
+
+
+def _image_shape(paths: list[Path], image_size: int | None) -> tuple[int, int, int]:
+    """Decides the shape for all splits alike from the headers of at most `_INSPECTED` files."""
+    chosen = sorted(paths)[:: -(-len(paths) // _INSPECTED)]
+    headers = [header for path in chosen if (header := _header(path))]
+    channels = 1 if headers and all(mode in _GREY_MODES for _, mode in headers) else 3
+    if image_size is not None:
+        return image_size, image_size, channels
+    sizes = {size for size, _ in headers}
+    if len(sizes) == 1 and max(max(size) for size in sizes) <= _LARGEST_OWN_SIZE:
+        ((width, height),) = sizes
+        return height, width, channels
+    return _DEFAULT_SIZE, _DEFAULT_SIZE, channels
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str] | None:
+    """Returns ((width, height) as shown, mode), or None for a file that cannot be read: reading it will say so."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(0x0112, 1) >= 5  # the EXIF orientations that turn by 90 degrees
+            return ((height, width) if sideways else (width, height)), image.mode
+    except Exception:  # Pillow raises a dozen kinds on damaged files
+        return None
+
+
+def _readable(path: Path, image_shape: tuple[int, int, int]) -> bool:
+    try:
+        read_image(path, image_shape)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,226 @@
+"""From a source to batches. Which examples batch k holds depends on (seed, k) alone: not on how they are read, on the
+number of workers, or on where a run was interrupted, so nothing of the data's position needs to be saved.
+
+Two pipelines give the same batches: *resident* keeps all images as uint8 on the device and sends indices; *stream*
+reads each batch with Grain. Nothing here imports JAX: Grain's worker processes import this module.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from cnn_jax.data.decoded import MAX_DECODED_BYTES, check_labels, materialize
+from cnn_jax.data.sources import Source
+from cnn_jax.errors import UserError, unknown
+
+MODES = ("auto", "resident", "stream")
+_READ_AHEAD = 16  # batches, each read by a thread of its own; Grain's own 500 would not fit in memory
+
+Item = dict[str, np.ndarray]
+
+
+class Pipeline(Protocol):
+    """Batches of one source.
+
+    `arrays` is put on the device once; `item`s come from the iterators, NumPy arrays whose leading axis is the batch;
+    `gather(arrays, item)` makes the batch of both, inside `jax.jit`.
+    """
+
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def arrays(self) -> Any: ...
+
+    def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns {"image": uint8 BxHxWxC, "label": int32 B} and, of an item of `eval_items`, "mask": bool B."""
+        ...
+
+    def train_items(self, first_step: int = 0) -> Iterator[Item]:
+        """Yields items without end, shuffled, from step `first_step` on. Item k is the same wherever one began."""
+        ...
+
+    def eval_items(self) -> Iterator[Item]:
+        """Yields every example exactly once, in order; the last item is padded, with "mask" False on the padding."""
+        ...
+
+
+def make_pipeline(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    mode: str = "auto",
+    workers: int = 0,
+    max_resident_bytes: int = MAX_DECODED_BYTES,
+) -> Pipeline:
+    """Makes the pipeline of a source.
+
+    Args:
+      batch_size: examples a batch, on all devices together; may exceed the number of examples.
+      seed: of the shuffling.
+      mode: `resident`, `stream`, or `auto`: resident when the decoded images take at most `max_resident_bytes`.
+      workers: processes that read when streaming; 0 reads in threads of this process.
+
+    Raises:
+      UserError: when an argument makes no sense, or (resident) an example cannot be read.
+    """
+    if mode not in MODES:
+        raise unknown("data mode", mode, MODES)
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"given batch size {batch_size} and {workers} workers; expected at least 1 and 0; change them")
+    decoded_bytes = len(source) * int(np.prod(source.image_shape))
+    if mode == "resident" or (mode == "auto" and decoded_bytes <= max_resident_bytes):
+        images, labels = materialize(source)
+        return ResidentPipeline(images, labels, batch_size, seed)
+    return StreamPipeline(source, batch_size, seed, workers)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order of the examples in one epoch, int32.
+
+    Sorts raw Philox words, which NumPy promises never to change; it does not promise that of `Generator.permutation`.
+    """
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    order = np.argsort(np.random.Philox(key=key).random_raw(num_examples), kind="stable").astype(np.int32)
+    order.setflags(write=False)
+    return order
+
+
+def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
+    """Returns the examples of batch `step`, int32 (batch_size,).
+
+    They are rows [step * batch_size, (step + 1) * batch_size) of the endless stream of permutations, one an epoch: each
+    example comes once an epoch, and a batch may hold the end of one epoch and the start of the next.
+
+    >>> sorted(np.concatenate([batch_indices(0, step, 6, 4) for step in range(3)]).tolist())
+    [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    """
+    start, stop = step * batch_size, (step + 1) * batch_size
+    parts = []
+    while start < stop:
+        epoch, row = divmod(start, num_examples)
+        parts.append(_permutation(seed, epoch, num_examples)[row : row + stop - start])
+        start += len(parts[-1])
+    return np.concatenate(parts)
+
+
+def _eval_rows(start: int, num_examples: int, batch_size: int) -> Item:
+    """The rows of one evaluation batch; the padding repeats the last example."""
+    rows = np.arange(start, start + batch_size, dtype=np.int32)
+    return {"index": np.minimum(rows, np.int32(num_examples - 1)), "mask": rows < num_examples}
+
+
+@dataclass(frozen=True)
+class ResidentPipeline:
+    """All images in memory: `images` uint8 NxHxWxC, `labels` int32 N. Items hold "index" int32 B, perhaps "mask"."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    batch_size: int
+    seed: int
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.images)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"image": self.images, "label": self.labels}
+
+    def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
+        batch = {name: array[item["index"]] for name, array in arrays.items()}
+        return {**batch, "mask": item["mask"]} if "mask" in item else batch
+
+    def train_items(self, first_step: int = 0) -> Iterator[Item]:
+        step = first_step
+        while True:
+            yield {"index": batch_indices(self.seed, step, self.num_examples, self.batch_size)}
+            step += 1
+
+    def eval_items(self) -> Iterator[Item]:
+        for start in range(0, self.num_examples, self.batch_size):
+            yield _eval_rows(start, self.num_examples, self.batch_size)
+
+
+@dataclass(frozen=True)
+class StreamPipeline:
+    """Images read as they are needed. Items are the batches themselves."""
+
+    source: Source
+    batch_size: int
+    seed: int
+    workers: int
+
+    arrays: tuple[()] = ()
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.source)
+
+    def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
+        del arrays
+        return dict(item)
+
+    def train_items(self, first_step: int = 0) -> Iterator[Item]:
+        return self._read(_TrainRows(self.source, self.seed), first_step)
+
+    def eval_items(self) -> Iterator[Item]:
+        return self._read(_EvalRows(self.source, self.batch_size), 0)
+
+    def _read(self, rows: Any, first_step: int) -> Iterator[Item]:
+        """Reads `rows` in batches from `first_step` on, by slicing: a Grain iterator's state depends on the workers."""
+        import grain  # slow to import, and only streaming needs it
+        from absl import flags
+
+        batches = grain.MapDataset.source(rows).batch(self.batch_size).slice(slice(first_step, None))
+        threads = 0 if self.workers else _READ_AHEAD
+        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        if self.workers:
+            flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
+        return iter(dataset)
+
+
+@dataclass(frozen=True)
+class _TrainRows:
+    """The endless stream of shuffled examples, as a sequence: row k of it is example k of `batch_indices`' stream."""
+
+    source: Source
+    seed: int
+
+    def __len__(self) -> int:
+        return 2**48  # no run is longer; Grain wants a length
+
+    def __getitem__(self, row: int) -> Item:
+        epoch, place = divmod(int(row), len(self.source))
+        return _read_example(self.source, int(_permutation(self.seed, epoch, len(self.source))[place]))
+
+
+@dataclass(frozen=True)
+class _EvalRows:
+    """Every example once, then padding up to a whole number of batches."""
+
+    source: Source
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size) * self.batch_size
+
+    def __getitem__(self, row: int) -> Item:
+        last = len(self.source) - 1
+        example = _read_example(self.source, min(int(row), last))
+        return {**example, "mask": np.asarray(row <= last)}
+
+
+def _read_example(source: Source, index: int) -> Item:
+    example = source[index]
+    label = check_labels(source, np.array([example["label"]]), index)[0]
+    return {"image": example["image"], "label": np.asarray(label)}

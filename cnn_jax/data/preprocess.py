@@ -1,0 +1,163 @@
+"""How an image becomes a model's input, in one object that is saved beside the weights, so that training, evaluation,
+prediction and export cannot differ. Nothing here imports JAX: the loader's worker processes import this module.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cnn_jax.data.decoded import MAX_DECODED_BYTES, materialize
+from cnn_jax.data.sources import Source
+from cnn_jax.errors import UserError, unknown
+
+NORMALIZE = ("dataset", "half", "none")
+_SAMPLE = 10_000  # images that statistics are computed from when the source is too large to be held in memory
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Shape and normalisation of a model's input.
+
+    Attributes:
+      image_shape: (height, width, channels) in pixels; 1 channel is grey, 3 are red, green, blue.
+      mean: per channel, subtracted from pixels scaled to [0, 1].
+      std: per channel, that the difference is divided by; positive.
+
+    >>> preprocess = Preprocess((1, 2, 1), mean=(0.5,), std=(0.5,))
+    >>> preprocess.normalize(np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)).ravel().tolist()
+    [-1.0, 1.0]
+    >>> Preprocess.from_json(preprocess.to_json()) == preprocess
+    True
+    """
+
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        if not len(self.mean) == len(self.std) == self.image_shape[-1] or min(self.std) <= 0:
+            raise UserError(
+                f"given image shape {self.image_shape}, mean {self.mean} and std {self.std}; "
+                "expected one mean and one positive std for each channel; correct them"
+            )
+
+    def normalize(self, images: Any) -> Any:
+        """Scales and shifts images, inside `jax.jit` or not.
+
+        Args:
+          images: array of JAX or NumPy, ...xHxWxC, uint8 in [0, 255] or floating in [0, 1].
+
+        Returns:
+          float32, of the same shape and kind of array: (image in [0, 1] - mean) / std.
+        """
+        scale = np.float32(255.0 if images.dtype == np.uint8 else 1.0)
+        channel = (1,) * (images.ndim - 1) + (-1,)
+        mean, std = (np.asarray(values, np.float32).reshape(channel) for values in (self.mean, self.std))
+        return (images.astype(np.float32) / scale - mean) / std
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """Reads an image file as the data pipeline does; returns uint8 HxWxC. See `read_image`."""
+        return read_image(path, self.image_shape)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocess":
+        """Raises UserError when `text` is not what `to_json` writes."""
+        try:
+            fields = {name: tuple(values) for name, values in json.loads(text).items()}
+            return cls(**fields)
+        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"given preprocessing that cannot be read ({error}); expected JSON with image_shape, mean and std; "
+                "take preprocess.json of a run"
+            ) from error
+
+    @classmethod
+    def fit(cls, images: Source | np.ndarray, normalize: str = "dataset") -> "Preprocess":
+        """Chooses the normalisation for a data set.
+
+        Args:
+          images: the training source, or its images, uint8 NxHxWxC. Of a source larger than 1 GiB a sample of 10,000
+            images, evenly spaced, is used.
+          normalize: `dataset` for zero mean and unit variance of each channel over the training images; `half` for
+            [-1, 1]; `none` for [0, 1].
+        """
+        shape = images.shape[1:] if isinstance(images, np.ndarray) else images.image_shape
+        height, width, channels = (int(size) for size in shape)
+        match normalize:
+            case "none":
+                mean, std = (0.0,) * channels, (1.0,) * channels
+            case "half":
+                mean, std = (0.5,) * channels, (0.5,) * channels
+            case "dataset":
+                mean, std = _statistics(images if isinstance(images, np.ndarray) else _sample(images))
+            case _:
+                raise unknown("normalisation", normalize, NORMALIZE)
+        return cls((height, width, channels), mean, std)
+
+
+def _sample(source: Source) -> np.ndarray:
+    if len(source) * int(np.prod(source.image_shape)) <= MAX_DECODED_BYTES:
+        return materialize(source)[0]
+    chosen = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int)
+    return np.stack([source[int(index)]["image"] for index in chosen])
+
+
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1] units; from sums of integers, so exact for any size."""
+    total = square = np.zeros(images.shape[-1], np.int64)
+    for start in range(0, len(images), 1000):
+        chunk = images[start : start + 1000].astype(np.int32)
+        total = total + chunk.sum(axis=(0, 1, 2), dtype=np.int64)
+        square = square + (chunk**2).sum(axis=(0, 1, 2), dtype=np.int64)
+    count = images[..., 0].size
+    mean = total / count
+    std = np.sqrt(square / count - mean**2)
+    std[std == 0] = 255.0  # a constant channel carries nothing; leave its scale alone
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Reads a JPEG, PNG, WebP or BMP file as uint8 HxWxC.
+
+    Rotated as its EXIF record says; transparent parts become white; 16 bits become 8; grey and colour are converted to
+    what `image_shape` asks for; sizes by `fit_image`.
+
+    Raises:
+      UserError: naming the file, when it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return fit_image(ImageOps.exif_transpose(image), image_shape)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP or BMP file; "
+            "replace it, or leave it out"
+        ) from error
+
+
+def fit_image(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Resizes until the image covers (height, width), bilinear with antialiasing, and cuts out the centre.
+
+    Returns uint8 HxWxC. An image that has the size already keeps its pixels as they are.
+    """
+    height, width, channels = image_shape
+    if channels not in (1, 3):
+        raise UserError(f"given images of {channels} channels; expected 1 (grey) or 3 (colour); convert them first")
+    if image.mode.startswith("I"):  # 16 bits, as integers
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(height, width, channels)

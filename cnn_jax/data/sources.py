@@ -1,0 +1,127 @@
+"""What every data set offers, whatever it is read from: `Source`; and the words that name a part of it: splits."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from cnn_jax.errors import UserError, unknown
+
+
+class Example(TypedDict):
+    """One labelled image: `image` is uint8 HxWxC in [0, 255], `label` is in [0, number of classes)."""
+
+    image: np.ndarray
+    label: int
+
+
+class Source(Protocol):
+    """A split of a data set with random access. Reading example `i` twice gives the same pixels."""
+
+    @property
+    def name(self) -> str:
+        """The data set, as the user wrote it."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """The part of it, as the user wrote it, such as `train[:90%]`."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of class k at position k."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Changes whenever the decoded pixels may change; None where decoding is so cheap that no cache is kept."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Examples held in memory: `images` uint8 NxHxWxC, `labels` int32 N.
+
+    >>> source = ArraySource("mine", "train", ("cat", "dog"), np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 0]))
+    >>> len(source), source.image_shape, source[1]["label"]
+    (3, (8, 8, 1), 1)
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    images: np.ndarray
+    labels: np.ndarray
+    fingerprint: None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of an experiment, in split syntax. The validation part is never the test set."""
+
+    train: str = "train"
+    validation: str = "validation"
+    test: str = "test"
+
+
+_SPLIT = re.compile(r"(?P<name>\w+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+def parse_split(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:
+    """Reads TFDS's split syntax: a name, or a name and a slice in examples or in per cent.
+
+    Args:
+      split: such as `train`, `train[:55000]`, `train[-100:]` or `train[90%:]`.
+      sizes: number of examples of each split there is.
+
+    Returns:
+      The split's name and the examples of it, a range that is not empty. Per cent are rounded to the nearest example,
+      so `[:90%]` and `[90%:]` share none and leave none out.
+
+    Raises:
+      UserError: when the split is unknown, malformed, empty, or reaches beyond the examples there are.
+
+    >>> parse_split("train[90%:]", {"train": 200})
+    ('train', range(180, 200))
+    """
+    match = _SPLIT.fullmatch(split)
+    if match is None:
+        raise UserError(f"given split {split!r}; expected a name or a slice of it; write such as train[:90%] or test")
+    name = match["name"]
+    if name not in sizes:
+        raise unknown("split", name, sizes)
+    size = sizes[name]
+    start, stop = _boundary(match["start"], size, 0), _boundary(match["stop"], size, size)
+    if not 0 <= start < stop <= size:
+        raise UserError(f"given split {split!r}; expected some of the {size} examples of {name!r}; change the slice")
+    return name, range(start, stop)
+
+
+def _boundary(text: str | None, size: int, default: int) -> int:
+    if text is None:
+        return default
+    value = round(int(text[:-1]) * size / 100) if text.endswith("%") else int(text)
+    return value + size if text.startswith("-") else value

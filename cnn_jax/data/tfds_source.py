@@ -1,0 +1,173 @@
+"""TensorFlow Datasets by name, read from array_record files on disk, with no TensorFlow in the process.
+
+TFDS takes a second to import, so only the functions here import it.
+"""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cnn_jax.data.preprocess import fit_image
+from cnn_jax.data.sources import Example, Splits
+from cnn_jax.errors import UserError, nearest, unknown
+
+# Validation parts as papers take them; the sets without one give their last tenth (see `default_splits`).
+_DEFAULT_SPLITS = {
+    "mnist": Splits("train[:55000]", "train[55000:]", "test"),
+    "cifar10": Splits("train[:45000]", "train[45000:]", "test"),
+    "cifar100": Splits("train[:45000]", "train[45000:]", "test"),
+}
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """A split of a TFDS set. `records` gives undecoded examples: dicts with the file of the image, and the label."""
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    fingerprint: str
+    records: Any
+    image_key: str
+    label_key: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> Example:
+        record = self.records[index]
+        with Image.open(io.BytesIO(record[self.image_key])) as image:
+            pixels = fit_image(image, self.image_shape)
+        return {"image": pixels, "label": int(record[self.label_key])}
+
+
+def data_folder(data_dir: str | None) -> Path:
+    """Returns the folder of TFDS sets: the argument, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | None) -> TfdsSource:
+    """Opens a split of the set `name`, `name:version` or `name/config`. See `cnn_jax.data.open_source`."""
+    import tensorflow_datasets as tfds
+
+    builder = _find(name, data_dir)
+    features = builder.info.features
+    image_key, label_key = _image_and_label(name, features, builder.info.supervised_keys)
+    try:
+        records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise UserError(
+            f"given {name}, prepared in {builder.data_path} as {builder.info.file_format}; expected array_record; "
+            f"move that folder away and run: python -m cnn_jax.data prepare {name} --data-dir {data_folder(data_dir)}"
+        ) from error
+    except ValueError as error:
+        parts = ", ".join(f"{part} ({info.num_examples} examples)" for part, info in builder.info.splits.items())
+        raise UserError(
+            f"given split {split!r} of {name}; expected some of: {parts}; write such as train[:90%] or test"
+        ) from error
+    label = features[label_key]
+    return TfdsSource(
+        name=name,
+        split=split,
+        class_names=tuple(label.names or map(str, range(label.num_classes))),
+        image_shape=_image_shape(name, features[image_key].shape, image_size),
+        fingerprint=f"{builder.info.full_name} {builder.data_path} {builder.info.splits.total_num_examples}",
+        records=records,
+        image_key=image_key,
+        label_key=label_key,
+    )
+
+
+def default_splits(name: str, data_dir: str | None) -> Splits:
+    """Returns TFDS's own splits where it has all three; otherwise parts of `train`, in tenths, take the place of those
+    it lacks. For MNIST the last 5,000 of 60,000 training images validate, for CIFAR the last 5,000 of 50,000.
+    """
+    if known := _DEFAULT_SPLITS.get(name.partition(":")[0]):
+        return known
+    parts = set(_find(name, data_dir).info.splits)
+    if "train" not in parts:
+        raise UserError(f"given {name}, which has only {sorted(parts)}; expected a train split; name the splits to use")
+    validation = "validation" if "validation" in parts else None
+    test = "test" if "test" in parts else None
+    if validation and test:
+        return Splits()
+    if test:
+        return Splits("train[:90%]", "train[90%:]", test)
+    if validation:  # as reported on ImageNet: its validation set is what papers test on
+        return Splits("train[:90%]", "train[90%:]", validation)
+    return Splits("train[:80%]", "train[80%:90%]", "train[90%:]")
+
+
+def _find(name: str, data_dir: str | None) -> Any:
+    folder = data_folder(data_dir)
+    builder = find_prepared(name, folder)
+    if builder is None:
+        raise absent(name, folder)
+    return builder
+
+
+def find_prepared(name: str, folder: Path) -> Any | None:
+    """Returns TFDS's builder of a set that is prepared in `folder`, or None where it is not."""
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=str(folder))
+    except registered.DatasetNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"given data set {name!r}; expected a name, name:version or name/config; write such as mnist"
+        ) from error
+
+
+def absent(name: str, folder: Path) -> UserError:
+    """The error for a set that is not in `folder`: one that TFDS knows, or one that nobody knows."""
+    import tensorflow_datasets as tfds
+
+    base = name.partition(":")[0].partition("/")[0]
+    known = tfds.list_builders(with_community_datasets=False)
+    if base not in known:
+        ours = ["digits", "xo", "synthetic:32x32x3:10", "folder:PATH"]
+        if nearest(base, [*known, *ours]):
+            return unknown("data set", name, [*known, *ours])
+        return UserError(
+            f"given unknown data set {name!r}; expected a TFDS name, {', '.join(ours)}; choose one of these"
+        )
+    versions = sorted(path.name for path in (folder / base).glob("*") if path.is_dir())
+    found = f" (found there: {', '.join(versions)})" if versions else ""
+    return UserError(
+        f"given data set {name!r}, which is not in {folder}{found}; expected it prepared there; run: "
+        f"python -m cnn_jax.data prepare {name} --data-dir {folder}; "
+        "or take data that ships with the package: --dataset digits"
+    )
+
+
+def _image_and_label(name: str, features: Any, supervised_keys: Any) -> tuple[str, str]:
+    """Returns the names of the features to learn from: the set's own choice, or the only image and the only label."""
+    import tensorflow_datasets as tfds
+
+    images, labels = (
+        [key for key, feature in features.items() if isinstance(feature, kind)]
+        for kind in (tfds.features.Image, tfds.features.ClassLabel)
+    )
+    if supervised_keys and supervised_keys[0] in images and supervised_keys[1] in labels:
+        return supervised_keys[0], supervised_keys[1]
+    if len(images) == len(labels) == 1:
+        return images[0], labels[0]
+    raise UserError(
+        f"given {name}, whose features are {', '.join(sorted(features))}; expected one image and one class label; "
+        "choose an image classification set"
+    )
+
+
+def _image_shape(name: str, shape: tuple[int | None, ...], image_size: int | None) -> tuple[int, int, int]:
+    height, width, channels = shape
+    height, width = (image_size or height), (image_size or width)
+    if height is None or width is None:
+        raise UserError(f"given {name}, whose images differ in size; expected one size; add such as --image-size 64")
+    return height, width, channels or 3

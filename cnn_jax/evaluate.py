@@ -1,0 +1,223 @@
+"""How good a trained model is on a split of its own data set, or on another set with the same classes.
+
+python -m cnn_jax.evaluate runs/mnist_lenet5
+python -m cnn_jax.evaluate runs/mnist_* --split validation --json scores.json
+python -m cnn_jax.evaluate runs/own --dataset folder:new_photos --split test[:500]
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnn_jax.errors import UserError
+from cnn_jax.predict import positive
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cnn_jax.config import DataConfig
+    from cnn_jax.data import Preprocess, Source
+
+TOP = 5  # also counted as right: one of the five best, as in ILSVRC; where there are at least 2 * TOP classes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the arguments, evaluates every run, prints a table.
+
+    Raises:
+        UserError: no finished run, an unknown data set or split, or images or classes that are not the run's.
+    """
+    arguments = _parse(argv)
+    scores = [
+        evaluate(
+            run,
+            arguments.split,
+            dataset=arguments.dataset,
+            data_dir=arguments.data_dir,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+        )
+        for run in arguments.runs
+    ]
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _print(scores)
+
+
+def evaluate(
+    run: str | Path,
+    split: str = "test",
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """Evaluates the weights of a finished run on every example of a split, once.
+
+    Args:
+        run: the run folder.
+        split: "train", "validation" or "test", which mean what they meant in the run, or split syntax: test[:1000].
+        dataset: another data set; its classes must be among the run's, by name.
+        data_dir: folder of TFDS sets.
+        image_size: resizes the images; default: as in the run.
+        batch_size: images a forward pass; default: as in the run.
+
+    Returns:
+        "run", "dataset", "split", "count", "accuracy", "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %),
+        "loss" (the run's, without label smoothing) and, of ten classes or more, "top5_accuracy".
+
+    Raises:
+        UserError: see `main`.
+    """
+    import jax
+
+    from cnn_jax.run_folder import load, read_classes, read_config
+
+    model, variables, preprocess = load(run)
+    config, classes = read_config(run), read_classes(run)
+    data = _data_config(config.data, dataset, data_dir, image_size)
+    source = _open(data, split)
+    if source.image_shape != preprocess.image_shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (source.image_shape, preprocess.image_shape))
+        raise UserError(f"given {data.dataset} with {theirs} images; expected {ours} as in {run}; try --image-size")
+    class_of_label = match_classes(source, classes)
+    variables = jax.device_put(variables)
+    logits_NxK, labels_N = _predict(model, variables, preprocess, source, batch_size or data.eval_batch_size)
+    scores = score(logits_NxK, class_of_label[labels_N], config.optim.loss)
+    return {"run": str(run), "dataset": data.dataset, "split": source.split} | scores
+
+
+def score(logits_NxK: "np.ndarray", labels_N: "np.ndarray", loss: str) -> dict[str, Any]:
+    """Returns what `evaluate` does about predictions, from "count" on. `loss` is a name of `cnn_jax.losses.LOSSES`."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from cnn_jax.losses import LOSSES
+    from cnn_jax.report.measures import top_k_accuracy, wilson_interval
+
+    count, classes = logits_NxK.shape
+    correct = int((logits_NxK.argmax(axis=1) == labels_N).sum())
+    low, high = wilson_interval(correct, count)
+    loss_N = LOSSES[loss](jnp.asarray(logits_NxK), jax.nn.one_hot(labels_N, classes))
+    scores = {
+        "count": count,
+        "accuracy": correct / count,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "loss": float(np.mean(np.asarray(loss_N), dtype=np.float64)),
+    }
+    if classes >= 2 * TOP:
+        scores[f"top{TOP}_accuracy"] = top_k_accuracy(logits_NxK, labels_N, TOP)
+    return scores
+
+
+def match_classes(source: "Source", classes: Sequence[str]) -> "np.ndarray":
+    """Returns, for each label of the source, the index of the run's class of the same name: int (labels,).
+
+    Raises:
+        UserError: a class of the source is none of the run's.
+    """
+    import numpy as np
+
+    strange = [name for name in source.class_names if name not in classes]
+    if strange:
+        raise UserError(
+            f"given {source.name} with classes the run does not know ({', '.join(strange[:8])}); "
+            f"expected some of its {len(classes)} ({', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}); "
+            "give another --dataset"
+        )
+    return np.array([classes.index(name) for name in source.class_names])
+
+
+def _data_config(data: "DataConfig", dataset: str | None, data_dir: str | None, image_size: int | None) -> "DataConfig":
+    """The run's data, or another set; its own splits and size belong to its own set alone."""
+    if dataset not in (None, data.dataset):
+        own = {"train_split": None, "validation_split": None, "test_split": None, "image_size": None}
+        data = dataclasses.replace(data, dataset=dataset, **own)
+    return dataclasses.replace(data, data_dir=data_dir or data.data_dir, image_size=image_size or data.image_size)
+
+
+def _open(data: "DataConfig", split: str) -> "Source":
+    from cnn_jax.data import default_splits, open_source
+
+    if split in ("train", "validation", "test"):
+        usual = getattr(default_splits(data.dataset, data.data_dir), split)
+        split = getattr(data, f"{split}_split") or usual
+    return open_source(
+        data.dataset,
+        split,
+        data_dir=data.data_dir,
+        image_size=data.image_size,
+        skip_bad_images=data.skip_bad_images,
+    )
+
+
+def _predict(
+    model: Any, variables: Any, preprocess: "Preprocess", source: "Source", batch_size: int
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """Returns logits (N, K) and labels (N,) of every example."""
+    import numpy as np
+
+    from cnn_jax.data import make_pipeline
+    from cnn_jax.inference import predict_logits
+
+    pipeline = make_pipeline(source, batch_size=batch_size, seed=0)
+    logits, labels = [], []
+    for item in pipeline.eval_items():
+        batch = pipeline.gather(pipeline.arrays, item)
+        logits.append(predict_logits(model, variables, preprocess, batch["image"], batch_size)[batch["mask"]])
+        labels.append(batch["label"][batch["mask"]])
+    assert sum(map(len, labels)) == len(source), "every example is evaluated once"
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m cnn_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    parser.add_argument(
+        "--split", default="test", help="train, validation or test of the run, or such as test[:1000] (default: test)"
+    )
+    parser.add_argument("--dataset", help="another data set with the run's classes (default: the run's own)")
+    parser.add_argument("--data-dir", help="folder of TFDS sets (default: as in the run)")
+    parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
+    parser.add_argument("--batch-size", type=positive, help="images a forward pass (default: as in the run)")
+    parser.add_argument("--json", metavar="FILE", help="write the scores of all runs there too")
+    return parser.parse_args(argv)
+
+
+def _print(scores: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    numbers = [Column(name, no_wrap=True) for name in ("images", "accuracy", "95% interval", "loss")]
+    table = Table(Column("run", overflow="fold"), "data", *numbers, box=None, pad_edge=False)
+    with_top = any(f"top{TOP}_accuracy" in row for row in scores)
+    if with_top:
+        table.add_column(f"top {TOP}")
+    for row in scores:
+        interval = f"{row['accuracy_low']:.2%}–{row['accuracy_high']:.2%}"
+        cells = [
+            row["run"],
+            f"{row['dataset']} {row['split']}",
+            f"{row['count']:,}",
+            f"{row['accuracy']:.2%}",
+            interval,
+        ]
+        top = row.get(f"top{TOP}_accuracy")
+        cells += [f"{row['loss']:.4f}", *([f"{top:.2%}" if top is not None else "–"] if with_top else [])]
+        table.add_row(*map(Text, cells))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    from cnn_jax.cli import guard
+
+    guard(main)

@@ -1,0 +1,97 @@
+"""The networks by name. `python -m cnn_jax.models` lists them; `python -m cnn_jax.models NAME` prints one's layers."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from cnn_jax.arguments import parse_arguments
+from cnn_jax.errors import UserError, unknown
+from cnn_jax.models import lenet, linear, resnet, small
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "softmax_regression": linear.softmax_regression,
+    "mlp": linear.mlp,
+    "mlp_500_500": linear.mlp_500_500,
+    "lenet5": lenet.lenet5,
+    "lenet5_1998": lenet.lenet5_1998,
+    "mnist_cnn": small.mnist_cnn,
+    "tf_cnn": small.tf_cnn,
+    "keras_cifar_cnn": small.keras_cifar_cnn,
+    "kaggle_lenet": small.kaggle_lenet,
+    "xo_cnn": small.xo_cnn,
+    "resnet20": resnet.resnet20,
+    "resnet32": resnet.resnet32,
+    "resnet44": resnet.resnet44,
+    "resnet56": resnet.resnet56,
+    "resnet110": resnet.resnet110,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+}
+
+# Set by `build`'s own parameters or by Flax; all other fields of a model are its arguments.
+_HIDDEN = ("num_classes", "input_shape", "axis_name", "dtype", "param_dtype", "parent", "name")
+
+
+def build(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    args: Mapping[str, str] = {},
+) -> nn.Module:
+    """Makes a model.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: K, at least 1; default: the published number.
+        dtype: of the computation; parameters and logits are float32 in any case.
+        axis_name: `pmap` axis over which batch normalisation takes its statistics; ignored by models without.
+        args: the model's other fields as text, such as {"shortcut": "B"}; parts of a tuple are separated by "/".
+
+    Raises:
+        UserError: an unknown name or argument, or a value of the wrong type.
+
+    >>> build("lenet5", 10, args={"activation": "tanh"}).activation
+    'tanh'
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"given {num_classes} classes for {name}; expected at least 1")
+    factory = MODELS[name]
+    fields = inspect.signature(factory).parameters
+    texts = [f"{key}={value}" for key, value in args.items()]
+    values = parse_arguments(name, factory, texts, hidden=_HIDDEN)
+    if num_classes is not None:
+        values["num_classes"] = num_classes
+    if "axis_name" in fields:
+        values["axis_name"] = axis_name
+    return factory(dtype=dtype, **values)
+
+
+def default_input_shape(name: str) -> tuple[int, int, int]:
+    """(H, W, C) of the images the model was published with.
+
+    >>> default_input_shape("resnet50")
+    (224, 224, 3)
+    """
+    return build(name).input_shape
+
+
+def stages(model: nn.Module, variables: Mapping[str, Any], x_BxHxWxC: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+    """Evaluates a model and returns what happens inside, too.
+
+    Returns:
+        Logits (B, K) and the recorded activations by stage name, first stage first; their leading axis is B.
+    """
+    logits, state = model.apply(variables, x_BxHxWxC, train=False, mutable=["stages"])  # type: ignore[misc]
+    return logits, traverse_util.flatten_dict(state.get("stages", {}), sep="/")

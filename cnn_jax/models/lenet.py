@@ -1,0 +1,178 @@
+"""LeNet-5: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", §II-B.
+
+`lenet5` is the form that textbooks and frameworks use today: 61,706 parameters. C3 sees all six maps of S2 (the paper's
+sees some of them), the poolings have no parameters, the activation is a choice, the output is linear.
+
+`lenet5_1998` is the paper's: 60,000 trainable parameters (C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164) and an
+output layer of 84·K fixed ones. The published test error is 0.95 %, 0.8 % with distorted training images.
+Where ours differs:
+- The fixed output prototypes are random ±1 codes of 84 bits. The paper's are 7×12 drawings of the characters, which
+  help where classes look alike (O and 0).
+- Weights start uniform with standard deviation 1/sqrt(fan-in) (LeCun et al. 1998, "Efficient BackProp", eq. 16); the
+  paper's ±2.4/fan-in needs its second-order training. Sub-sampling starts as the mean.
+- Logits are minus the output units, so that softmax cross-entropy is the paper's discriminative loss (eq. 9) without
+  the constant `j` in it.
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax import ops
+from cnn_jax.layers import POOLS, AvgPool, Conv, activation, check_fits, flatten, images, initializer, record
+from cnn_jax.layers import scaled_tanh as squash
+
+# Paper, table I: the maps of S2 that each of the sixteen maps of C3 sees.
+C3_TABLE = (
+    *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
+    *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
+    *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5)),
+)
+
+
+def _first_padding(x_BxHxWxC: jax.Array) -> int:
+    """2 on each side of images below the paper's 32×32, which lack its margin of background; 0 for larger ones."""
+    return 2 if min(x_BxHxWxC.shape[1:3]) < 32 else 0
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 in its modern form.
+
+    Attributes:
+        num_classes: K.
+        activation: a name of `layers.ACTIVATIONS`.
+        pool: "max" or "average", 2×2.
+        kernel_init: a name of `layers.INITIALIZERS`.
+        input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 10
+    activation: str = "relu"
+    pool: Literal["max", "average"] = "max"
+    kernel_init: str = "lecun_normal"
+    input_shape: tuple[int, int, int] = (28, 28, 1)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32."""
+        del train  # nothing behaves differently in training
+        types: Any = {
+            "kernel_init": initializer(self.kernel_init),
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        activate, pool = activation(self.activation), POOLS[self.pool]
+        x = images(x_BxHxWxC, self.dtype)
+        x = record(self, "conv1", activate(Conv(6, (5, 5), padding=_first_padding(x), name="conv1", **types)(x)))
+        x = record(self, "pool1", pool(name="pool1")(x))
+        x = record(self, "conv2", activate(Conv(16, (5, 5), padding="VALID", name="conv2", **types)(x)))
+        x = record(self, "pool2", pool(name="pool2")(x))
+        x = record(self, "fc1", activate(nn.Dense(120, name="fc1", **types)(flatten(x))))
+        x = record(self, "fc2", activate(nn.Dense(84, name="fc2", **types)(x)))
+        return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
+
+
+class SubSampling(nn.Module):
+    """Mean over 2×2 windows, times a trainable coefficient, plus a trainable bias, one of each a map."""
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H/2, W/2, C)."""
+        maps = x_BxHxWxC.shape[-1]
+        coefficient = self.param("coefficient", nn.initializers.ones, (maps,), self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (maps,), self.param_dtype).astype(self.dtype)
+        mean = AvgPool(name="pool")(x_BxHxWxC)
+        return mean * coefficient.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+
+
+class PartialConv(nn.Module):
+    """5×5 convolution whose output maps see only some input maps (`C3_TABLE`): 60 filters instead of 96.
+
+    Its kernel (5, 5, 60) holds the connected filters only; they are put into a dense kernel whose other entries are 0.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWx6: jax.Array) -> jax.Array:
+        """(B, H, W, 6) → (B, H-4, W-4, 16)."""
+        check_fits(self, x_BxHxWx6.shape[1:3], (5, 5), (1, 1), "VALID")
+        outputs = np.repeat(np.arange(16), [len(seen) for seen in C3_TABLE])
+        inputs = np.concatenate(C3_TABLE)
+        fan_in = np.array([25 * len(C3_TABLE[o]) for o in outputs])
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            limit = jnp.asarray(np.sqrt(3 / fan_in), dtype).reshape(1, 1, -1)
+            return limit * jax.random.uniform(key, shape, dtype, -1, 1)
+
+        filters = self.param("kernel", uniform, (5, 5, len(inputs)), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (16,), self.param_dtype).astype(self.dtype)
+        kernel = jnp.zeros((5, 5, 6, 16), self.dtype).at[:, :, inputs, outputs].set(filters.astype(self.dtype))
+        y = ops.conv_general_dilated(x_BxHxWx6, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y + bias.reshape(1, 1, 1, -1)
+
+
+class RbfOutput(nn.Module):
+    """Euclidean radial basis units: minus the squared distance to each class's fixed ±1 code (paper, eq. 7)."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x_BxD: jax.Array) -> jax.Array:
+        """(B, 84) → (B, K), at most 0."""
+        codes_KxD = jnp.asarray(prototypes(self.num_classes, x_BxD.shape[-1]), x_BxD.dtype)
+        return -jnp.sum(jnp.square(x_BxD[:, None] - codes_KxD[None]), axis=-1)
+
+
+def prototypes(num_classes: int, size: int = 84) -> np.ndarray:
+    """(K, size) array of ±1, the same in every version of NumPy and for the first classes of every K."""
+    return np.where(np.random.RandomState(1998).random_sample((num_classes, size)) < 0.5, -1.0, 1.0).astype(np.float32)
+
+
+class LeNet5Of1998(nn.Module):
+    """LeNet-5 as published, with the scaled tanh after every layer up to F6.
+
+    Attributes:
+        num_classes: K.
+        input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 10
+    input_shape: tuple[int, int, int] = (32, 32, 1)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32, at most 0."""
+        del train  # nothing behaves differently in training
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, kernel_init=initializer("lecun_uniform"), **types)
+        x = images(x_BxHxWxC, self.dtype)
+        c1 = Conv(6, (5, 5), padding=_first_padding(x), kernel_init=initializer("lecun_uniform"), name="c1", **types)
+        x = record(self, "c1", squash(c1(x)))
+        x = record(self, "s2", squash(SubSampling(name="s2", **types)(x)))
+        x = record(self, "c3", squash(PartialConv(name="c3", **types)(x)))
+        x = record(self, "s4", squash(SubSampling(name="s4", **types)(x)))
+        # A 5×5 convolution in the paper; on 5×5 maps a dense layer is the same and also takes maps of another size.
+        x = record(self, "c5", squash(dense(120, name="c5")(flatten(x))))
+        x = record(self, "f6", squash(dense(84, name="f6")(x)))
+        return RbfOutput(self.num_classes, name="output")(x.astype(jnp.float32))
+
+
+lenet5 = LeNet5
+lenet5_1998 = LeNet5Of1998

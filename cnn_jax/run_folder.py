@@ -1,0 +1,182 @@
+"""The folder of a run: the names of its files, its metrics, and the trained model in it.
+
+    config.json          the whole config (`cnn_jax.config.Config`)
+    environment.json     versions, devices, command, commit
+    classes.txt          class names, one a line, in the order of the logits
+    preprocess.json      image shape, mean and standard deviation
+    metrics.jsonl        one JSON object a line, see `append_metrics`
+    tensorboard/         the same for TensorBoard
+    checkpoints/STEP/    what a resumed run starts from
+    final.safetensors    the weights that were kept; written when training is over
+    summary.json         the run in one object: accuracies, seconds, parameters, device, …
+    report.html, plots/  the report, and its pictures one by one
+
+`load` needs nothing but this folder. The module itself imports no JAX.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnn_jax.config import Config
+from cnn_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+    from cnn_jax.data.preprocess import Preprocess
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+CLASSES = "classes.txt"
+PREPROCESS = "preprocess.json"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "final.safetensors"
+SUMMARY = "summary.json"
+REPORT = "report.html"
+PLOTS = "plots"
+ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, TENSORBOARD, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
+
+
+def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:
+    """Adds a line to `metrics.jsonl`; half a line that a crash left at its end is cut off first.
+
+    Args:
+        run: the run folder.
+        row: `kind` ("train", "validation" or "test"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since the start of
+            training, and for "train" `learning_rate` and `images_per_second`. A number that is not finite is written
+            as null, which JSON knows.
+    """
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
+    plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
+    with open(Path(run) / METRICS, "ab+") as file:
+        file.truncate(_end_of_last_line(file))
+        file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """Returns the rows that `append_metrics` wrote, in order; null is read as NaN.
+
+    A resumed run repeats the steps after its checkpoint. Of these only the last telling counts: a train row whose step
+    is not after the row before it drops everything later than its step, and of several rows with the same kind and step
+    the last one is kept. Half a last line (the run is being written, or crashed) is ignored.
+
+    Raises:
+        UserError: there is no such file, or a line inside it is damaged.
+    """
+    path = Path(run) / METRICS
+    lines = _text(path, "the metrics of a run").split("\n")[:-1]
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    last_train_step = -1
+    for number, line in enumerate(lines, 1):
+        try:
+            row: dict[str, Any] = {n: math.nan if v is None else v for n, v in json.loads(line).items()}
+            kind, step = row["kind"], row["step"]
+        except (ValueError, AttributeError, KeyError) as error:
+            raise UserError(f"given {path}: line {number} is no row of metrics; expected JSON; delete it") from error
+        if kind == "train":
+            if step <= last_train_step:
+                rows = {key: kept for key, kept in rows.items() if key[1] <= step}
+            last_train_step = step
+        rows.pop((kind, step), None)
+        rows[kind, step] = row
+    return list(rows.values())
+
+
+def read_classes(run: str | Path) -> tuple[str, ...]:
+    """Returns the class names in the order of the logits."""
+    return tuple(_text(Path(run) / CLASSES, "the class names of a run").removesuffix("\n").split("\n"))
+
+
+def read_json(run: str | Path, name: str) -> dict[str, Any]:
+    """Returns the JSON object in the file `name` of the run.
+
+    Raises:
+        UserError: the file is absent or not a JSON object.
+    """
+    path = Path(run) / name
+    try:
+        record = json.loads(_text(path, f"the {name} of a run"))
+    except ValueError as error:
+        raise UserError(f"given {path}: not valid JSON ({error}); expected the {name} of a run") from error
+    if not isinstance(record, dict):
+        raise UserError(f"given {path}: {type(record).__name__}; expected a JSON object")
+    return record
+
+
+def read_config(run: str | Path) -> Config:
+    """Returns the config of the run.
+
+    Raises:
+        UserError: `run` is no run folder, or its config is damaged.
+    """
+    if not (Path(run) / CONFIG).is_file():
+        raise UserError(f"given {run}: no {CONFIG} in it; expected the folder of a run, such as runs/mnist_lenet5")
+    return Config.load(Path(run) / CONFIG)
+
+
+def read_preprocess(run: str | Path) -> "Preprocess":
+    """Returns what turns an image into the model's input."""
+    from cnn_jax.data.preprocess import Preprocess
+
+    return Preprocess.from_json(_text(Path(run) / PREPROCESS, "the preprocessing of a run"))
+
+
+def load(run: str | Path) -> tuple["nn.Module", dict[str, Any], "Preprocess"]:
+    """Returns the trained model of a finished run: the module, its variables (NumPy arrays) and the preprocessing.
+
+    Raises:
+        UserError: no run folder, an unfinished run, an unknown model, or weights that are not of this model.
+    """
+    config = read_config(run)
+    path = Path(run) / WEIGHTS
+    if not path.is_file():
+        again = f"python -m experiments.{config.experiment} --config {Path(run) / CONFIG} --workdir {run}"
+        raise UserError(f"given {run}: an unfinished run (no {WEIGHTS}); expected a finished one; go on with {again}")
+
+    import jax
+    import jax.numpy as jnp
+
+    from cnn_jax.models import build
+    from cnn_jax.weights_file import load_weights, match
+
+    classes, preprocess = read_classes(run), read_preprocess(run)
+    arguments = {name: value for name, _, value in (pair.partition("=") for pair in config.model.model_args)}
+    model = build(config.model.model, len(classes), dtype=jnp.dtype(config.model.precision), args=arguments)
+    images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
+    expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    variables, _ = load_weights(path)
+    size = "x".join(map(str, preprocess.image_shape))
+    match(
+        variables,
+        expected,
+        given=str(path),
+        wanted=f"weights of {config.model.model} for {size} images and the {len(classes)} classes of {CLASSES}",
+    )
+    return model, variables, preprocess
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text"
+        raise UserError(f"given {path}: {reason}; expected {what}") from error
+
+
+def _end_of_last_line(file: Any) -> int:
+    """Position after the last newline of an open binary file."""
+    block = 4096
+    end = file.seek(0, 2)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

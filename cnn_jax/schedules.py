@@ -1,0 +1,93 @@
+"""Learning-rate schedules: pure functions of the progress of training, in [0, 1], to a factor of the peak rate."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.arguments import parse_arguments
+from cnn_jax.errors import UserError, unknown
+
+Schedule = Callable[[int | jax.Array], jax.Array]
+
+
+def constant(progress: jax.Array) -> jax.Array:
+    """The peak rate throughout."""
+    return jnp.ones_like(progress)
+
+
+def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1) -> jax.Array:
+    """Multiplied by `factor` at each of the `boundaries`, fractions of training (He et al. 2016, §4.2: at 1/2, 3/4)."""
+    if not all(0 <= boundary <= 1 for boundary in boundaries):
+        raise UserError(f"given boundaries={'/'.join(map(str, boundaries))}; expected fractions of training in [0, 1]")
+    passed = sum(
+        (progress + 1e-6 >= boundary).astype(jnp.float32)  # float32 must not put a boundary off by a step
+        for boundary in boundaries
+    )
+    return jnp.asarray(factor, jnp.float32) ** passed
+
+
+def cosine(progress: jax.Array, *, final: float = 0.0) -> jax.Array:
+    """Half a period of the cosine from 1 down to `final` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(np.pi * progress))
+
+
+def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.0, final: float = 0.0) -> jax.Array:
+    """Triangle: linear from `initial` up to 1 at the fraction `peak`, linear down to `final` (Smith 2018)."""
+    if not 0 < peak < 1:
+        raise UserError(f"given peak={peak} for one_cycle; expected a fraction of training between 0 and 1")
+    up = initial + (1.0 - initial) * progress / peak
+    down = 1.0 - (1.0 - final) * (progress - peak) / (1.0 - peak)
+    return jnp.where(progress < peak, up, down)
+
+
+def exponential(progress: jax.Array, *, final: float = 0.01) -> jax.Array:
+    """Geometric decay from 1 to `final` at the end."""
+    if final <= 0:
+        raise UserError(f"given final={final} for exponential; expected more than 0")
+    return jnp.asarray(final, jnp.float32) ** progress
+
+
+SCHEDULES: dict[str, Callable[..., jax.Array]] = {
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "exponential": exponential,
+}
+
+
+def make_schedule(
+    name: str, args: Sequence[str] = (), *, peak: float, warmup_steps: int = 0, total_steps: int
+) -> Schedule:
+    """Builds `schedule(step) -> learning rate` (float32 scalar): linear warm-up from 0, then the named schedule.
+
+    Args:
+        name: a key of `SCHEDULES`.
+        args: its arguments, each key=value; parts of a tuple are separated by "/".
+        peak: the rate that the factors multiply.
+        warmup_steps: the rate is peak·step/warmup_steps before this step.
+        total_steps: the schedule spans the steps from warmup_steps to here, and stays at its end value after.
+
+    Raises:
+        UserError: unknown name or argument, or a value out of range.
+
+    >>> schedule = make_schedule("cosine", ["final=0.1"], peak=2.0, warmup_steps=10, total_steps=110)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
+    [0.0, 1.0, 2.0, 1.1, 0.2]
+    """
+    if name not in SCHEDULES:
+        raise unknown("schedule", name, SCHEDULES)
+    shape = SCHEDULES[name]
+    values = parse_arguments(f"schedule {name}", shape, args, hidden=["progress"])
+    span = max(1, total_steps - warmup_steps)
+
+    def schedule(step: int | jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        factor = shape(jnp.clip((step - warmup_steps) / span, 0.0, 1.0), **values)
+        warmup = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else jnp.ones_like(step)
+        return peak * jnp.where(warmup < 1.0, warmup, factor)
+
+    schedule(0)  # values out of range are found now, not when training starts
+    return schedule

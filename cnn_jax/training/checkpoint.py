@@ -1,0 +1,123 @@
+"""Checkpoints: the only module that knows Orbax.
+
+A checkpoint is the train state and nothing else: the position in the data and every random draw follow from the step.
+Saves are atomic (a folder appears under its final name only when it is whole) and run in the background.
+"""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from cnn_jax.errors import UserError
+from cnn_jax.training.state import TrainState, Tree
+
+KEPT = 2  # latest checkpoints; the best one is kept besides
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the two latest and the one of best validation accuracy.
+
+    Args:
+        folder: is created; checkpoint of step s is `folder/s`.
+    """
+
+    def __init__(self, folder: str | Path):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every phase of every save
+        self.folder = Path(folder).resolve()  # Orbax refuses relative paths
+        best = policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_accuracy,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEPT), best]),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state",))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._manager.close()
+
+    def save(self, step: int, state: TrainState, validation: dict[str, float] | None) -> None:
+        """Copies the state to the host and writes it in the background. A step that is already there is left alone.
+
+        Args:
+            step: number of updates done.
+            state: on the devices.
+            validation: metrics with "accuracy" by which the best is chosen; None after an interruption.
+        """
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=validation)
+
+    def wait(self) -> None:
+        """Returns when every save is on disk; raises what a save in the background raised."""
+        self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the best validation accuracy, None if none was validated."""
+        scored = [s for s in self.steps() if self._metrics(s)]
+        return max(scored, key=lambda s: (_accuracy(self._metrics(s)), s), default=None)
+
+    def _metrics(self, step: int) -> dict[str, float] | None:
+        try:
+            return self._manager.metrics(step)
+        except Exception:  # a checkpoint whose metrics cannot be read is not a candidate
+            return None
+
+    def restore(self, like: TrainState, sharding: Any, step: int | None = None) -> tuple[int, TrainState] | None:
+        """Reads a checkpoint onto the devices; falls back to an earlier one, and says so, if it cannot be read.
+
+        Args:
+            like: a state (or its shapes) with the structure to be read.
+            sharding: where the arrays go.
+            step: which checkpoint; default: the latest.
+
+        Returns:
+            (step, state), or None if there is no checkpoint.
+
+        Raises:
+            UserError: there are checkpoints and none can be read.
+        """
+        abstract: Tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+        damaged = []
+        for candidate in [s for s in reversed(self.steps()) if step is None or s <= step]:
+            try:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    state = self._manager.restore(candidate, args=args)["state"]
+            except Exception as error:  # Orbax raises many types for a damaged folder
+                reason = " ".join(str(error).split())[:160]
+                print(f"warning: checkpoint {self.folder / str(candidate)} cannot be read ({reason})", file=sys.stderr)
+                damaged.append(candidate)
+                continue
+            if damaged:
+                print(f"warning: falling back to the checkpoint of step {candidate}", file=sys.stderr)
+                self._set_aside(damaged)
+            return candidate, state
+        if damaged:
+            raise UserError(
+                f"given run folder {self.folder.parent}; expected a readable checkpoint, none of {damaged} is; "
+                "give --fresh to start over or another --workdir"
+            )
+        return None
+
+    def _set_aside(self, damaged: list[int]) -> None:
+        """Renames what cannot be read, so that the run can save those steps again and nothing is deleted."""
+        for step in damaged:
+            (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        self._manager.reload()
+
+
+def _accuracy(metrics: Any) -> float:
+    return metrics["accuracy"]

@@ -1,0 +1,164 @@
+"""All parts of a run, put together from its config and from nothing else; nothing is written here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.config import Config
+from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipeline, open_source
+from cnn_jax.data.augment import make_augment
+from cnn_jax.errors import UserError, unknown
+from cnn_jax.losses import LOSSES
+from cnn_jax.models import build
+from cnn_jax.models.summary import count_flops, count_parameters
+from cnn_jax.optimizers import Optimizer, make_optimizer
+from cnn_jax.training.evaluation import Evaluator
+from cnn_jax.training.loop import Plan, make_plan
+from cnn_jax.training.parallel import Parallel, Step, make_parallel
+from cnn_jax.training.state import TrainState, init_state
+from cnn_jax.training.step import Augment, Loss, make_eval_step, make_train_step
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All parts of a run, made from its config and from nothing else."""
+
+    config: Config
+    parallel: Parallel
+    sources: Mapping[str, Source]  # "train", "validation", "test"
+    data: Mapping[str, Pipeline]
+    preprocess: Preprocess
+    augment: Augment
+    loss: Loss
+    model: nn.Module
+    optimizer: Optimizer
+    plan: Plan
+    state: TrainState
+    parameters: int
+    flops_per_image: int
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of class k at position k."""
+        return self.sources["train"].class_names
+
+    @property
+    def train_step(self) -> Step:
+        """The pure step `(state, batch) -> (state, metrics)`."""
+        config = self.config
+        return make_train_step(
+            self.model,
+            self.optimizer.tx,
+            self.loss,
+            self.augment,
+            self.preprocess.normalize,
+            seed=config.train.seed,
+            label_smoothing=config.optim.label_smoothing,
+            accumulate=config.optim.accumulate,
+            ema_decay=config.optim.ema_decay,
+            axis_name=self.parallel.axis_name,
+        )
+
+    def evaluator(self, split: str) -> Evaluator:
+        """Evaluates variables on "train", "validation" or "test"."""
+        normalize, classes = self.preprocess.normalize, len(self.class_names)
+        step = make_eval_step(self.model, self.loss, normalize, classes, axis_name=self.parallel.axis_name)
+        return Evaluator(step, self.data[split], self.parallel)
+
+
+def _loss(name: str) -> Loss:
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    return LOSSES[name]
+
+
+def make_experiment(config: Config) -> Experiment:
+    """Opens the data and builds model, optimizer and state; writes nothing.
+
+    Raises:
+        UserError: whatever is wrong with the config, in one line.
+    """
+    optim = config.optim
+    parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size // optim.accumulate)
+    loss = _loss(optim.loss)
+    sources = _open_sources(config)
+    classes = sources["train"].class_names
+    augment = make_augment(config.data.augment, len(classes))
+    preprocess = Preprocess.fit(sources["train"], config.data.normalize)
+    model = _build(config, len(classes), parallel)
+    data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
+    plan = make_plan(config, data["train"].num_examples, scan=_scans(parallel, data["train"]))
+    optimizer = make_optimizer(
+        optim.optimizer,
+        learning_rate=optim.learning_rate,
+        args=optim.optimizer_args,
+        schedule=optim.schedule,
+        schedule_args=optim.schedule_args,
+        warmup_steps=round(optim.warmup_epochs * plan.steps_per_epoch),
+        total_steps=plan.total_steps,
+        weight_decay=optim.weight_decay,
+        decay_all=optim.decay_all,
+        clip_norm=optim.clip_norm,
+        freeze=optim.freeze,
+        rate_groups=optim.rate_groups,
+    )
+    shape = preprocess.image_shape
+    # A model that cannot take these images says so here, before anything is compiled.
+    jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), train=False))
+    state = jax.jit(
+        lambda: init_state(model, optimizer.tx, shape, config.train.seed, ema=optim.ema_decay is not None)
+    )()
+    return Experiment(
+        config,
+        parallel,
+        sources,
+        data,
+        preprocess,
+        augment,
+        loss,
+        model,
+        optimizer,
+        plan,
+        state,
+        parameters=count_parameters(state.params),
+        flops_per_image=count_flops(model, shape),
+    )
+
+
+def _open_sources(config: Config) -> dict[str, Source]:
+    data = config.data
+    usual = default_splits(data.dataset, data.data_dir)
+    splits = {
+        "train": data.train_split or usual.train,
+        "validation": data.validation_split or usual.validation,
+        "test": data.test_split or usual.test,
+    }
+    how = {"data_dir": data.data_dir, "image_size": data.image_size, "skip_bad_images": data.skip_bad_images}
+    return {name: open_source(data.dataset, split, **how) for name, split in splits.items()}
+
+
+def _pipeline(config: Config, name: str, source: Source, devices: int) -> Pipeline:
+    size = config.data.batch_size
+    if name != "train":  # the last batch is padded, so any size that the devices divide is exact
+        size = -(-min(config.data.eval_batch_size, len(source)) // devices) * devices
+    data = config.data
+    return make_pipeline(source, batch_size=size, seed=config.train.seed, mode=data.pipeline, workers=data.workers)
+
+
+def _build(config: Config, num_classes: int, parallel: Parallel) -> nn.Module:
+    arguments = {}
+    for pair in config.model.model_args:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"given --model-args {pair}; expected key=value, such as shortcut=B")
+        arguments[name] = value
+    dtype = jnp.dtype(config.model.precision)
+    return build(config.model.model, num_classes, dtype=dtype, axis_name=parallel.axis_name, args=arguments)
+
+
+def _scans(parallel: Parallel, data: Pipeline) -> bool:
+    """Whether steps are compiled together: where loops are fast (not on CPU) and items are small (indices)."""
+    return parallel.devices[0].platform != "cpu" and bool(jax.tree.leaves(data.arrays))

@@ -1,0 +1,162 @@
+"""The loop over steps: the only place where things happen in an order of time."""
+
+import dataclasses
+import math
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol, Self
+
+import jax
+import numpy as np
+
+from cnn_jax.config import Config
+from cnn_jax.errors import TrainingStopped
+from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.state import TrainState
+
+STOP_CODE = 130  # as a shell reports an interrupted command
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When things happen, in steps."""
+
+    total_steps: int
+    eval_every: int
+    log_every: int
+    steps_per_epoch: float
+    scan_steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is followed by validation and a checkpoint."""
+        return step > 0 and (step % self.eval_every == 0 or step == self.total_steps)
+
+    def next_chunk(self, step: int) -> int:
+        """Steps that may be one call from `step` on: up to `scan_steps`, never past a validation."""
+        until = min(self.total_steps, (step // self.eval_every + 1) * self.eval_every)
+        return min(self.scan_steps, until - step)
+
+
+def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
+    """Turns epochs into steps for a training split of `num_examples`."""
+    per_epoch = num_examples / config.data.batch_size
+    steps = config.train.steps or max(1, math.ceil(round((config.train.epochs or 1) * per_epoch, 6)))
+    eval_every = min(steps, max(1, round(config.train.eval_every * per_epoch)))
+    log_every = config.train.log_every or max(1, math.ceil(per_epoch / 20))
+    return Plan(steps, eval_every, log_every, per_epoch, config.train.scan_steps if scan else 1)
+
+
+class Recorder(Protocol):
+    """What the loop tells of: see `cnn_jax.training.record`."""
+
+    def train(self, step: int, metrics: Any) -> None: ...
+
+    def flush(self, step: int) -> None: ...
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def training_clock(self, running: bool) -> None: ...
+
+
+def run_loop(
+    state: TrainState,
+    first_step: int,
+    plan: Plan,
+    *,
+    run_steps: Callable[[TrainState, Any, int], tuple[TrainState, Any]],
+    items: Iterator[Any],
+    validate: Callable[[TrainState], dict[str, float]],
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    stop: "StopRequest",
+) -> TrainState:
+    """Trains from `first_step` to `plan.total_steps`.
+
+    The order is an invariant: evaluate → save → next items → step. A checkpoint of step s is written before the items
+    of step s are drawn, so a resumed run sees the data that an uninterrupted one sees.
+
+    Args:
+        state: after `first_step` updates.
+        first_step: number of updates done.
+        plan: when to validate and save.
+        run_steps: (state, items, n) → (state, metrics stacked over the n steps); does not wait for the device.
+        items: yields the item of step `first_step`, and so on.
+        validate: metrics of the validation split, with "accuracy".
+        checkpoints: where states go.
+        recorder: where metrics go.
+        stop: set by Ctrl-C.
+
+    Raises:
+        TrainingStopped: asked to stop (state saved), or a loss is not finite (last good checkpoint left as it is).
+    """
+    step, pending = first_step, None
+    recorder.training_clock(True)
+    while True:
+        if pending is not None and (plan.due(step) or stop.requested):
+            _settle(recorder, pending, checkpoints)  # a state is only saved when its loss is known to be finite
+            pending = None
+        if plan.due(step) and step > first_step:
+            jax.block_until_ready(state)
+            recorder.flush(step)
+            recorder.training_clock(False)
+            metrics = validate(state)
+            recorder.validation(step, metrics)
+            checkpoints.save(step, state, metrics)
+            recorder.training_clock(True)
+        if step >= plan.total_steps:
+            return state
+        if stop.requested:
+            checkpoints.save(step, state, None)
+            checkpoints.wait()
+            recorder.flush(step)
+            raise TrainingStopped(f"stopped at step {step}, state saved; the same command goes on from here", STOP_CODE)
+        count = plan.next_chunk(step)
+        chunk = [next(items) for _ in range(count)]
+        state, metrics = run_steps(state, chunk, count)
+        if pending is not None:
+            _settle(recorder, pending, checkpoints)  # of the call before: the device is already at work on this one
+        step += count
+        pending = (step, metrics)
+
+
+def _settle(recorder: Recorder, pending: tuple[int, Any], checkpoints: Checkpoints) -> None:
+    """Fetches and records the metrics of a finished call; stops the run if a loss is not finite."""
+    last, device_metrics = pending
+    metrics = jax.tree.map(np.atleast_1d, jax.device_get(device_metrics))
+    losses = metrics["loss"][0]
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        step = last - len(losses) + int(bad[0]) + 1
+        checkpoints.wait()
+        saved = checkpoints.steps()
+        good = f"last good checkpoint: step {saved[-1]} in {checkpoints.folder}" if saved else "no checkpoint yet"
+        raise TrainingStopped(
+            f"error: the loss is {losses[bad[0]]} at step {step}; expected a finite number; {good}; "
+            "lower --learning-rate, or give --clip-norm 1 or --warmup-epochs 1",
+            1,
+        )
+    recorder.train(last, metrics)
+
+
+class StopRequest:
+    """Turns the first Ctrl-C (or SIGTERM) into a wish that the loop grants between two steps; a second one quits."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after this step and saving; again to quit at once", flush=True)
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

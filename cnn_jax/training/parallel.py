@@ -1,0 +1,164 @@
+"""The same pure step on one device or many: as `jit` over a mesh, or as `pmap`.
+
+Under `jit` the batch is one global array cut over the mesh axis "data": BatchNorm statistics, gradients and metrics are
+those of the whole batch without a line of communication written by hand. The mesh has `AxisType.Auto` axes; JAX's
+default is Explicit, under which an ordinary step does not trace. `pmap` is JAX's older form, in maintenance mode, kept
+for those who need it: the step gets `axis_name="data"` and averages over it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cnn_jax.errors import UserError
+from cnn_jax.training.state import TrainState, Tree
+
+AXIS = "data"
+Step = Callable[[Any, Any], tuple[Any, Any]]
+Gather = Callable[[Tree, Tree], Tree]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Where arrays live and how a step is compiled.
+
+    Attributes:
+        kind: "jit" or "pmap".
+        devices: those that take part.
+    """
+
+    kind: str
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def axis_name(self) -> str | None:
+        """The name a step must average over: only `pmap` has one."""
+        return AXIS if self.kind == "pmap" else None
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Every device holds the whole array."""
+        return self._sharding(PartitionSpec())
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
+        return NamedSharding(mesh, spec)
+
+    def place(self, tree: Tree) -> Tree:
+        """Puts arrays whole on every device (state, resident images)."""
+        return jax.device_put(tree, self.replicated)
+
+    def place_item(self, item: Tree, *, stacked: bool = False) -> Tree:
+        """Cuts the batch axis over the devices: axis 0, or axis 1 of `stacked` items (steps first)."""
+        axis = int(stacked)
+        if self.kind == "pmap":
+            parts = len(self.devices)
+            return jax.tree.map(
+                lambda x: np.moveaxis(x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :]), axis, 0), item
+            )
+        sharding = self._sharding(PartitionSpec(*([None] * axis), AXIS))
+        if jax.process_count() == 1:
+            return jax.device_put(item, sharding)
+        # Every process knows the whole item; each puts the rows of its own devices.
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), item)
+
+    def compile_train(self, step: Step, gather: Gather, state: Any, arrays: Tree, item: Tree, scan: bool) -> Any:
+        """Compiles `(state, arrays, item) -> (state, metrics)`; the state's memory is reused (donated).
+
+        With `scan`, `item` is a stack of items and all their steps are one call; metrics come back stacked. Loop
+        bodies do not use XLA's thread pool on CPU, so there steps are called one by one.
+        """
+
+        def one(state: Any, arrays: Tree, item: Tree) -> Any:
+            return step(state, gather(arrays, item))
+
+        def many(state: Any, arrays: Tree, items: Tree) -> Any:
+            return jax.lax.scan(lambda state, item: one(state, arrays, item), state, items)
+
+        return self._compile(many if scan else one, (state, arrays, item), stacked=scan, out_batch=False, donate=True)
+
+    def compile_eval(self, step: Step, gather: Gather, variables: Tree, arrays: Tree, item: Tree) -> Any:
+        """Compiles `(variables, arrays, item) -> (metrics, logits)`."""
+
+        def one(variables: Tree, arrays: Tree, item: Tree) -> Any:
+            return step(variables, gather(arrays, item))
+
+        return self._compile(one, (variables, arrays, item), stacked=False, out_batch=True, donate=False)
+
+    def _compile(self, run: Callable[..., Any], args: Any, *, stacked: bool, out_batch: bool, donate: bool) -> Any:
+        donated = (0,) if donate else ()
+        if self.kind == "pmap":
+            out_axes = (None, 0 if out_batch else None)
+            if out_batch:  # metrics are summed over the devices, logits stay per example
+                mapped = jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=out_axes, devices=self.devices)
+            else:
+                mapped = jax.pmap(
+                    run, AXIS, in_axes=(None, None, 0), out_axes=out_axes, devices=self.devices, donate_argnums=donated
+                )
+            return mapped.lower(*args).compile()
+        rows = self._sharding(PartitionSpec(*([None] * int(stacked)), AXIS))
+        whole = self.replicated
+        jitted = jax.jit(
+            run,
+            in_shardings=(whole, whole, rows),
+            out_shardings=(whole, self._sharding(PartitionSpec(AXIS)) if out_batch else whole),
+            donate_argnums=donated,
+        )
+        return jitted.lower(*args).compile()
+
+    def rows(self, logits: jax.Array) -> np.ndarray:
+        """Fetches a per-example output of `compile_eval` as one host array, whatever way it was cut."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            logits = multihost_utils.process_allgather(logits, tiled=True)
+        host = np.asarray(logits)
+        return host.reshape(-1, host.shape[-1])
+
+
+def make_parallel(kind: str, devices: int | None, batch_size: int) -> Parallel:
+    """Chooses devices: all, or the first `devices`.
+
+    Raises:
+        UserError: more devices asked for than there are, or a batch that they do not divide.
+    """
+    found: Sequence[jax.Device] = jax.devices()
+    if devices is not None and devices > len(found):
+        raise UserError(f"given --devices {devices}; expected at most {len(found)}, the number of devices found")
+    chosen = tuple(found[:devices])
+    if batch_size % len(chosen):
+        low = batch_size - batch_size % len(chosen)
+        raise UserError(
+            f"given --batch-size {batch_size} on {len(chosen)} devices; expected a multiple of {len(chosen)}, "
+            f"such as {low or len(chosen)} or {low + len(chosen)}; or give --devices N"
+        )
+    return Parallel(kind, chosen)
+
+
+def host(state: TrainState) -> TrainState:
+    """A NumPy copy of a state."""
+    return jax.tree.map(np.asarray, state)
+
+
+def stack(items: Sequence[Tree]) -> Tree:
+    """Stacks the items of consecutive steps along a new first axis."""
+    return jax.tree.map(lambda *xs: np.stack(xs), *items)
+
+
+def total(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Exact means of many (sum, count) metrics, added in float64 on the host.
+
+    >>> total([{"loss": (jnp.float32(6), jnp.float32(4))}, {"loss": (jnp.float32(2), jnp.float32(1))}])
+    {'loss': 1.6}
+    """
+    fetched = jax.device_get(list(metrics))
+    means = {}
+    for name in fetched[0]:
+        above = sum(float(np.sum(m[name][0], dtype=np.float64)) for m in fetched)
+        means[name] = above / sum(float(np.sum(m[name][1], dtype=np.float64)) for m in fetched)
+    return means

@@ -1,0 +1,68 @@
+"""What a person sees while a run goes on: a bar on a terminal, one line an epoch otherwise."""
+
+import sys
+import time
+from typing import Any, Self
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cnn_jax.training.runtime import peak_flops
+
+
+class Display:
+    """Shows progress on stdout.
+
+    Args:
+        total_steps: of the whole run.
+        first_step: where this process starts.
+        steps_per_epoch: to say the epoch.
+        batch_size: images a step.
+        flops_per_step: of forward and backward together; gives MFU where the chip's peak is known.
+    """
+
+    def __init__(self, *, total_steps: int, first_step: int, steps_per_epoch: float, batch_size: int, flops: float):
+        self._total, self._per_epoch = total_steps, steps_per_epoch
+        self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops()
+        self._bar: Progress | None = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[say]}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._task = self._bar.add_task("training", total=total_steps, completed=first_step, say="")
+        self._since, self._from = time.perf_counter(), first_step
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def train(self, step: int, loss: float, images_per_second: float) -> None:
+        """Updates the bar."""
+        if self._bar:
+            mfu = ""
+            if self._peak:
+                mfu = f" MFU {images_per_second / self._batch_size * self._flops / self._peak:.0%}"
+            say = f"loss {loss:.4f}  {images_per_second:,.0f} images/s{mfu}"
+            description = f"epoch {step / self._per_epoch:.1f}/{self._total / self._per_epoch:.1f}"
+            self._bar.update(self._task, completed=step, description=description, say=say)
+
+    def validation(self, step: int, train: dict[str, float], validation: dict[str, float], seconds: float) -> None:
+        """Prints the line of an epoch."""
+        left = (self._total - step) * (time.perf_counter() - self._since) / max(step - self._from, 1)
+        parts = [f"epoch {step / self._per_epoch:6.2f}", f"step {step:6d}"]
+        if train:
+            parts += [f"loss {train['loss']:.4f}", f"accuracy {train['accuracy']:.2%}"]
+        parts += [f"validation loss {validation['loss']:.4f}", f"accuracy {validation['accuracy']:.2%}"]
+        if train:
+            parts.append(f"{train['images_per_second']:,.0f} images/s")
+        self.say("  ".join([*parts, f"{seconds:.0f} s", f"left {left:.0f} s"]))
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._bar:
+            self._bar.console.print(line, highlight=False, soft_wrap=True)
+        else:
+            print(line, flush=True)

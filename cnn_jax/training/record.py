@@ -1,0 +1,121 @@
+"""Metrics to where they are read: metrics.jsonl, TensorBoard and the screen."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from tensorboardX import SummaryWriter
+
+from cnn_jax.run_folder import TENSORBOARD, append_metrics, read_metrics
+from cnn_jax.training.loop import Plan
+from cnn_jax.training.progress import Display
+
+
+@dataclass
+class _Sums:
+    """(sum, count) of each metric over some steps, from `since` on, in seconds of training."""
+
+    since: float = 0.0
+    steps: int = 0
+    totals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, values: dict[str, tuple[float, float]]) -> None:
+        self.steps += 1
+        for name, (value, number) in values.items():
+            old = self.totals.get(name, (0.0, 0.0))
+            self.totals[name] = (old[0] + value, old[1] + number)
+
+
+class Recorder:
+    """Adds up the metrics of steps and writes a row every `plan.log_every` steps.
+
+    Args:
+        run: run folder; None: nothing is written (processes other than the first).
+        plan: cadence.
+        schedule: step → learning rate.
+        batch_size: images a step.
+        display: the screen.
+        first_step: rows of later steps, left by an interrupted run, are not continued.
+    """
+
+    def __init__(
+        self,
+        run: Path | None,
+        plan: Plan,
+        schedule: optax.Schedule,
+        batch_size: int,
+        display: Display,
+        first_step: int,
+    ):
+        self._run, self._plan, self._schedule, self._display = run, plan, schedule, display
+        self._batch_size = batch_size
+        self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step or None) if run else None
+        before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
+        self._seconds = max((row["seconds"] for row in before), default=0.0)  # of earlier processes of this run
+        self._train_seconds, self._running_since = 0.0, None
+        self._row = _Sums()  # since the last row
+        self._epoch = _Sums()  # since the last validation, for the line on the screen
+        self._start = time.perf_counter()
+
+    def close(self) -> None:
+        """Writes out what TensorBoard holds back."""
+        if self._board:
+            self._board.close()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the run so far, validations included, over all its processes."""
+        return self._seconds + time.perf_counter() - self._start
+
+    def training_clock(self, running: bool) -> None:
+        """Starts or stops the clock by which images/s is measured: validation and saving do not count."""
+        now = time.perf_counter()
+        if self._running_since is not None:
+            self._train_seconds += now - self._running_since
+        self._running_since = now if running else None
+
+    def train(self, step: int, metrics: dict[str, Any]) -> None:
+        """Adds the metrics (NumPy, stacked over steps) of the steps that end at `step`."""
+        count = len(metrics["loss"][0])
+        for offset in range(count):
+            values = {name: (float(value[offset]), float(number[offset])) for name, (value, number) in metrics.items()}
+            self._row.add(values)
+            self._epoch.add(values)
+            at = step - count + offset + 1
+            if at % self._plan.log_every == 0:
+                self.flush(at)
+
+    def flush(self, step: int) -> None:
+        """Writes a row of what has been added since the last one."""
+        if not self._row.steps:
+            return
+        self.training_clock(self._running_since is not None)
+        row = self._means(self._row)
+        row["learning_rate"] = float(np.asarray(self._schedule(step - 1)))
+        self._write("train", step, row)
+        self._display.train(step, row["loss"], row["images_per_second"])
+        self._row = _Sums(self._train_seconds)
+
+    def _means(self, sums: "_Sums") -> dict[str, float]:
+        seconds = max(self._train_seconds - sums.since, 1e-9)
+        means = {name: value / number for name, (value, number) in sums.totals.items()}
+        return means | {"images_per_second": sums.steps * self._batch_size / seconds}
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes a validation row and says a line."""
+        self._write("validation", step, metrics)
+        train = self._means(self._epoch) if self._epoch.steps else {}
+        self._display.validation(step, train, metrics, self.seconds)
+        self._epoch = _Sums(self._train_seconds)
+
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if self._run is None:
+            return
+        row = {"kind": kind, "step": step, "epoch": step / self._plan.steps_per_epoch}
+        append_metrics(self._run, row | values | {"seconds": self.seconds})
+        assert self._board is not None
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)

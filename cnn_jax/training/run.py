@@ -1,0 +1,263 @@
+"""A trained run in a folder: opened or gone on with, trained, finished with weights, summary and report."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cnn_jax import run_folder as files
+from cnn_jax.config import Config
+from cnn_jax.data import Source
+from cnn_jax.errors import UserError
+from cnn_jax.report import write_report
+from cnn_jax.training import runtime
+from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.experiment import Experiment, make_experiment
+from cnn_jax.training.loop import StopRequest, run_loop
+from cnn_jax.training.parallel import stack
+from cnn_jax.training.progress import Display
+from cnn_jax.training.record import Recorder
+from cnn_jax.training.state import TrainState, variables_for_evaluation
+from cnn_jax.weights_file import save_weights
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains, or goes on with, the run in `config.train.workdir`; returns the summary that is written there.
+
+    Raises:
+        UserError: a mistake in the config, or a folder that holds another run.
+        TrainingStopped: Ctrl-C, or a loss that is not finite.
+    """
+    runtime.prepare(config.train)
+    run = Path(config.train.workdir or f"runs/{config.experiment}")
+    if not config.train.fresh and _is_finished(run, config):
+        print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")
+        return files.read_json(run, files.SUMMARY)
+    experiment = make_experiment(config)
+    facts = runtime.environment(runtime.command_line())
+    first = jax.process_index() == 0
+    if first:
+        _open_folder(run, experiment, facts)
+    _banner(experiment, facts, run)
+    with Checkpoints(run / files.CHECKPOINTS) as checkpoints, StopRequest() as stop:
+        seconds = _train(experiment, run, checkpoints, stop)
+        return _finish(experiment, run, checkpoints, facts, seconds)
+
+
+def _is_finished(run: Path, config: Config) -> bool:
+    """Whether the folder holds this very run, finished.
+
+    Raises:
+        UserError: it holds another run.
+    """
+    if not (run / files.CONFIG).exists():
+        return False
+    differences = config.difference(Config.load(run / files.CONFIG))
+    if differences:
+        raise UserError(
+            f"given run folder {run}, which holds a run with another config ({'; '.join(differences)}); "
+            "give another --workdir, the same values, or --fresh to start over"
+        )
+    return (run / files.SUMMARY).exists()
+
+
+def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
+    """Writes what describes the run. `--fresh` removes the files of a run and no others."""
+    if experiment.config.train.fresh:
+        for name in files.ALL:
+            path = run / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+    experiment.config.save(run / files.CONFIG)
+    (run / files.CLASSES).write_text("\n".join(experiment.class_names) + "\n")
+    (run / files.PREPROCESS).write_text(experiment.preprocess.to_json())
+    (run / files.ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
+    config, plan = experiment.config, experiment.plan
+    shape = "x".join(map(str, experiment.preprocess.image_shape))
+    where = "resident on the device" if jax.tree.leaves(experiment.data["train"].arrays) else "streamed"
+    step_flops = 3 * experiment.flops_per_image * config.data.batch_size
+    lines = {
+        "cnn_jax": f"{facts['cnn_jax']}, jax {facts['jax']}, python {facts['python']}",
+        "devices": f"{facts['platform']}: {facts['device']}; using {len(experiment.parallel.devices)} by {config.train.parallel}",
+        "data": f"{config.data.dataset}, {shape}, {len(experiment.class_names)} classes; "
+        f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
+        f"{where}",
+        "model": f"{config.model.model}, {experiment.parameters:,} parameters, "
+        f"{experiment.flops_per_image / 1e6:,.2f} MFLOP an image forward, {config.model.precision}",
+        "optimizer": experiment.optimizer.description,
+        "training": f"{plan.total_steps:,} steps of {config.data.batch_size} images "
+        f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs), about {step_flops / 1e9:,.2f} GFLOP a step",
+        "folder": str(run),
+    }
+    for name, text in lines.items():
+        print(f"{name:10} {text}", flush=True)
+
+
+def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: StopRequest) -> float:
+    """Runs the loop; returns the seconds that the run took."""
+    config, parallel, plan = experiment.config, experiment.parallel, experiment.plan
+    arrays = parallel.place(experiment.data["train"].arrays)
+    restored = checkpoints.restore(experiment.state, parallel.replicated)
+    first_step, state = restored or (0, parallel.place(experiment.state))
+    if restored:
+        print(f"resuming   from step {first_step}", flush=True)
+    display = Display(
+        total_steps=plan.total_steps,
+        first_step=first_step,
+        steps_per_epoch=plan.steps_per_epoch,
+        batch_size=config.data.batch_size,
+        flops=3 * experiment.flops_per_image * config.data.batch_size,
+    )
+    steps = CompiledSteps(experiment, arrays, display)
+    evaluator = experiment.evaluator("validation")
+    folder = run if jax.process_index() == 0 else None
+    recorder = Recorder(folder, plan, experiment.optimizer.schedule, config.data.batch_size, display, first_step)
+    try:
+        with display:
+            run_loop(
+                state,
+                first_step,
+                plan,
+                run_steps=steps,
+                items=experiment.data["train"].train_items(first_step),
+                validate=lambda state: evaluator.metrics(variables_for_evaluation(state)),
+                checkpoints=checkpoints,
+                recorder=recorder,
+                stop=stop,
+            )
+        checkpoints.wait()
+        return recorder.seconds
+    finally:
+        recorder.close()
+
+
+class CompiledSteps:
+    """Runs n steps in one call; compiles for each n the first time it is seen, and says so."""
+
+    def __init__(self, experiment: Experiment, arrays: Any, display: Display):
+        self._experiment, self._arrays, self._display = experiment, arrays, display
+        self.compiled: dict[int, Any] = {}
+        self._scan = experiment.plan.scan_steps > 1
+
+    def __call__(self, state: TrainState, items: list[Any], count: int) -> tuple[TrainState, Any]:
+        parallel = self._experiment.parallel
+        item = parallel.place_item(stack(items) if self._scan else items[0], stacked=self._scan)
+        if count not in self.compiled:
+            self.compiled[count] = self._compile(state, item)
+        return self.compiled[count](state, self._arrays, item)
+
+    def _compile(self, state: TrainState, item: Any) -> Any:
+        experiment = self._experiment
+        self._display.say("compiling  …")
+        start = time.perf_counter()
+        compiled = experiment.parallel.compile_train(
+            experiment.train_step, experiment.data["train"].gather, state, self._arrays, item, self._scan
+        )
+        memory = compiled.memory_analysis()
+        need = "" if memory is None else f", about {_bytes(memory)} of memory a device"
+        self._display.say(f"compiled   in {time.perf_counter() - start:.1f} s{need}")
+        return compiled
+
+
+def _bytes(memory: Any) -> str:
+    # Donated arguments are outputs too and are counted once.
+    size = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return f"{max(size - memory.alias_size_in_bytes, 0) / 2**20:,.0f} MiB"
+
+
+def _finish(
+    experiment: Experiment, run: Path, checkpoints: Checkpoints, facts: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Chooses the weights by validation, reads the test set once, writes weights, summary and report."""
+    config, plan = experiment.config, experiment.plan
+    best = checkpoints.best_step() if config.train.select == "best" else plan.total_steps
+    restored = checkpoints.restore(experiment.state, experiment.parallel.replicated, step=best)
+    assert restored is not None, "the loop saves a checkpoint after its last step"
+    step, state = restored
+    variables = variables_for_evaluation(state)
+    validation = experiment.evaluator("validation").metrics(variables)
+    test, labels, logits = experiment.evaluator("test").predictions(variables)
+    summary = {
+        "experiment": config.experiment,
+        "model": config.model.model,
+        "dataset": config.data.dataset,
+        "seed": config.train.seed,
+        "epochs": plan.total_steps / plan.steps_per_epoch,
+        "steps": plan.total_steps,
+        "best_step": step,
+        "validation_accuracy": validation["accuracy"],
+        "validation_loss": validation["loss"],
+        "validation_count": len(experiment.sources["validation"]),
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "test_count": len(experiment.sources["test"]),
+        "seconds": seconds,
+        "parameters": experiment.parameters,
+        "flops_per_image": experiment.flops_per_image,
+        "device": facts["device"],
+        "jax": facts["jax"],
+        "command": facts["command"],
+        "commit": facts["commit"],
+        "finished": True,
+    }
+    if jax.process_index() == 0:
+        _write(experiment, run, summary, jax.device_get(variables), test, labels, logits)
+    print(
+        f"finished   validation {validation['accuracy']:.2%}, test {test['accuracy']:.2%} "
+        f"({summary['test_count']:,} images) with the weights of step {step}; {run / files.REPORT}",
+        flush=True,
+    )
+    return summary
+
+
+def _write(
+    experiment: Experiment,
+    run: Path,
+    summary: dict[str, Any],
+    variables: Any,
+    test: dict[str, float],
+    labels: np.ndarray,
+    logits: np.ndarray,
+) -> None:
+    plan = experiment.plan
+    row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
+    files.append_metrics(run, row | test | {"seconds": summary["seconds"]})
+    save_weights(run / files.WEIGHTS, variables, {"model": summary["model"], "dataset": summary["dataset"]})
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    write_report(
+        run,
+        summary=summary,
+        images=_Images(experiment.sources["test"]),
+        labels=labels,
+        probabilities=shifted / shifted.sum(-1, keepdims=True),
+        classes=experiment.class_names,
+        split_name="test",
+    )
+    # Last of all: a folder with a summary is a finished run.
+    partial = run / (files.SUMMARY + ".partial")
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, run / files.SUMMARY)
+
+
+class _Images:
+    """The images of a source as a sequence, read when they are asked for."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._source[index]["image"]

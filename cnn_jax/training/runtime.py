@@ -1,0 +1,109 @@
+"""The machine: platform checks, XLA's settings, and what is said about them before the first step."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import cnn_jax
+from cnn_jax.config import TrainConfig
+from cnn_jax.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where compiled programs and decoded images are kept: $CNN_JAX_CACHE, else ~/.cache/cnn_jax."""
+    return Path(os.environ.get("CNN_JAX_CACHE") or Path.home() / ".cache" / "cnn_jax")
+
+
+def prepare(config: TrainConfig) -> None:
+    """Applies the settings that must precede the first use of a device.
+
+    Raises:
+        UserError: `--require` names a platform that JAX did not find.
+    """
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    if config.distributed:
+        jax.distributed.initialize()
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    found = jax.default_backend()
+    if config.require is not None and config.require != found:
+        raise UserError(
+            f"given --require {config.require}; found {found} ({jax.device_count()} devices); install the accelerator "
+            "build (pip install -e '.[cuda13]', '.[cuda12]' or '.[tpu]') or drop --require"
+        )
+
+
+def environment(command: str) -> dict[str, Any]:
+    """Facts that say on what a run was made; written to environment.json."""
+    kinds = sorted({d.device_kind for d in jax.devices()})
+    return {
+        "command": command,
+        "commit": _commit(),
+        "cnn_jax": cnn_jax.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "platform": jax.default_backend(),
+        "device": f"{jax.device_count()} x {', '.join(kinds)}" + _processor(),
+        "hosts": jax.process_count(),
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    """Model and number of cores, for a CPU: JAX's device kind is only "cpu"."""
+    if jax.default_backend() != "cpu":
+        return ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f" ({model}, {cores} cores)"
+
+
+def _commit() -> str | None:
+    """Short hash of the checkout this package runs from, with + if it holds changes; None outside git."""
+    here = Path(cnn_jax.__file__).parent
+    try:
+        git = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def command_line() -> str:
+    """The command as a user would type it again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
+    return " ".join([start, *(f"'{a}'" if any(c in a for c in " []*?;&|<>()$") else a for a in sys.argv[1:])])
+
+
+# Dense bf16 peak of one chip in FLOP/s, from the makers' data sheets; used for MFU (model FLOPs utilisation).
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "V100": 125e12,
+    "L4": 121e12,
+    "T4": 65e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Peak of all devices together, None where the chip is unknown (as every CPU is)."""
+    kind = jax.devices()[0].device_kind
+    for name, peak in PEAK_FLOPS.items():
+        if name in kind:
+            return peak * jax.device_count()
+    return None

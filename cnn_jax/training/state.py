@@ -1,0 +1,69 @@
+"""The state of training: a frozen dataclass of arrays and nothing else."""
+
+import zlib
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes.
+
+    Attributes:
+        step: int32 scalar, number of updates done.
+        params: trainable parameters, float32.
+        batch_stats: running statistics of BatchNorm ({} for models without).
+        opt_state: state of the optimizer.
+        ema: moving average of {"params", "batch_stats"}, or {} when none is kept.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    ema: Tree
+
+
+def stream(seed: int | jax.Array, name: str, index: int | jax.Array = 0) -> jax.Array:
+    """Key of draw number `index` of the random stream `name`: nothing of the generator is ever saved.
+
+    Streams are told apart by a checksum of their name, so that a new one leaves the draws of the others as they were.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), index)
+
+
+def init_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    seed: int | jax.Array,
+    *,
+    ema: bool = False,
+) -> TrainState:
+    """Initialises parameters from `seed`, and the optimizer on them.
+
+    Args:
+        model: a Linen module of `cnn_jax.models`.
+        tx: the optimizer.
+        image_shape: (H, W, C) of one image.
+        seed: of the run.
+        ema: whether the state carries a moving average of the weights.
+    """
+    images_1xHxWxC = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = model.init({"params": stream(seed, "init")}, images_1xHxWxC, train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    average = {"params": params, "batch_stats": batch_stats} if ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
+
+
+def variables_for_evaluation(state: TrainState) -> dict[str, Tree]:
+    """The variables that are evaluated and saved: the moving average if there is one."""
+    chosen = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+    return {name: tree for name, tree in chosen.items() if tree}

@@ -1,0 +1,133 @@
+"""One training step and one evaluation step as pure functions; nothing here knows of files, epochs or devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cnn_jax.losses import smooth
+from cnn_jax.training.state import TrainState, Tree, stream
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name → (sum, count): exact however examples are spread over batches
+Augment = Callable[..., tuple[jax.Array, jax.Array]]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    loss: Loss,
+    augment: Augment,
+    normalize: Callable[[jax.Array], jax.Array],
+    *,
+    seed: int | jax.Array,
+    label_smoothing: float = 0.0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds `step(state, batch) -> (state, metrics)`, pure and ready for `jit`, `pmap`, `vmap` or `scan`.
+
+    Args:
+        model: returns logits_BxK.
+        tx: the optimizer.
+        loss: per-example loss of (logits_BxK, targets_BxK).
+        augment: (key, images uint8, labels, first_index) -> (images float32 in [0, 1], targets_BxK).
+        normalize: images in [0, 1] to what the model sees.
+        seed: all draws of step s derive from (seed, stream name, s).
+        label_smoothing: share of the target spread over all classes.
+        accumulate: parts into which the batch is cut; their gradients are averaged.
+        ema_decay: decay of the moving average in `state.ema`.
+        axis_name: the mapped axis when the step runs under `pmap`; None under plain `jit`, where the batch is global.
+
+    Returns:
+        The step. Its metrics are those of the parameters *before* the update, over the whole (global) batch:
+        "loss", "accuracy" and "gradient_norm", each as (sum, count).
+    """
+
+    def loss_of(params: Tree, batch_stats: Tree, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
+        variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+        logits_BxK, updates = model.apply(
+            variables, normalize(images), train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
+        )
+        loss_B = loss(logits_BxK, smooth(targets, label_smoothing))
+        hits_B = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets, -1)
+        return loss_B.mean(), (updates.get("batch_stats", {}), loss_B.sum(), hits_B.sum())
+
+    def gradients(state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
+        """Returns (gradients, batch_stats, loss sum, hits) of the whole local batch."""
+        one = jax.value_and_grad(loss_of, has_aux=True)
+        if accumulate == 1:
+            (_, aux), grads = one(state.params, state.batch_stats, images, targets, dropout_key)
+            return grads, *aux
+
+        def add(carry: Any, part: Any) -> Any:
+            grads, batch_stats, loss_sum, hits = carry
+            part_images, part_targets, key = part
+            (_, (batch_stats, more_loss, more_hits)), new = one(
+                state.params, batch_stats, part_images, part_targets, key
+            )
+            return (jax.tree.map(jnp.add, grads, new), batch_stats, loss_sum + more_loss, hits + more_hits), None
+
+        # Part j takes the rows j, j + n, …: a batch that is spread over devices stays where it is.
+        cut = lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)  # noqa: E731
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        start = (zeros, state.batch_stats, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+        keys = jax.random.split(dropout_key, accumulate)
+        (grads, *aux), _ = jax.lax.scan(add, start, (cut(images), cut(targets), keys))
+        return jax.tree.map(lambda g: g / accumulate, grads), *aux
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        size = batch["label"].shape[0]
+        first_index, dropout_key = 0, stream(seed, "dropout", state.step)
+        if axis_name:
+            first_index = jax.lax.axis_index(axis_name) * size
+            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
+        images, targets = augment(stream(seed, "augment", state.step), batch["image"], batch["label"], first_index)
+        grads, batch_stats, loss_sum, hits = gradients(state, images, targets, dropout_key)
+        count = jnp.asarray(size, jnp.float32)
+        if axis_name:
+            grads = jax.lax.pmean(grads, axis_name)
+            loss_sum, hits, count = jax.lax.psum((loss_sum, hits, count), axis_name)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = jax.tree.map(lambda old, now: ema_decay * old + (1.0 - ema_decay) * now, ema, new)
+        metrics = {
+            "loss": (loss_sum, count),
+            "accuracy": (hits.astype(jnp.float32), count),
+            "gradient_norm": (optax.tree.norm(grads), jnp.ones((), jnp.float32)),
+        }
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+
+    return step
+
+
+def make_eval_step(
+    model: nn.Module,
+    loss: Loss,
+    normalize: Callable[[jax.Array], jax.Array],
+    num_classes: int,
+    *,
+    axis_name: str | None = None,
+) -> Callable[[dict[str, Tree], Batch], tuple[Metrics, jax.Array]]:
+    """Builds `step(variables, batch) -> (metrics, logits_BxK)`; rows where `batch["mask"]` is False count nowhere."""
+
+    def step(variables: dict[str, Tree], batch: Batch) -> tuple[Metrics, jax.Array]:
+        logits_BxK = model.apply(variables, normalize(batch["image"]), train=False)
+        targets_BxK = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
+        mask_B = batch["mask"].astype(jnp.float32)
+        loss_sum = jnp.sum(loss(logits_BxK, targets_BxK) * mask_B)
+        hits = jnp.sum((jnp.argmax(logits_BxK, -1) == batch["label"]).astype(jnp.float32) * mask_B)
+        count = mask_B.sum()
+        if axis_name:
+            loss_sum, hits, count = jax.lax.psum((loss_sum, hits, count), axis_name)
+        return {"loss": (loss_sum, count), "accuracy": (hits, count)}, logits_BxK
+
+    return step

@@ -1,0 +1,146 @@
+"""Runs what the documentation shows: `python -m tests.run_docs [PAGE …]`.
+
+In docs/*.md every fenced block of bash, console or python that stands directly under the line `<!-- run -->` is run,
+in one temporary folder, the pages in the order in which docs/README.md lists them: the first page trains the run that
+the others look at. A bash block is run a command at a time, a console block likewise (its lines behind `$ `), a python
+block as a script. docs/tutorial.py is run as a notebook. The first failure is printed whole and ends it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+MARK = "<!-- run -->"
+LIMIT = 300  # seconds a command may take
+
+# Pictures are drawn in the notebook's own process, without a screen.
+NOTEBOOK = """
+import sys, jupytext, nbclient
+notebook = jupytext.read(sys.argv[1])
+notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+nbclient.NotebookClient(notebook, timeout=300).execute()
+shown = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+assert shown, "the notebook shows no picture"
+"""
+
+
+class Command(NamedTuple):
+    """Something to run: where it stands, what is printed for it, and the program's arguments."""
+
+    place: str
+    said: str
+    arguments: list[str]
+
+
+def main(names: list[str]) -> None:
+    """Runs the given pages, or all of them and the tutorial; exits 1 at the first failure."""
+    pages = [DOCS / name for name in names if name.endswith(".md")] if names else all_pages()
+    commands = [command for page in pages for command in page_commands(page)]
+    if not names or "tutorial.py" in names:
+        arguments = [sys.executable, "-c", NOTEBOOK, str(DOCS / "tutorial.py")]
+        commands.append(Command("tutorial.py", "as a notebook", arguments))
+    if not commands:
+        fail(f"given {names}; expected pages of {DOCS} with blocks under {MARK}")
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="run-docs-") as folder:
+        environment = surroundings(Path(folder))
+        for command in commands:
+            run(command, Path(folder), environment)
+    print(f"{time.perf_counter() - start:6.1f} s  {len(commands)} commands", flush=True)
+
+
+def all_pages() -> list[Path]:
+    """Returns docs/README.md, the pages it links to in that order, and then any other page."""
+    index = DOCS / "README.md"
+    linked = [DOCS / name for name in re.findall(r"\]\(([\w-]+\.md)\)", index.read_text())]
+    return list(dict.fromkeys([index, *linked, *sorted(DOCS.glob("*.md"))]))
+
+
+def page_commands(page: Path) -> Iterator[Command]:
+    """Yields the commands of the marked blocks of a page."""
+    lines = page.read_text().split("\n")
+    for number, line in enumerate(lines):
+        if line.strip() != MARK:
+            continue
+        fence = re.fullmatch(r"```(bash|console|python)", lines[number + 1])
+        if fence is None:
+            fail(f"{page.name}:{number + 2}: {MARK} is not followed by a block of bash, console or python")
+        end = lines.index("```", number + 2)
+        block = lines[number + 2 : end]
+        if fence[1] == "python":
+            said = next((text for text in block if text and not text.startswith(("import ", "from "))), block[0])
+            yield Command(f"{page.name}:{number + 3}", f"python: {said}", [sys.executable, "-c", "\n".join(block)])
+            continue
+        if fence[1] == "console":
+            block = [text.removeprefix("$ ") if text.startswith("$ ") else "" for text in block]
+        for first, text in shell_commands(block):
+            yield Command(f"{page.name}:{number + 3 + first}", text, ["bash", "-euo", "pipefail", "-c", text])
+
+
+def shell_commands(block: list[str]) -> Iterator[tuple[int, str]]:
+    """Yields (line, command) of each command, whole as bash understands it.
+
+    >>> list(shell_commands(["# two", "for i in 1 2; do", "  echo $i", "done", "", "ls \\\\", "  -l"]))
+    [(1, 'for i in 1 2; do\\n  echo $i\\ndone'), (5, 'ls \\\\\\n  -l')]
+    """
+    first, parts = 0, []
+    for number, line in enumerate(block):
+        if not parts:
+            if not line.strip() or line.startswith("#"):
+                continue
+            first = number
+        parts.append(line)
+        text = "\n".join(parts)
+        if not line.endswith("\\") and subprocess.run(["bash", "-n", "-c", text], capture_output=True).returncode == 0:
+            yield first, text
+            parts = []
+    if parts:
+        yield first, "\n".join(parts)  # bash says what is wrong with it
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """The environment of the commands: this Python, this checkout, and nothing written outside `folder`."""
+    environment = dict(os.environ)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    environment.setdefault("CNN_JAX_CACHE", str(folder / "cache"))
+    environment["MPLCONFIGDIR"] = str(folder / "matplotlib")
+    return environment
+
+
+def run(command: Command, folder: Path, environment: dict[str, str]) -> None:
+    """Runs a command and prints its time."""
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command.arguments,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT,
+        )
+        problem, output = done.returncode and f"exit code {done.returncode}", done.stdout
+    except subprocess.TimeoutExpired as expired:
+        problem, output = f"more than {LIMIT} s", expired.stdout or b""
+    print(f"{time.perf_counter() - start:6.1f} s  {command.place:18} {' '.join(command.said.split())}", flush=True)
+    if problem:
+        fail(f"{command.place}: {problem}\n{command.said}\n{output.decode(errors='replace')}")
+
+
+def fail(message: str) -> NoReturn:
+    print(f"FAILED {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

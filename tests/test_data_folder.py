@@ -1,0 +1,166 @@
+"""Folders of one's own images."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_jax.data import Splits, default_splits, materialize, open_source
+from cnn_jax.data.folder import open_folder
+from cnn_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def fill(folder, counts, size=(5, 7), channels=3, suffix="png"):
+    """Writes `counts[class]` images a class; every pixel of image i of class k is 20 k + i."""
+    for label, (name, count) in enumerate(sorted(counts.items())):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = np.full((*size, channels), 20 * label + i, np.uint8)
+            Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(folder / name / f"{i}.{suffix}")
+    return f"folder:{folder}"
+
+
+def values(source):
+    return [int(source[i]["image"].flat[0]) for i in range(len(source))]
+
+
+def test_three_folders(tmp_path):
+    fill(tmp_path / "train", {"cat": 4, "dog": 3})
+    fill(tmp_path / "val", {"cat": 2, "dog": 1})
+    fill(tmp_path / "test", {"cat": 1, "dog": 1})
+    name = f"folder:{tmp_path}"
+    train = open_source(name, "train")
+    assert train.class_names == ("cat", "dog") and train.image_shape == (5, 7, 3)
+    images, labels = materialize(train)
+    assert sorted(images[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 20, 21, 22]
+    np.testing.assert_array_equal(labels, images[:, 0, 0, 0] // 20)
+    assert (len(open_source(name, "validation")), len(open_source(name, "test"))) == (3, 2)
+    assert default_splits(name) == Splits()
+
+
+def test_missing_parts_come_from_train(tmp_path):
+    name = f"folder:{tmp_path}"
+    fill(tmp_path / "train", {"cat": 10, "dog": 10})
+    assert default_splits(name) == Splits("train[:80%]", "train[80%:90%]", "train[90%:]")
+    parts = [values(open_source(name, split)) for split in ("train[:80%]", "train[80%:90%]", "train[90%:]")]
+    assert sorted(sum(parts, [])) == sorted(values(open_source(name, "train"))) and [len(p) for p in parts] == [
+        16,
+        2,
+        2,
+    ]
+    fill(tmp_path / "test", {"cat": 1, "dog": 1})
+    assert default_splits(name) == Splits("train[:90%]", "train[90%:]", "test")
+    with pytest.raises(UserError, match="validation"):
+        open_source(name, "validation")
+
+
+def test_one_folder_is_divided(tmp_path):
+    name = fill(tmp_path, {"a": 20, "b": 20, "c": 3})
+    parts = {split: set(values(open_source(name, split))) for split in ("train", "validation", "test")}
+    assert set.union(*parts.values()) == {*range(40), 40, 41, 42}
+    assert sum(map(len, parts.values())) == 43
+    for part in parts.values():  # stratified: every class of three or more is everywhere
+        assert {value // 20 for value in part} == {0, 1, 2}
+    assert 25 <= len(parts["train"]) <= 39
+    assert default_splits(name) == Splits()
+
+
+def test_dividing_is_about_80_10_10_and_files_added_do_not_move_others(tmp_path):
+    for i in range(300):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / f"{i}.png").touch()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a" / "0.png")
+
+    def names(split):
+        return {file.path.name for file in open_folder(str(tmp_path), split, None, False).files}
+
+    before = {split: names(split) for split in ("train", "validation", "test")}
+    assert 220 <= len(before["train"]) <= 260 and 15 <= len(before["validation"]) <= 45
+    for i in range(300, 600):
+        (tmp_path / "a" / f"{i}.png").touch()
+    for split, files in before.items():
+        assert files <= names(split)
+
+
+def test_mixed_sizes_and_modes(tmp_path):
+    name = fill(tmp_path, {"a": 3, "b": 3}, size=(30, 40))
+    assert open_source(name, "train").image_shape == (30, 40, 3)
+    fill(tmp_path, {"a": 1}, size=(90, 40), channels=1, suffix="jpg")
+    assert open_source(name, "train").image_shape == (64, 64, 3)
+    assert open_source(name, "train", image_size=12)[0]["image"].shape == (12, 12, 3)
+    grey = fill(tmp_path / "grey", {"a": 3}, channels=1)
+    assert open_source(grey, "train").image_shape == (5, 7, 1)
+    large = fill(tmp_path / "large", {"a": 3}, size=(257, 257), channels=1)
+    assert open_source(large, "train").image_shape == (64, 64, 1)
+
+
+def test_sideways_photographs_have_the_size_they_are_shown_in(tmp_path):
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(3):
+        Image.fromarray(np.zeros((8, 6), np.uint8)).save(tmp_path / "a" / f"{i}.jpg", exif=exif)
+    assert open_source(f"folder:{tmp_path}", "train").image_shape == (6, 8, 1)
+
+
+def test_hidden_and_foreign_files_are_no_images(tmp_path):
+    name = fill(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("about these")
+    (tmp_path / "a" / "._0.png").write_text("what macOS leaves")
+    splits = ("train", "validation", "test")
+    assert sum(len(open_source(name, split)) for split in splits) == 6
+    assert open_source(name, "train").class_names == ("a", "b")
+
+
+def test_bad_folders(tmp_path):
+    def message(path, split="train"):
+        with pytest.raises(UserError) as caught:
+            open_source(f"folder:{path}", split)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "not a folder" in message(tmp_path / "nowhere")
+    assert "no sub-folder" in message(tmp_path)
+    fill(tmp_path, {"a": 3})
+    (tmp_path / "empty").mkdir()
+    assert "'empty' has no images" in message(tmp_path)
+    (tmp_path / "empty").rmdir()
+    assert "split" in message(tmp_path, "train[5000:]")
+    fill(tmp_path / "deep" / "train", {"a": 3})
+    fill(tmp_path / "deep" / "test", {"b": 3})
+    assert "class 'b'" in message(tmp_path / "deep")
+
+
+def test_bad_images(tmp_path, capsys):
+    fill(tmp_path / "train", {"a": 3, "b": 3})
+    name = f"folder:{tmp_path}"
+    whole = (tmp_path / "train" / "a" / "0.png").read_bytes()
+    (tmp_path / "train" / "a" / "bad.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="bad.png"):
+        materialize(open_source(name, "train"))
+    source = open_folder(str(tmp_path), "train", None, skip_bad_images=True)
+    assert len(source) == len(open_source(name, "train", skip_bad_images=True)) == 6
+    assert [path.name for path in source.skipped] == ["bad.png"]
+    assert materialize(source)[0].shape == (6, 5, 7, 3)
+    warning = capsys.readouterr().err
+    assert (
+        "left out 1 unreadable" in warning and "bad.png" in warning and warning.count("\n") == 2
+    )  # one line each time
+
+
+def test_a_changed_file_is_decoded_again(tmp_path):
+    fill(tmp_path / "train", {"a": 2})
+    name = f"folder:{tmp_path}"
+    assert set(materialize(open_source(name, "train"))[0][:, 0, 0, 0].tolist()) == {0, 1}
+    path = tmp_path / "train" / "a" / "0.png"
+    Image.fromarray(np.full((5, 7, 3), 99, np.uint8)).save(path)
+    os.utime(path, ns=(1, 1))
+    assert set(materialize(open_source(name, "train"))[0][:, 0, 0, 0].tolist()) == {99, 1}

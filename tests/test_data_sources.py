@@ -1,0 +1,278 @@
+"""Sources by name: splits, digits, drawn sets, real TFDS sets, decoding once."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnn_jax.data import ArraySource, Example, Preprocess, Splits, default_splits, materialize, open_source, parse_split
+from cnn_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "decoded"
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", range(0, 1000)),
+        ("train[:100]", range(0, 100)),
+        ("train[100:]", range(100, 1000)),
+        ("train[10:20]", range(10, 20)),
+        ("train[-100:]", range(900, 1000)),
+        ("train[:-10]", range(0, 990)),
+        ("train[:90%]", range(0, 900)),
+        ("train[90%:]", range(900, 1000)),
+        ("train[-10%:]", range(900, 1000)),
+        ("train[33%:67%]", range(330, 670)),
+        ("train[:]", range(0, 1000)),
+    ],
+)
+def test_split_syntax(split, expected):
+    assert parse_split(split, {"train": 1000, "test": 7}) == ("train", expected)
+
+
+def test_percent_slices_of_any_size_meet_without_gap_or_overlap():
+    for size in range(1, 60):
+        for percent in range(101):
+            edges = {"train": size}
+            cut = round(percent * size / 100)
+            if 0 < cut < size:
+                head = parse_split(f"train[:{percent}%]", edges)[1]
+                tail = parse_split(f"train[{percent}%:]", edges)[1]
+                assert [*head, *tail] == list(range(size))
+
+
+@pytest.mark.parametrize(
+    "split",
+    ["", "train[", "train[a:b]", "train[5]", "train[5:5]", "train[9:3]", "train[:1001]", "train[-1001:]", "trian"],
+)
+def test_bad_split_is_one_line(split):
+    with pytest.raises(UserError, match="split") as caught:
+        parse_split(split, {"train": 1000})
+    assert "\n" not in str(caught.value)
+
+
+def test_digits_are_the_published_set():
+    sizes = {"train": 1257, "validation": 180, "test": 360}
+    images, labels = [], []
+    for split, size in sizes.items():
+        source = open_source("digits", split)
+        assert len(source) == size and source.image_shape == (8, 8, 1)
+        images.append(materialize(source)[0])
+        labels.append(materialize(source)[1])
+    # Counts of each digit in the UCI documentation of optdigits.tes.
+    assert np.bincount(np.concatenate(labels)).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.bincount(labels[1]).tolist() == [18] * 10 and np.bincount(labels[2]).tolist() == [36] * 10
+    assert len({image.tobytes() for part in images for image in part}) == 1797  # all distinct: splits share none
+    # First record of the original file, a zero, in its own grey levels 0 to 16.
+    first = [0, 0, 5, 13, 9, 1, 0, 0]
+    levels = np.rint(np.concatenate(images)[:, 0, :, 0] * (16 / 255)).astype(int)
+    assert first in levels.tolist()
+
+
+def test_digits_enlarged():
+    small, large = open_source("digits", "test[:5]"), open_source("digits", "test[:5]", image_size=28)
+    assert large.image_shape == (28, 28, 1)
+    assert [large[i]["label"] for i in range(5)] == [small[i]["label"] for i in range(5)]
+    coarse = large[0]["image"][..., 0].reshape(4, 7, 4, 7).mean((1, 3))
+    fine = small[0]["image"][..., 0].reshape(4, 2, 4, 2).mean((1, 3))
+    assert np.abs(coarse - fine).max() < 20  # means over quarters of the image survive resizing
+
+
+def test_drawn_examples_depend_on_split_and_index_only():
+    whole, part = open_source("xo:train=40", "train"), open_source("xo:train=40", "train[10:20]")
+    more = open_source("xo:train=400", "train[:40]")
+    for i in range(10):
+        np.testing.assert_array_equal(part[i]["image"], whole[10 + i]["image"])
+        np.testing.assert_array_equal(more[i]["image"], whole[i]["image"])
+        assert part[i]["label"] == whole[10 + i]["label"] == (10 + i) % 2
+    assert not np.array_equal(whole[0]["image"], open_source("xo:train=40", "test")[0]["image"])
+
+
+def test_xo_without_nuisances_is_the_letter():
+    name = "xo:size=41,translation=0,scale=0,rotation=0,weight=0,noise=0"
+    x, o = (open_source(name, "train")[i]["image"][..., 0].astype(int) for i in (0, 1))
+    for letter in (x, o):  # both letters are the same in a mirror and after a quarter turn
+        np.testing.assert_array_equal(letter, letter[::-1])
+        np.testing.assert_array_equal(letter, letter.T)
+    assert x[20, 20] == 255 and o[20, 20] == 0
+    radius, stroke = 0.3 * 41, 0.1 * 41
+    assert o.sum() / 255 == pytest.approx(2 * np.pi * radius * stroke, rel=0.02)  # area of the ring
+    bars = 2 * (2 * radius * stroke + np.pi * stroke**2 / 4) - stroke**2  # two bars with round ends, one crossing
+    assert x.sum() / 255 == pytest.approx(bars, rel=0.02)
+
+
+@pytest.mark.parametrize("nuisance", ["translation", "scale", "rotation", "weight", "noise"])
+def test_each_nuisance_of_xo_changes_the_image(nuisance):
+    still = {"translation": 0.0, "scale": 0.0, "rotation": 0.0, "weight": 0.0, "noise": 0.0}
+
+    def images(**arguments):
+        text = ",".join(f"{key}={value}" for key, value in {**still, **arguments}.items())
+        source = open_source(f"xo:{text}", "train[:8]")
+        return np.stack([source[i]["image"] for i in range(0, 8, 2)])  # the X's: turning an O changes nothing
+
+    assert len(np.unique(images(), axis=0)) == 1
+    assert len(np.unique(images(**{nuisance: 0.3 if nuisance != "rotation" else 30.0}), axis=0)) == 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["xo:sise=3", "xo:size=big", "xo:size=2", "xo:rotation=999", "xo:noise=-1", "xo:size=28,size=32", "digits:3"]
+    + ["synthetic", "synthetic:32x32:10", "synthetic:0x4x1:2", "synthetic:4x4x1:2:x", "synthetic:4x4x1:2:9:9"],
+)
+def test_bad_arguments_of_built_in_sets(name):
+    with pytest.raises(UserError) as caught:
+        open_source(name, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_synthetic_is_learnable_and_sized():
+    source = open_source("synthetic:8x6x3:4:64", "train")
+    images, labels = materialize(source)
+    assert images.shape == (64, 8, 6, 3) and images.dtype == np.uint8 and labels.dtype == np.int32
+    assert len(open_source("synthetic:8x6x3:4", "train")) == 2048
+    means = np.stack([images[labels == k].mean(0) for k in range(4)])
+    test_images, test_labels = materialize(open_source("synthetic:8x6x3:4:64", "test"))
+    nearest = ((test_images[:, None] - means[None]) ** 2).sum((2, 3, 4)).argmin(1)
+    np.testing.assert_array_equal(nearest, test_labels)
+    assert not np.array_equal(images[0], images[4])  # same class, other noise
+
+
+def test_image_size_of_built_in_sets():
+    assert open_source("xo", "train", image_size=20).image_shape == (20, 20, 1)
+    assert open_source("synthetic:8x8x1:2", "train", image_size=8).image_shape == (8, 8, 1)
+    for name in ("xo:size=24", "synthetic:9x9x1:2"):
+        with pytest.raises(UserError, match="size"):
+            open_source(name, "train", image_size=8)
+    with pytest.raises(UserError, match="image size -3"):
+        open_source("digits", "train", image_size=-3)
+
+
+def test_default_splits_of_known_names():
+    assert default_splits("mnist") == Splits("train[:55000]", "train[55000:]", "test")
+    assert default_splits("cifar10:3.0.2") == Splits("train[:45000]", "train[45000:]", "test")
+    assert default_splits("xo:size=28") == Splits("train", "validation", "test")
+
+
+def test_absent_tfds_set_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError) as caught:
+        open_source("svhn_cropped", "train", data_dir=str(tmp_path))
+    message = str(caught.value)
+    assert "svhn_cropped" in message and str(tmp_path) in message and "--dataset digits" in message
+    assert f"python -m cnn_jax.data prepare svhn_cropped --data-dir {tmp_path}" in message and "\n" not in message
+
+
+def test_unknown_names_get_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="mnist"):
+        open_source("mnits", "train", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="digits"):
+        open_source("digit", "train", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="unknown data set 'xyzzyq'"):
+        open_source("xyzzyq", "train", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="name:version"):
+        open_source("two words", "train", data_dir=str(tmp_path))
+
+
+def test_labels_out_of_range_are_refused():
+    images = np.zeros((3, 4, 4, 1), np.uint8)
+    for label in (-1, 2):
+        source = ArraySource("mine", "test", ("a", "b"), images, np.array([0, label, 1]))
+        with pytest.raises(UserError, match=f"example 1 has label {label}; expected labels 0 to 1"):
+            materialize(source)
+
+
+class Counted:
+    """A source that counts how often it is read, with a fingerprint, so that it is cached."""
+
+    name, split, class_names, image_shape = "counted", "train[:3]", ("a", "b"), (2, 2, 1)
+
+    def __init__(self, fingerprint: str):
+        self.fingerprint, self.reads = fingerprint, 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int, /) -> Example:
+        self.reads += 1
+        return {"image": np.full((2, 2, 1), index, np.uint8), "label": index % 2}
+
+
+def test_decoded_once(cache):
+    first, second, changed = Counted("1"), Counted("1"), Counted("2")
+    for source in (first, second, changed):
+        images, labels = materialize(source)
+        assert images[:, 0, 0, 0].tolist() == [0, 1, 2] and labels.tolist() == [0, 1, 0]
+    assert (first.reads, second.reads, changed.reads) == (3, 0, 3)
+    assert len(list(cache.iterdir())) == 2  # and no scratch folder
+
+
+def test_damaged_cache_is_made_anew(cache):
+    materialize(Counted("1"))
+    (folder,) = cache.iterdir()
+    for damage in (b"", (folder / "images.npy").read_bytes()[:-1]):
+        (folder / "images.npy").write_bytes(damage)
+        source = Counted("1")
+        assert materialize(source)[0].shape == (3, 2, 2, 1) and source.reads == 3
+        assert len(list(cache.iterdir())) == 1
+
+
+def test_unwritable_cache_costs_only_the_cache(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("a file where the cache's folder should be")
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "file"))
+    assert materialize(Counted("1"))[1].tolist() == [0, 1, 0]
+
+
+def test_importing_data_is_light():
+    code = "import sys, cnn_jax.data; print({'jax', 'grain', 'tensorflow_datasets', 'tensorflow'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "set()"
+
+
+def test_mnist(tfds_dir):
+    source = open_source("mnist", "train[:55000]", data_dir=tfds_dir)
+    assert (len(source), source.image_shape, source.class_names) == (55000, (28, 28, 1), tuple("0123456789"))
+    assert len(open_source("mnist", "train[55000:]", data_dir=tfds_dir)) == 5000
+    images, labels = materialize(open_source("mnist:3.0.1", "test[:300]", data_dir=tfds_dir))
+    assert images.shape == (300, 28, 28, 1) and set(labels.tolist()) == set(range(10))
+    # The digits were put into 28x28 by their centre of mass (LeCun et al. 1998): it is at pixel 13.5 or 14.
+    rows = (images.sum((2, 3)) * np.arange(28)).sum(1) / images.sum((1, 2, 3))
+    np.testing.assert_allclose(rows, 13.8, atol=1)
+    ours, tfds_own = source[7], _by_tfds("mnist", "train", tfds_dir)[7]
+    np.testing.assert_array_equal(ours["image"], tfds_own["image"])
+    assert ours["label"] == tfds_own["label"]
+    for split in ("tran", "train[", "train[:99999999]", "train[5:5]"):
+        with pytest.raises(UserError, match="60000 examples") as caught:
+            open_source("mnist", split, data_dir=tfds_dir)
+        assert "\n" not in str(caught.value)
+
+
+def _by_tfds(name, split, folder) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.data_source(name, split=split, data_dir=folder)
+
+
+def test_cifar10(tfds_dir):
+    source = open_source("cifar10", "train[:45000]", data_dir=tfds_dir)
+    assert len(source) == 45000 and source.image_shape == (32, 32, 3)
+    assert source.class_names[:3] == ("airplane", "automobile", "bird")
+    np.testing.assert_array_equal(source[3]["image"], _by_tfds("cifar10", "train", tfds_dir)[3]["image"])
+    preprocess = Preprocess.fit(open_source("cifar10", "train[:2000]", data_dir=tfds_dir))
+    np.testing.assert_allclose(preprocess.mean, (0.4914, 0.4822, 0.4465), atol=0.01)  # of all 50,000, well known
+    np.testing.assert_allclose(preprocess.std, (0.2470, 0.2435, 0.2616), atol=0.01)
+    assert open_source("cifar10", "test[:5]", data_dir=tfds_dir, image_size=16)[0]["image"].shape == (16, 16, 3)
+
+
+def test_data_dir_from_environment(tfds_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
+    assert len(open_source("mnist", "test[:10]")) == 10
+    monkeypatch.setenv("TFDS_DATA_DIR", os.path.join(tfds_dir, "nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        open_source("mnist", "test[:10]")

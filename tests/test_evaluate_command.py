@@ -1,0 +1,134 @@
+"""Scores of finished runs, against the same computed with NumPy alone."""
+
+import json
+
+import numpy as np
+import pytest
+from made_up_run import CONFIG, digits, expected_logits, make_run
+from PIL import Image
+
+from cnn_jax import evaluate
+from cnn_jax.cli import guard
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made_up") / "run")
+
+
+def expected(split):
+    images, labels = digits(split)
+    logits = expected_logits(images).astype(np.float64)
+    log_sums = np.log(np.exp(logits).sum(axis=1))
+    best_five = np.argsort(-logits, axis=1)[:, :5]
+    return {
+        "count": len(labels),
+        "accuracy": np.mean(logits.argmax(axis=1) == labels),
+        "loss": np.mean(log_sums - logits[np.arange(len(labels)), labels]),
+        "top5_accuracy": np.mean([label in row for label, row in zip(labels, best_five, strict=True)]),
+    }
+
+
+def refuse(capsys, argv):
+    """Runs the command, which must end with one line on stderr and exit code 2; returns the line."""
+    with pytest.raises(SystemExit) as stop:
+        guard(lambda: evaluate.main([str(a) for a in argv]))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error:")
+    return line
+
+
+@pytest.mark.parametrize("split, batch_size", [("test", None), ("validation", 1000), ("train[:101]", 7)])
+def test_scores_are_exact_however_the_batches_fall(run, split, batch_size):
+    scores = evaluate.evaluate(run, split, batch_size=batch_size)
+    right = expected(split)
+    assert {name: scores[name] for name in right} == pytest.approx(right, rel=1e-5)
+    assert scores["accuracy_low"] < scores["accuracy"] < scores["accuracy_high"]
+    assert (scores["run"], scores["dataset"], scores["split"]) == (str(run), "digits", split)
+
+
+def test_split_words_mean_the_splits_of_the_run(tmp_path):
+    run = make_run(tmp_path / "run", CONFIG.override(test_split="train[5:60]"))
+    scores = evaluate.evaluate(run)
+    assert scores["split"] == "train[5:60]"
+    assert scores["accuracy"] == pytest.approx(expected("train[5:60]")["accuracy"])
+    # Of another set they mean that set's own.
+    assert evaluate.evaluate(run, dataset="digits:", split="validation")["split"] == "validation"
+
+
+def test_command_prints_a_table_and_writes_json(run, tmp_path, capsys):
+    other = make_run(tmp_path / "other")
+    evaluate.main([str(run), str(other), "--json", str(tmp_path / "scores.json")])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["run"] for row in scores] == [str(run), str(other)]
+    assert scores[0]["accuracy"] == pytest.approx(expected("test")["accuracy"])
+    table = capsys.readouterr().out
+    assert table.count(f"{expected('test')['accuracy']:.2%}") == 2 and "top 5" in table
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder set of ten threes and ten eights: two of the run's classes, with other indices."""
+    images, labels = digits("test")
+    for name in ("8", "3"):
+        for part in ("train", "test"):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for i in np.flatnonzero(labels == int(name))[:10]:
+                Image.fromarray(images[i, ..., 0]).save(tmp_path / "set" / part / name / f"{i}.png")
+    return tmp_path / "set"
+
+
+def test_other_data_sets_are_matched_by_class_name(run, photos, monkeypatch, tmp_path):
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
+    scores = evaluate.evaluate(run, dataset=f"folder:{photos}")
+    images, labels = digits("test")
+    chosen = np.concatenate([np.flatnonzero(labels == k)[:10] for k in (3, 8)])
+    right = np.mean(expected_logits(images[chosen]).argmax(axis=1) == labels[chosen])
+    assert scores["count"] == 20
+    assert scores["accuracy"] == pytest.approx(right)
+    assert right > 0.6  # as it could not be with labels 0 and 1
+
+
+def test_classes_the_run_does_not_know(run, photos, capsys):
+    for part in ("train", "test"):
+        (photos / part / "8").rename(photos / part / "platypus")
+    line = refuse(capsys, [run, "--dataset", f"folder:{photos}"])
+    assert "platypus" in line and "0, 1, 2" in line
+
+
+def test_images_of_another_shape(run, capsys):
+    line = refuse(capsys, [run, "--dataset", "synthetic:16x16x1:10"])
+    assert "16x16x1" in line and "8x8x1" in line and "--image-size" in line
+    assert "8x8x3" in refuse(capsys, [run, "--dataset", "synthetic:8x8x3:10"])
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--split", "tset"], "tset"),
+        (["--split", "test[:10"], "test[:10"),
+        (["--dataset", "digitz", "--data-dir", "nowhere"], "digitz"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, capsys, arguments, told):
+    assert told in refuse(capsys, [run, *arguments])
+
+
+def test_folder_that_is_no_finished_run(run, tmp_path, capsys):
+    assert "config.json" in refuse(capsys, [run, tmp_path])
+
+
+@pytest.mark.parametrize("argv", [[], ["run", "--batch-size", "0"], ["run", "--nonsense"]])
+def test_wrong_usage_ends_with_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(argv)
+    assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_loss_is_that_of_the_run():
+    logits = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], np.float32)
+    labels = np.array([0, 2])
+    squares = np.mean([[1.0, 0, 1], [0, 9, 1]])
+    assert evaluate.score(logits, labels, "mse")["loss"] == pytest.approx(squares)
+    assert "top5_accuracy" not in evaluate.score(logits, labels, "mse")

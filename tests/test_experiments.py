@@ -1,0 +1,56 @@
+"""Every experiment and preset: one step's shapes, and two real steps on data that ships with the package."""
+
+import importlib
+import pkgutil
+
+import jax
+import pytest
+
+import experiments
+from cnn_jax.cli import parse
+from cnn_jax.training import run
+from cnn_jax.training.experiment import make_experiment
+
+NAMES = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__))
+OFFLINE = {"xo_cnn": "xo:train=64,test=32"}
+VARIANTS = [
+    (name, preset)
+    for name in NAMES
+    for preset in (None, *getattr(importlib.import_module(f"experiments.{name}"), "PRESETS", {}))
+]
+
+
+def config_of(name: str, preset: str | None, *argv: str):
+    module = importlib.import_module(f"experiments.{name}")
+    chosen = ("--preset", preset) if preset else ()
+    return parse((*chosen, *argv), module.CONFIG, module.__doc__, getattr(module, "PRESETS", {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_is_small_documented_and_named_as_its_config(name):
+    module = importlib.import_module(f"experiments.{name}")
+    assert module.CONFIG.experiment == name
+    assert module.__doc__ and f"python -m experiments.{name}" in module.__doc__
+    with open(str(module.__file__)) as file:
+        assert len(file.readlines()) <= 60
+
+
+@pytest.mark.parametrize(("name", "preset"), VARIANTS)
+def test_two_steps_on_offline_data(name, preset, tmp_path):
+    dataset = OFFLINE.get(name, "digits")
+    argv = ("--dataset", dataset, "--steps", "2", "--workdir", str(tmp_path / "run"), "--batch-size", "16")
+    summary = run.train(config_of(name, preset, *argv, "--devices", "1"))
+    assert summary["steps"] == 2 and 0 <= summary["test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(("name", "preset"), VARIANTS)
+def test_step_has_the_right_shapes_on_its_own_data(name, preset, tfds_dir):
+    experiment = make_experiment(config_of(name, preset, "--devices", "1"))
+    data = experiment.data["train"]
+    item = next(data.train_items(0))
+    step = lambda state, arrays, item: experiment.train_step(state, data.gather(arrays, item))  # noqa: E731
+    state, metrics = jax.eval_shape(step, experiment.state, data.arrays, item)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), experiment.state
+    )
+    assert set(metrics) == {"loss", "accuracy", "gradient_norm"}

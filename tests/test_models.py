@@ -1,0 +1,400 @@
+"""The models are the published ones, to the digit; they learn, compute in either type, and refuse what they cannot do."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from cnn_jax.cli import guard
+from cnn_jax.errors import UserError
+from cnn_jax.models import MODELS, build, default_input_shape, stages
+from cnn_jax.models.__main__ import SOURCES, main
+from cnn_jax.models.lenet import C3_TABLE, PartialConv, RbfOutput, prototypes
+from cnn_jax.models.resnet import ResNet
+from cnn_jax.models.summary import count_flops, count_parameters, layer_table
+
+PARAMETERS = {
+    "softmax_regression": 7_850,
+    "mlp": 648_010,
+    "mlp_500_500": 648_010,
+    "lenet5": 61_706,
+    "lenet5_1998": 60_000,
+    "mnist_cnn": 3_274_634,
+    "tf_cnn": 1_669_002,
+    "keras_cifar_cnn": 1_250_858,
+    "kaggle_lenet": 99_127,
+    "xo_cnn": 2_818,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+}
+SMALL = [name for name in MODELS if not name.startswith("resnet")]
+# The code of every ResNet in few layers: both stems, both blocks, both shortcuts.
+TINY = {
+    "tiny CIFAR ResNet": ResNet(3, blocks=(1, 1), width=4),
+    "tiny ImageNet ResNet": ResNet(3, blocks=(1, 1), width=4, shortcut="B", bottleneck=True, imagenet_stem=True),
+}
+NETS = {**{name: build(name, 3) for name in SMALL}, **TINY}
+
+
+def some_images(model: nn.Module, batch: int = 6) -> jax.Array:
+    height, width, channels = getattr(model, "input_shape", None) or (28, 28, 1)
+    if isinstance(model, ResNet):
+        height = width = 16
+    return jax.random.normal(jax.random.key(1), (batch, height, width, channels))
+
+
+def shapes(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False))
+
+
+@cache
+def some_variables(name: str) -> Any:
+    return draw_variables(NETS[name], some_images(NETS[name], 1).shape[1:])
+
+
+def draw_variables(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    """Random variables, drawn by NumPy: much faster than compiling the initialisers."""
+    numbers = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        fan_in = max(1, np.prod(leaf.shape[:-1]))
+        centre = 1.0 if leaf.ndim == 1 else 0.0  # scales and variances are positive
+        values = centre + np.clip(numbers.normal(size=leaf.shape), -2, 2) / np.sqrt(fan_in) * (1 - 0.9 * centre)
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree.map(draw, shapes(model, input_shape))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_count_is_the_published_one(name):
+    assert count_parameters(shapes(build(name), default_input_shape(name))["params"]) == PARAMETERS[name]
+
+
+def test_parameter_counts_of_variants():
+    def count(name: str, shape: tuple[int, int, int], **args: str) -> int:
+        return count_parameters(shapes(build(name, 10, args=args), shape)["params"])
+
+    assert count("lenet5", (32, 32, 1)) == 61_706
+    assert count("lenet5_1998", (28, 28, 1)) == 60_000
+    assert count("lenet5", (28, 28, 1), pool="average", activation="tanh") == 61_706
+    for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
+        assert count(name, (32, 32, 3), shortcut="B") == PARAMETERS[name] + 2_752
+    assert count("mlp", (28, 28, 1), hidden="300") == 784 * 300 + 300 + 300 * 10 + 10
+    assert count("softmax_regression", (32, 32, 3)) == 30_730
+
+
+def test_lenet_1998_layers_have_the_published_counts():
+    rows = {row.name: row.parameters for row in layer_table(build("lenet5_1998"), (32, 32, 1))}
+    published = {"c1": 156, "s2": 12, "c3": 1_516, "s4": 32, "c5": 48_120, "f6": 10_164, "output": 0}
+    assert {name: rows[name] for name in published} == published
+
+
+@pytest.mark.parametrize("name", [*SMALL, "resnet20", "resnet18", "resnet50"])
+def test_tree_of_parameters_is_the_golden_one(name):
+    variables = shapes(build(name), default_input_shape(name))
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    lines = [
+        f"{path} {'x'.join(map(str, leaf.shape))} "
+        f"{'decay' if path.startswith('params/') and leaf.ndim > 1 else 'no-decay'}\n"
+        for path, leaf in sorted(leaves.items())
+    ]
+    golden = Path(__file__).parent / "golden" / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        golden.write_text("".join(lines))
+    known = golden.read_text().splitlines(keepends=True) if golden.exists() else []
+    gone, new = [line for line in known if line not in lines], [line for line in lines if line not in known]
+    assert known == lines, (
+        f"the variables of {name} changed: saved weights of the old form no longer load.\n"
+        f"gone:\n{''.join(gone)}new:\n{''.join(new)}"
+        f"If that is meant, write {golden.name} anew with UPDATE_GOLDEN=1 and say so in the changelog."
+    )
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_parameter_gets_a_gradient(name):
+    model, variables = NETS[name], some_variables(name)
+    x = some_images(model)
+    labels = jnp.arange(len(x)) % 3
+
+    def loss(params):
+        logits, _ = model.apply(
+            {**variables, "params": params}, x, train=True, rngs={"dropout": jax.random.key(2)}, mutable=["batch_stats"]
+        )
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+
+    gradients: dict[str, Any] = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(variables["params"]), sep="/")
+    largest = {path: float(np.abs(g).max()) for path, g in gradients.items()}
+    # A bias before a batch normalisation, or a layer that nothing reads, would be here.
+    assert [path for path, size in largest.items() if not 0 < size < np.inf] == []
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5", "lenet5_1998", "kaggle_lenet", *TINY])
+def test_bfloat16_is_only_inside(name):
+    model, variables = NETS[name], some_variables(name)
+    x = some_images(model)
+    half = model.clone(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half, x.shape[1:]))} == {jnp.dtype("float32")}
+    logits, reference = (jax.jit(lambda v, m=m: m.apply(v, x, train=False))(variables) for m in (half, model))
+    assert isinstance(logits, jax.Array) and isinstance(reference, jax.Array)
+    assert logits.dtype == reference.dtype == jnp.float32
+    np.testing.assert_allclose(logits, reference, atol=0.05 * max(1.0, float(jnp.abs(reference).max())))
+    assert not np.array_equal(logits, reference), "computed in float32 after all"
+
+
+@pytest.mark.parametrize("name", ["lenet5", "tiny CIFAR ResNet"])
+def test_jit_changes_nothing(name):
+    model, variables = NETS[name], some_variables(name)
+    x = some_images(model, 2)
+    plain = model.apply(variables, x, train=False)
+    compiled = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+    np.testing.assert_allclose(plain, compiled, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_batch_statistics_move_in_training_and_only_there():
+    model, variables = TINY["tiny CIFAR ResNet"], some_variables("tiny CIFAR ResNet")
+    x = 2 + some_images(model)
+    before = variables["batch_stats"]
+    after = jax.jit(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"])[1])(x)
+    conv1 = jax.lax.conv_general_dilated(
+        x, variables["params"]["conv1"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    moved = after["batch_stats"]["bn1"]
+    maps = np.asarray(conv1)
+    np.testing.assert_allclose(moved["mean"], 0.9 * before["bn1"]["mean"] + 0.1 * maps.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(moved["var"], 0.9 * before["bn1"]["var"] + 0.1 * maps.var((0, 1, 2)), rtol=1e-4)
+    moves = jax.tree.map(lambda a, b: bool(jnp.all(a != b)), before, after["batch_stats"])
+    assert all(jax.tree.leaves(moves)), moves
+    evaluated = jax.jit(lambda x: model.apply(variables, x, train=False, mutable=["batch_stats"])[1])(x)
+    jax.tree.map(np.testing.assert_array_equal, before, evaluated["batch_stats"])
+
+
+def test_axis_name_joins_the_statistics_of_all_devices():
+    variables, model = some_variables("tiny CIFAR ResNet"), TINY["tiny CIFAR ResNet"]
+    x = some_images(model, 4)
+
+    def train(model: nn.Module, x: jax.Array) -> Any:
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    logits, stats = jax.jit(lambda x: train(model, x))(x)
+    split = jax.vmap(lambda x: train(model.clone(axis_name="data"), x), axis_name="data")
+    split_logits, split_stats = jax.jit(split)(x.reshape(2, 2, *x.shape[1:]))
+    np.testing.assert_allclose(split_logits.reshape(logits.shape), logits, rtol=1e-3, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-5), split_stats, stats)
+
+
+def test_dropout_acts_in_training_only():
+    model, variables = NETS["kaggle_lenet"], some_variables("kaggle_lenet")
+    x = some_images(model)
+    train = jax.jit(lambda seed: model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}))
+    assert not np.allclose(train(0), train(1))
+    model.apply(variables, x[:1], train=False)  # no key: nothing is drawn
+
+
+def test_stages_are_given_by_name_in_order():
+    model, variables = NETS["lenet5"], some_variables("lenet5")
+    x = some_images(model, 2)
+    logits, seen = jax.jit(lambda x: stages(model, variables, x))(x)
+    assert {name: a.shape for name, a in seen.items()} == {
+        "conv1": (2, 28, 28, 6),
+        "pool1": (2, 14, 14, 6),
+        "conv2": (2, 10, 10, 16),
+        "pool2": (2, 5, 5, 16),
+        "fc1": (2, 120),
+        "fc2": (2, 84),
+    }
+    assert list(stages(model, variables, x)[1]) == ["conv1", "pool1", "conv2", "pool2", "fc1", "fc2"]
+    params = variables["params"]["output"]
+    np.testing.assert_allclose(seen["fc2"] @ params["kernel"] + params["bias"][None], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_stages_of_a_resnet_are_its_blocks():
+    tiny = "tiny ImageNet ResNet"
+    _, seen = jax.eval_shape(lambda x: stages(TINY[tiny], some_variables(tiny), x), some_images(TINY[tiny], 2))
+    assert {name: a.shape[1:] for name, a in seen.items()} == {
+        "conv1": (8, 8, 4),
+        "pool1": (4, 4, 4),
+        "stage1_block1": (4, 4, 16),
+        "stage2_block1": (2, 2, 32),
+        "pool": (32,),
+    }
+
+
+def test_c3_sees_the_maps_of_the_table_only():
+    assert [len(seen) for seen in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
+    x = jax.random.normal(jax.random.key(0), (1, 5, 5, 6))
+    layer = PartialConv()
+    variables = layer.init(jax.random.key(1), x)
+    jacobian = jax.jacrev(lambda x: jnp.ravel(layer.apply(variables, x)))(x)  # type: ignore[arg-type]
+    sees = np.abs(jacobian).sum((1, 2, 3)) > 0
+    assert [tuple(np.flatnonzero(row)) for row in sees] == list(C3_TABLE)
+
+
+def test_output_units_of_lenet_1998_are_distances_to_fixed_codes():
+    x = np.random.default_rng(0).normal(size=(4, 84)).astype(np.float32)
+    codes = prototypes(12)
+    assert set(np.unique(codes)) == {-1.0, 1.0}
+    np.testing.assert_array_equal(codes[:10], prototypes(10))
+    apart = np.array([np.sum(a != b) for i, a in enumerate(codes) for b in codes[:i]])
+    assert apart.min() > 25, "two classes have nearly the same code"
+    layer = RbfOutput(12)
+    assert layer.init(jax.random.key(0), x) == {}
+    expected = [[-np.sum((row - code) ** 2) for code in codes] for row in x]
+    np.testing.assert_allclose(layer.apply({}, x), expected, rtol=1e-5)  # type: ignore[arg-type]
+
+
+def test_shortcut_a_samples_every_second_pixel_and_adds_zero_maps():
+    model = ResNet(3, blocks=(1, 1), width=4, zero_init_residual=True)
+    x = some_images(model, 2)
+    seen = jax.jit(lambda: stages(model, model.init(jax.random.key(0), x, train=False), x)[1])()
+    # The blocks start as the identity, so that each puts out its shortcut.
+    np.testing.assert_array_equal(seen["stage1_block1"], seen["conv1"])
+    np.testing.assert_array_equal(seen["stage2_block1"][..., 2:6], seen["conv1"][:, ::2, ::2])
+    np.testing.assert_array_equal(seen["stage2_block1"][..., :2], 0)
+    np.testing.assert_array_equal(seen["stage2_block1"][..., 6:], 0)
+
+
+def test_shortcut_a_is_refused_with_bottlenecks():
+    with pytest.raises(UserError, match="shortcut=A with bottleneck"):
+        shapes(build("resnet50", args={"shortcut": "A"}), (64, 64, 3))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_channels_and_classes_follow_what_is_given(name):
+    model = build(name, 7)
+    logits = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 36, 30, 2)), train=False)[0]
+    )
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("lenet5", "LeNet5.conv2"), ("lenet5_1998", "LeNet5Of1998.c3")])
+def test_too_small_image_is_refused_by_the_layer_that_it_does_not_fit(name, layer):
+    with pytest.raises(UserError) as error:
+        shapes(build(name), (8, 8, 1))
+    assert str(error.value).startswith(f"{layer}: given a 4x4 map") or "given a 6x6" in str(error.value)
+    assert "usual size is" in str(error.value)
+
+
+def test_smallest_image_of_lenet5_works():
+    shapes(build("lenet5"), (12, 12, 1))
+    with pytest.raises(UserError, match=r"LeNet5\.pool2"):
+        shapes(build("lenet5"), (11, 11, 1))
+
+
+MISTAKES = [
+    ("lenet-5", {}, "unknown model 'lenet-5'; perhaps you meant lenet5"),
+    ("lenet5", {"activaton": "relu"}, "perhaps you meant activation"),
+    ("lenet5", {"pool": "min"}, "given pool=min for lenet5; expected pool=max|average"),
+    ("resnet20", {"zero_init_residual": "perhaps"}, "expected zero_init_residual=true|false"),
+    ("mnist_cnn", {"dense_dropout": "half"}, "expected dense_dropout=NUMBER"),
+    ("resnet20", {"dtype": "float16"}, "no argument 'dtype'"),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "message"), MISTAKES)
+def test_build_refuses_wrong_names_and_arguments(name, args, message):
+    with pytest.raises(UserError) as error:
+        build(name, 10, args=args)
+    assert message in str(error.value)
+
+
+def test_unknown_activation_is_refused():
+    with pytest.raises(UserError, match="unknown activation 'rellu'; perhaps you meant relu"):
+        shapes(build("lenet5", args={"activation": "rellu"}), (28, 28, 1))
+
+
+def test_build_sets_the_axis_name_of_models_that_have_one():
+    assert build("resnet20", axis_name="data").axis_name == "data"
+    assert not hasattr(build("lenet5", axis_name="data"), "axis_name")
+
+
+# torchvision's published GMAC for 224×224, rounded by it to 1e-3.
+GMAC = {"resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514}
+
+
+@pytest.mark.parametrize("name", GMAC)
+def test_flops_are_the_published_ones(name):
+    assert count_flops(build(name), (224, 224, 3)) / 2e9 == pytest.approx(GMAC[name], abs=6e-4)
+
+
+def test_flops_of_lenet5_by_hand():
+    convolutions = 28 * 28 * 6 * 25 + 10 * 10 * 16 * 6 * 25
+    assert count_flops(build("lenet5"), (28, 28, 1)) == 2 * (convolutions + 400 * 120 + 120 * 84 + 84 * 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "layer"),
+    [
+        (build("lenet5", args={"pool": "average", "activation": "linear"}), "pool2", "pool2"),
+        (ResNet(3, blocks=(1, 1), width=4, shortcut="B"), "stage2_block1", "stage2_block1/conv2"),
+    ],
+    ids=["lenet5", "resnet"],
+)
+def test_receptive_field_is_what_an_output_depends_on(model, stage, layer):
+    x = jax.random.normal(jax.random.key(0), (8, 40, 40, 1))
+    variables = draw_variables(model, x.shape[1:])
+
+    def middle(x: jax.Array) -> jax.Array:
+        activation = stages(model, variables, x)[1][stage]
+        row, column = activation.shape[1] // 2, activation.shape[2] // 2
+        return jnp.sum(activation[:, row, column])
+
+    rows = np.flatnonzero(np.abs(jax.jit(jax.grad(middle))(x)).sum((0, 2, 3)))
+    table = {row.name: row.receptive_field for row in layer_table(model, (40, 40, 1))}
+    assert rows.max() - rows.min() + 1 == table[layer]
+
+
+def test_list_names_every_model_with_its_count_and_source(capsys):
+    main([])
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    assert [line.split()[0] for line in lines] == list(MODELS) == list(SOURCES)
+    for line, (name, count) in zip(lines, PARAMETERS.items()):
+        assert f" {count:,} " in line and line.endswith(SOURCES[name])
+
+
+def test_table_of_a_model_has_its_layers_and_totals(capsys):
+    main(["lenet5", "--input", "32x32x1", "--model-args", "pool=average"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:4] == [
+        ["layer", "kind", "output", "parameters", "FLOPs", "sees"],
+        ["input", "32x32x1", "1"],
+        ["conv1", "Conv", "28x28x6", "156", "235", "k", "5"],
+        ["pool1", "AvgPool", "14x14x6", "6"],
+    ]
+    assert lines[-2] == ["total", "61,706", "833", "k"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["resnet21"], "unknown model 'resnet21'"),
+        (["lenet5", "--input", "28x28"], "given --input 28x28; expected HEIGHTxWIDTHxCHANNELS"),
+        (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
+        (["lenet5", "--classes", "0"], "given 0 classes"),
+        (["lenet5", "--classes", "ten"], "invalid int value: 'ten'"),
+        (["lenet5", "--model-args", "pool"], "expected KEY=VALUE"),
+        (["--input", "8x8x1"], "options without a model"),
+        (["--foo"], "unrecognized arguments: --foo"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        guard(lambda: main(argv))
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    assert message in err and err.count("\n") == 1

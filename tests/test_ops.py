@@ -1,0 +1,156 @@
+"""The fast convolutions and poolings are XLA's, in value and in every derivative."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from cnn_jax.ops import avg_pool, conv, conv_chunked, conv_general_dilated, max_pool
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def reference(x, kernel, strides, pads):
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC)
+
+
+CASES = {
+    "3x3": ((8, 6, 6, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)), 4),
+    "batch no multiple of the chunk": ((7, 5, 5, 2), (3, 3, 2, 5), (1, 1), ((1, 1), (1, 1)), 3),
+    "batch smaller than the chunk": ((2, 5, 5, 2), (3, 3, 2, 3), (1, 1), ((0, 0), (0, 0)), 8),
+    "stride 2, even size": ((5, 8, 8, 3), (3, 3, 3, 4), (2, 2), ((1, 1), (1, 1)), 2),
+    "stride 2, odd size, uneven padding": ((4, 9, 7, 2), (3, 3, 2, 3), (2, 2), ((0, 1), (1, 0)), 2),
+    "stride 3 by 2, oblong kernel": ((4, 11, 9, 2), (5, 2, 2, 3), (3, 2), ((2, 2), (0, 1)), 2),
+    "1x1 stride 2": ((4, 7, 7, 3), (1, 1, 3, 5), (2, 2), ((0, 0), (0, 0)), 2),
+    "kernel as large as the map": ((3, 5, 5, 2), (5, 5, 2, 4), (1, 1), ((0, 0), (0, 0)), 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_chunked_convolution_equals_xla(case):
+    x_shape, kernel_shape, strides, pads, chunk = case
+    x, kernel = normal(0, *x_shape), normal(1, *kernel_shape)
+
+    def loss(convolve, x, kernel):
+        return jnp.sum(jnp.tanh(convolve(x, kernel)) ** 2)
+
+    def ours(x, kernel):
+        return conv_chunked(x, kernel, strides, pads, chunk)
+
+    def xla(x, kernel):
+        return reference(x, kernel, strides, pads)
+
+    np.testing.assert_allclose(ours(x, kernel), xla(x, kernel), rtol=1e-5, atol=1e-5)
+    gradients = [jax.jit(jax.grad(lambda x, k, f=f: loss(f, x, k), argnums=(0, 1)))(x, kernel) for f in (ours, xla)]
+    for got, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_chunked_convolution_has_second_derivatives_in_both_modes():
+    x, kernel, direction = normal(0, 5, 4, 4, 2), normal(1, 3, 3, 2, 3), normal(2, 3, 3, 2, 3)
+    pads = ((1, 1), (1, 1))
+
+    def products(convolve):
+        def loss(kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel, (1, 1), pads)))
+
+        reverse = jax.grad(lambda k: jnp.vdot(jax.grad(loss)(k), direction))
+        return jax.jit(lambda k: (reverse(k), jax.jvp(jax.grad(loss), (k,), (direction,))[1]))(kernel)
+
+    for got, expected in zip(products(lambda *a: conv_chunked(*a, 2)), products(reference), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_chunked_convolution_gives_gradients_per_example_under_vmap():
+    x, kernel = normal(0, 3, 4, 5, 5, 2), normal(1, 3, 3, 2, 3)
+
+    def gradient(convolve):
+        def loss(kernel, x):
+            return jnp.sum(convolve(x, kernel, (1, 1), ((1, 1), (1, 1))) ** 2)
+
+        return jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(kernel, x)
+
+    expected = gradient(reference)
+    np.testing.assert_allclose(gradient(lambda *a: conv_chunked(*a, 2)), expected, rtol=1e-4, atol=1e-3)
+
+
+def kernel_gradient_has_scan(x, kernel, **kwargs) -> bool:
+    def gradient(kernel):
+        return jax.grad(lambda k: jnp.sum(conv_general_dilated(x, k, dimension_numbers=NHWC, **kwargs)))(kernel)
+
+    return "scan" in str(jax.make_jaxpr(gradient)(kernel))
+
+
+def test_dispatch_takes_the_chunked_gradient_only_where_it_is_meant(monkeypatch):
+    x, kernel = normal(0, 16, 8, 8, 4), normal(1, 3, 3, 4, 16)
+    plain = {"window_strides": (1, 1), "padding": "SAME"}
+    assert not kernel_gradient_has_scan(x, kernel, **plain), "eight devices: the scan would gather the batch"
+    monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
+    assert kernel_gradient_has_scan(x, kernel, **plain)
+    assert not kernel_gradient_has_scan(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), **plain)
+    assert not kernel_gradient_has_scan(x, kernel, **plain, rhs_dilation=(2, 2))
+    assert not kernel_gradient_has_scan(x, normal(1, 3, 3, 1, 16), **plain, feature_group_count=4)
+    assert not kernel_gradient_has_scan(x, kernel[..., :4], **plain), "too few output channels"
+    assert not kernel_gradient_has_scan(x[:1], kernel, **plain), "one image"
+    monkeypatch.setattr(conv.jax, "default_backend", lambda: "gpu")
+    assert not kernel_gradient_has_scan(x, kernel, **plain)
+
+
+@pytest.mark.parametrize("padding", ["SAME", 1])
+def test_flax_layer_with_our_convolution_equals_flax(monkeypatch, padding):
+    monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
+    x = normal(0, 17, 9, 9, 3)
+    results = []
+    for convolve in (None, conv_general_dilated):
+        layer = nn.Conv(16, (3, 3), 2, padding=padding, conv_general_dilated=convolve)
+        params = {"kernel": normal(1, 3, 3, 3, 16), "bias": normal(2, 16)}
+
+        def loss(params, layer=layer):
+            y = layer.apply({"params": params}, x)
+            assert isinstance(y, jax.Array)
+            return jnp.sum(jnp.sin(y))
+
+        results.append(jax.jit(jax.grad(loss))(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
+
+
+POOLS = [
+    ((2, 2), (2, 2), "VALID", (3, 8, 8, 4)),
+    ((2, 2), (2, 2), "VALID", (2, 7, 5, 3)),
+    ((3, 2), (3, 2), ((0, 0), (0, 0)), (2, 7, 6, 3)),
+    ((2, 2), (2, 2), "SAME", (2, 5, 5, 3)),
+    ((3, 3), (2, 2), ((1, 1), (1, 1)), (2, 9, 9, 3)),
+    ((8, 8), (8, 8), "VALID", (2, 8, 8, 3)),
+]
+
+
+@pytest.mark.parametrize(("window", "strides", "padding", "shape"), POOLS)
+@pytest.mark.parametrize(("ours", "flax"), [(max_pool, nn.max_pool), (avg_pool, nn.avg_pool)])
+def test_pooling_equals_flax_with_its_gradient(ours, flax, window, strides, padding, shape):
+    # Few distinct values, so that windows are full of ties.
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, shape), jnp.float32)
+
+    def value_and_gradient(pool):
+        def loss(x):
+            y = pool(x, window, strides, padding)
+            return jnp.sum(y * normal(1, *y.shape)), y
+
+        (_, y), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+        return y, gradient
+
+    with jax.numpy_dtype_promotion("standard"):  # nn.avg_pool divides by an integer array
+        reference = value_and_gradient(flax)
+    for got, expected in zip(value_and_gradient(ours), reference, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_max_pool_passes_a_nan_on(place):
+    x = jnp.zeros((1, 2, 2, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
+    assert jnp.isnan(max_pool(x, (2, 2), (2, 2), "VALID")).all()

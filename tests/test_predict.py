@@ -1,0 +1,132 @@
+"""Own images in, table, CSV and JSON out."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from made_up_run import digits, expected_logits, make_run
+from PIL import Image
+
+from cnn_jax import predict
+from cnn_jax.cli import guard
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made_up") / "run")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with five digits as PNG files, one of them in a sub-folder, and a file that is no image."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    images, _ = digits("test[:5]")
+    for name, image in zip(("b.png", "a.png", "sub/c.PNG", "d.png", "e.png"), images, strict=True):
+        Image.fromarray(image[..., 0]).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._a.png").write_text("litter of another system")
+    return folder
+
+
+def refuse(capsys, argv):
+    """Runs the command, which must end with exit code 2 and one line that begins with "error:"; returns the line."""
+    with pytest.raises(SystemExit) as stop:
+        guard(lambda: predict.main([str(a) for a in argv]))
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+    assert line.startswith("error:")
+    return line
+
+
+def test_csv_holds_the_models_probabilities(run, photos, capsys):
+    predict.main([str(run), str(photos), "--csv", "-", "--top", "3"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    images, _ = digits("test[:5]")
+    odds = np.exp(expected_logits(images).astype(np.float64))
+    expected = odds / odds.sum(axis=1, keepdims=True)
+    order = [photos / name for name in ("a.png", "b.png", "d.png", "e.png", "sub/c.PNG")]
+    assert [row["image"] for row in rows] == [str(path) for path in order for _ in range(3)]
+    for path, which in zip(order, (1, 0, 3, 4, 2), strict=True):
+        mine = [row for row in rows if row["image"] == str(path)]
+        best = np.argsort(-expected[which])[:3]
+        assert [row["class"] for row in mine] == [str(k) for k in best]
+        assert [row["rank"] for row in mine] == ["1", "2", "3"]
+        np.testing.assert_allclose([float(row["probability"]) for row in mine], expected[which][best], atol=1e-4)
+
+
+def test_json_and_csv_files_agree_and_the_table_is_shown(run, photos, tmp_path, capsys):
+    out = tmp_path / "out.json", tmp_path / "out.csv"
+    predict.main([str(run), str(photos / "a.png"), "--top", "99", "--json", str(out[0]), "--csv", str(out[1])])
+    (record,) = json.loads(out[0].read_text())
+    assert record["image"] == str(photos / "a.png")
+    assert len(record["predictions"]) == 10
+    assert sum(p["probability"] for p in record["predictions"]) == pytest.approx(1, abs=1e-5)
+    assert [p["class"] for p in record["predictions"]] == [r["class"] for r in csv.DictReader(open_text(out[1]))]
+    table = capsys.readouterr().out
+    assert f"{record['predictions'][0]['probability']:.2%}" in table
+
+
+def open_text(path):
+    return io.StringIO(path.read_text())
+
+
+def test_class_names_are_shown_as_they_are(tmp_path, photos, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "classes.txt").write_text("".join(f"[red]class {k}[/red]\n" for k in range(10)))
+    predict.main([str(run), str(photos / "a.png"), "--top", "1"])
+    assert "[red]class" in capsys.readouterr().out
+
+
+def test_unreadable_images_are_all_named(run, photos, capsys):
+    for name in ("f.png", "g.jpg"):
+        (photos / name).write_bytes(b"\x89PNG not really")
+    line = refuse(capsys, [run, photos])
+    assert "f.png" in line and "g.jpg" in line and "--skip-bad-images" in line
+
+
+def test_unreadable_images_can_be_skipped(run, photos, capsys):
+    (photos / "f.png").write_bytes(b"\x89PNG not really")
+    predict.main([str(run), str(photos), "--skip-bad-images", "--csv", "-", "--top", "1"])
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 1 + 5
+    assert output.err.startswith("warning:") and "f.png" in output.err
+    assert "unreadable" in refuse(capsys, [run, photos / "f.png", "--skip-bad-images"])
+
+
+def test_mistakes_in_the_arguments(run, photos, tmp_path, capsys):
+    assert "absent.png" in refuse(capsys, [run, photos / "absent.png"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert str(empty) in refuse(capsys, [run, empty])
+    assert "config.json" in refuse(capsys, [empty, photos])
+
+
+@pytest.mark.parametrize("argv", [[], ["run"], ["run", "a.png", "--top", "0"], ["run", "a.png", "--top", "x"]])
+def test_wrong_usage_ends_with_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(argv)
+    assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "results"])
+def test_help_needs_no_jax(command):
+    code = f"""
+import runpy, sys
+sys.argv = ["x", "--help"]
+try:
+    runpy.run_module("cnn_jax.{command}", run_name="__main__")
+except SystemExit as stop:
+    assert stop.code == 0
+assert "jax" not in sys.modules and "flax" not in sys.modules
+"""
+    start = time.perf_counter()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert f"python -m cnn_jax.{command}" in said.stdout
+    assert time.perf_counter() - start < 5  # half a second on an idle machine; with JAX it would be several

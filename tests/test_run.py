@@ -1,0 +1,163 @@
+"""Whole runs in a folder: exact resume, interruption, bad losses, damaged checkpoints, other people's folders."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from cnn_jax import run_folder as files
+from cnn_jax.config import Config
+from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.training import loop, run
+from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.experiment import make_experiment
+from cnn_jax.weights_file import load_weights
+
+CONFIG = Config("small").override(
+    dataset="synthetic:8x8x1:3:120",
+    model="resnet20",
+    optimizer="momentum",
+    learning_rate=0.05,
+    ema_decay=0.9,
+    batch_size=16,
+    devices=1,
+    augment=("pad_crop:padding=1",),
+    epochs=None,
+    steps=20,
+    eval_every=0.7,  # every 5 steps of 16 images out of 120
+    log_every=4,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run.train(CONFIG.override(workdir=str(folder)))
+    return folder
+
+
+def state_at(folder, step):
+    with Checkpoints(folder / files.CHECKPOINTS) as checkpoints:
+        experiment = make_experiment(CONFIG)
+        restored = checkpoints.restore(experiment.state, experiment.parallel.replicated, step)
+        assert restored is not None and restored[0] == step
+        return jax.device_get(restored[1])
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def interrupted(monkeypatch, config, at: int):
+    """Runs `config` until Ctrl-C arrives while step `at` is being drawn."""
+    original = loop.Plan.next_chunk
+
+    def press(plan, step):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(plan, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Plan, "next_chunk", press)
+        with pytest.raises(TrainingStopped, match="state saved") as stopped:
+            run.train(config)
+    assert stopped.value.code == 130
+
+
+def test_a_run_leaves_a_folder_that_suffices(finished):
+    wanted = {files.CONFIG, files.ENVIRONMENT, files.CLASSES, files.PREPROCESS, files.METRICS, files.TENSORBOARD}
+    wanted |= {files.CHECKPOINTS, files.WEIGHTS, files.SUMMARY, files.REPORT}
+    assert wanted <= {p.name for p in finished.iterdir()}
+    assert Config.load(finished / files.CONFIG).difference(CONFIG) == []
+    summary = json.loads((finished / files.SUMMARY).read_text())
+    rows = files.read_metrics(finished)
+    validation = {row["step"]: row["accuracy"] for row in rows if row["kind"] == "validation"}
+    assert sorted(validation) == [5, 10, 15, 20]
+    assert summary["validation_accuracy"] == pytest.approx(max(validation.values()))
+    assert validation[summary["best_step"]] == max(validation.values())
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [4, 5, 8, 10, 12, 15, 16, 20]
+    weights, _ = load_weights(finished / files.WEIGHTS)
+    best = state_at(finished, summary["best_step"])
+    assert_same(weights["params"], best.ema["params"])
+
+
+@pytest.mark.parametrize("at", [7, 10])
+def test_an_interrupted_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, at):
+    config = CONFIG.override(workdir=str(tmp_path / "run"))
+    interrupted(monkeypatch, config, at)
+    assert not (tmp_path / "run" / files.SUMMARY).exists()
+    run.train(config)
+    assert_same(state_at(tmp_path / "run", 20), state_at(finished, 20))
+    whole, resumed = (
+        {(r["kind"], r["step"]): (r["loss"], r["accuracy"]) for r in files.read_metrics(f) if r["kind"] != "train"}
+        for f in (finished, tmp_path / "run")
+    )
+    assert whole == resumed
+
+
+def test_handlers_of_signals_are_given_back(finished):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
+    before = (finished / files.WEIGHTS).stat().st_mtime_ns
+    summary = run.train(CONFIG.override(workdir=str(finished)))
+    assert summary["finished"] and "finished already" in capsys.readouterr().out
+    assert (finished / files.WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(finished):
+    with pytest.raises(UserError, match=r"learning_rate: 0.1 here, 0.05 there.*--fresh"):
+        run.train(CONFIG.override(workdir=str(finished), learning_rate=0.1))
+
+
+def test_fresh_starts_over_and_leaves_foreign_files(tmp_path):
+    folder = tmp_path / "run"
+    run.train(CONFIG.override(workdir=str(folder), steps=2))
+    (folder / "notes.txt").write_text("mine")
+    summary = run.train(CONFIG.override(workdir=str(folder), steps=3, fresh=True))
+    assert summary["steps"] == 3 and (folder / "notes.txt").read_text() == "mine"
+    assert [r["step"] for r in files.read_metrics(folder) if r["kind"] == "validation"] == [3]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    config = CONFIG.override(workdir=str(tmp_path / "run"), learning_rate=1e30, model="mlp", ema_decay=None)
+    with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+; .*--learning-rate") as stopped:
+        run.train(config)
+    assert stopped.value.code == 1
+    for folder in (tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*"):
+        assert int(folder.name) < 5, "a state after a bad loss was saved"
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, finished, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / files.SUMMARY).unlink()
+    for part in (folder / files.CHECKPOINTS / "20" / "state").rglob("*"):
+        if part.is_file():
+            part.write_bytes(part.read_bytes()[:10])
+    run.train(CONFIG.override(workdir=str(folder)))
+    said = capsys.readouterr().err
+    assert "cannot be read" in said and "falling back to the checkpoint of step 15" in said
+    assert (folder / files.CHECKPOINTS / "damaged-20").exists()
+    assert_same(state_at(folder, 20), state_at(finished, 20))
+
+
+def test_nothing_is_written_when_something_is_wrong(tmp_path):
+    for wrong in ({"model": "resnet21"}, {"dataset": "no_such_set"}, {"augment": ("spin",)}, {"optimizer": "adm"}):
+        with pytest.raises(UserError):
+            run.train(CONFIG.override(workdir=str(tmp_path / "run"), **wrong))
+    assert not (tmp_path / "run").exists()
+
+
+def test_streaming_and_resident_runs_are_the_same_run(tmp_path):
+    results = []
+    for mode in ("resident", "stream"):
+        run.train(CONFIG.override(workdir=str(tmp_path / mode), steps=3, pipeline=mode))
+        results.append(load_weights(tmp_path / mode / files.WEIGHTS)[0])
+    assert_same(*results)

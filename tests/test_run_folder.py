@@ -1,0 +1,209 @@
+"""Metrics that survive crashes and resumed runs, and the way from a folder to its model."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from made_up_run import CONFIG, digits, expected_logits, make_run, row
+
+import cnn_jax
+from cnn_jax import run_folder as files
+from cnn_jax.errors import UserError
+from cnn_jax.inference import predict_logits, predict_probabilities
+from cnn_jax.weights_file import load_weights, save_weights
+
+
+def refusal(call, *args, **kwargs):
+    """Calls, which must raise a UserError of one line; returns it."""
+    with pytest.raises(UserError) as error:
+        call(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_metrics_round_trip(tmp_path):
+    rows = [row("train", 1, 2.5, 0.1, learning_rate=0.1), row("validation", 1, 2.25, 0.25)]
+    for r in rows:
+        files.append_metrics(tmp_path, r)
+    assert files.read_metrics(tmp_path) == rows
+    files.append_metrics(tmp_path, {"kind": "train", "step": np.int64(2), "loss": jax.numpy.float32(0.5)})
+    assert files.read_metrics(tmp_path)[-1] == {"kind": "train", "step": 2, "loss": 0.5}
+
+
+def test_every_line_is_json_of_any_reader(tmp_path):
+    files.append_metrics(tmp_path, row("train", 1, math.nan, -math.inf))
+
+    def no_constants(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    (line,) = (tmp_path / files.METRICS).read_text().splitlines()
+    assert json.loads(line, parse_constant=no_constants)["loss"] is None
+    (read,) = files.read_metrics(tmp_path)
+    assert math.isnan(read["loss"]) and math.isnan(read["accuracy"])
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"kind": "train", "st', "{", '{"kind": "train", "step": 3, "loss": 0.5}', "x" * 9000]
+)
+def test_torn_last_line_is_ignored_and_then_cut_off(tmp_path, torn):
+    for step in (1, 2):
+        files.append_metrics(tmp_path, row("train", step, 1.0, 0.5))
+    with open(tmp_path / files.METRICS, "a") as file:
+        file.write(torn)
+    assert [r["step"] for r in files.read_metrics(tmp_path)] == [1, 2]
+    files.append_metrics(tmp_path, row("train", 3, 1.0, 0.5))
+    assert [r["step"] for r in files.read_metrics(tmp_path)] == [1, 2, 3]
+    assert len((tmp_path / files.METRICS).read_text().splitlines()) == 3
+
+
+def test_file_that_is_one_torn_line(tmp_path):
+    (tmp_path / files.METRICS).write_text('{"kind"')
+    assert files.read_metrics(tmp_path) == []
+    files.append_metrics(tmp_path, row("train", 1, 1.0, 0.5))
+    assert len(files.read_metrics(tmp_path)) == 1
+
+
+def test_damage_inside_the_file_is_told_with_its_line(tmp_path):
+    files.append_metrics(tmp_path, row("train", 1, 1.0, 0.5))
+    with open(tmp_path / files.METRICS, "a") as file:
+        file.write("oops\n")
+    assert "line 2" in refusal(files.read_metrics, tmp_path)
+
+
+def test_resumed_run_replaces_what_it_repeats(tmp_path):
+    def told(kind, step, loss):
+        files.append_metrics(tmp_path, row(kind, step, loss, 0.5))
+
+    for step in (10, 20, 30, 40):
+        told("train", step, 1.0)
+        if step % 20 == 0:
+            told("validation", step, 1.0)
+    # Resumed from the checkpoint of step 20; the crash came before step 40 was seen again.
+    told("train", 30, 2.0)
+    assert [(r["kind"], r["step"], r["loss"]) for r in files.read_metrics(tmp_path)] == [
+        ("train", 10, 1.0),
+        ("train", 20, 1.0),
+        ("validation", 20, 1.0),
+        ("train", 30, 2.0),
+    ]
+    told("train", 40, 2.0)
+    told("validation", 40, 2.0)
+    told("validation", 40, 3.0)  # validated once more, as after another interruption
+    assert [r["loss"] for r in files.read_metrics(tmp_path)] == [1.0, 1.0, 1.0, 2.0, 2.0, 3.0]
+
+
+def test_test_row_of_an_earlier_step_rewinds_nothing(tmp_path):
+    for kind, step in (
+        ("train", 10),
+        ("validation", 10),
+        ("train", 20),
+        ("validation", 20),
+        ("test", 10),
+        ("test", 10),
+    ):
+        files.append_metrics(tmp_path, row(kind, step, 1.0, 0.5))
+    kinds = [(r["kind"], r["step"]) for r in files.read_metrics(tmp_path)]
+    assert kinds == [("train", 10), ("validation", 10), ("train", 20), ("validation", 20), ("test", 10)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made_up") / "run")
+
+
+def test_load_gives_the_trained_model(run):
+    model, variables, preprocess = cnn_jax.load(str(run))
+    images, _ = digits("test")
+    logits = model.apply(variables, preprocess.normalize(images), train=False)
+    np.testing.assert_allclose(logits, expected_logits(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("count, batch_size", [(1, 256), (5, 256), (64, 64), (65, 64), (130, 64), (3, 1)])
+def test_predictions_do_not_depend_on_the_batch(run, count, batch_size):
+    images, _ = digits("train[:130]")
+    logits = predict_logits(*files.load(run), images[:count], batch_size)
+    assert logits.shape == (count, 10) and logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected_logits(images)[:count], atol=1e-4)
+
+
+def test_ragged_numbers_of_images_compile_once(run):
+    model, variables, preprocess = files.load(run)
+    images, _ = digits("train[:100]")
+    counted = []
+
+    class Counting(type(preprocess)):
+        def normalize(self, images):
+            counted.append(images.shape)
+            return super().normalize(images)
+
+    counting = Counting(preprocess.image_shape, preprocess.mean, preprocess.std)
+    for count in (100, 33, 50, 64):
+        predict_logits(model, variables, counting, images[:count], batch_size=32)
+    assert counted == [(32, 8, 8, 1)]
+
+
+def test_probabilities_are_the_softmax(run):
+    images, _ = digits("train[:20]")
+    probabilities = predict_probabilities(*files.load(run), images, 16)
+    odds = np.exp(expected_logits(images).astype(np.float64))
+    np.testing.assert_allclose(probabilities, odds / odds.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_images_of_another_shape_or_type(run):
+    parts = files.load(run)
+    assert "(N, 8, 8, 1)" in refusal(predict_logits, *parts, np.zeros((2, 9, 8, 1), np.uint8))
+    assert "uint8" in refusal(predict_logits, *parts, np.zeros((2, 8, 8, 1), np.float32))
+    assert "at least 1" in refusal(predict_logits, *parts, np.zeros((0, 8, 8, 1), np.uint8))
+
+
+def test_folder_that_is_no_run(tmp_path):
+    assert "no config.json" in refusal(files.load, tmp_path)
+    assert "no config.json" in refusal(files.load, tmp_path / "absent")
+
+
+def test_unfinished_run_names_the_command_that_goes_on(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / files.WEIGHTS).unlink()
+    message = refusal(files.load, run)
+    assert "unfinished" in message
+    assert f"python -m experiments.made_up --config {run / 'config.json'} --workdir {run}" in message
+
+
+def test_classes_that_are_not_the_weights(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / files.CLASSES).write_text("cat\ndog\n")
+    message = refusal(files.load, run)
+    assert "2 classes" in message and "params/output/kernel (64, 10) instead of (64, 2)" in message
+
+
+def test_unknown_model(tmp_path):
+    run = make_run(tmp_path / "run", CONFIG.override(model="softmax_regresion"))
+    assert "softmax_regression" in refusal(files.load, run)
+
+
+def test_model_arguments_and_precision_are_those_of_the_run(tmp_path):
+    config = CONFIG.override(model="mlp", model_args=("hidden=7",), precision="bfloat16")
+    run = make_run(tmp_path / "run", config)
+    assert "missing: params/fc1/bias, params/fc1/kernel; wrong shape: params/output/kernel (64, 10)" in refusal(
+        files.load, run
+    )
+    output = {"kernel": np.ones((7, 10), np.float32), "bias": np.zeros(10, np.float32)}
+    first = {"kernel": np.ones((64, 7), np.float32), "bias": np.zeros(7, np.float32)}
+    save_weights(run / files.WEIGHTS, {"params": {"fc1": first, "output": output}}, {})
+    model, variables, preprocess = files.load(run)
+    assert model.dtype == jax.numpy.bfloat16
+    assert predict_logits(model, variables, preprocess, np.ones((1, 8, 8, 1), np.uint8)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", [files.CLASSES, files.PREPROCESS])
+def test_missing_files_are_named(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    assert name in refusal(files.load, run)
+
+
+def test_every_file_of_a_run_is_listed(run):
+    assert {path.name for path in run.iterdir()} <= set(files.ALL)
+    assert load_weights(run / files.WEIGHTS)[0]["params"].keys() == {"output"}

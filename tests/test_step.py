@@ -1,0 +1,109 @@
+"""The step as a pure function: golden values, moving average, accumulation, exact metrics."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cnn_jax.data.augment import make_augment
+from cnn_jax.losses import LOSSES
+from cnn_jax.models import build
+from cnn_jax.training.state import init_state, stream, variables_for_evaluation
+from cnn_jax.training.step import make_eval_step, make_train_step
+
+CLASSES = 3
+
+
+def normalize(images):
+    return images - 0.5
+
+
+def batch_of(size: int, shape=(8, 8, 1), seed: int = 0) -> dict[str, jax.Array]:
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    images = rng.integers(0, 256, (size, *shape), dtype=np.uint8)
+    return {"image": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, CLASSES, size, dtype=np.int32))}
+
+
+def pieces(model: nn.Module, tx: optax.GradientTransformation, specs=(), **options):
+    augment = make_augment(specs, CLASSES)
+    step = make_train_step(model, tx, LOSSES["cross_entropy"], augment, normalize, seed=0, **options)
+    state = init_state(model, tx, (8, 8, 1), 0, ema=options.get("ema_decay") is not None)
+    return jax.jit(step), state
+
+
+def test_first_loss_of_a_zero_initialised_softmax_is_log_of_the_number_of_classes():
+    step, state = pieces(build("softmax_regression", CLASSES), optax.sgd(0.1))
+    _, metrics = step(state, batch_of(16))
+    loss, count = metrics["loss"]
+    assert count == 16 and float(loss) / 16 == pytest.approx(np.log(CLASSES), rel=1e-6)
+
+
+def test_softmax_step_equals_the_gradient_written_by_hand():
+    step, state = pieces(build("softmax_regression", CLASSES), optax.sgd(0.1))
+    batch = batch_of(16)
+    new, _ = step(state, batch)
+    x_BxD = np.asarray(batch["image"], np.float64).reshape(16, -1) / 255 - 0.5
+    error_BxK = np.full((16, CLASSES), 1 / CLASSES) - np.eye(CLASSES)[np.asarray(batch["label"])]
+    kernel, bias = sorted(jax.tree.leaves(new.params), key=lambda leaf: -leaf.ndim)
+    np.testing.assert_allclose(kernel, -0.1 * x_BxD.T @ error_BxK / 16, atol=1e-6)
+    np.testing.assert_allclose(bias, -0.1 * error_BxK.mean(0), atol=1e-6)
+
+
+def test_step_is_counted_and_average_follows_the_weights():
+    decay = 0.75
+    step, state = pieces(build("softmax_regression", CLASSES), optax.sgd(0.1), ema_decay=decay)
+    new, _ = step(state, batch_of(16))
+    assert int(new.step) == 1
+    expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.params, new.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), new.ema["params"], expected)
+    assert variables_for_evaluation(new)["params"] is new.ema["params"]
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
+    whole, state = pieces(build("mlp", CLASSES), optax.sgd(0.1))
+    parts, _ = pieces(build("mlp", CLASSES), optax.sgd(0.1), accumulate=4)
+    one, one_metrics = whole(state, batch_of(16))
+    four, four_metrics = parts(state, batch_of(16))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, four.params)
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(one_metrics[name][0], four_metrics[name][0], rtol=1e-6)
+
+
+def test_draws_depend_on_seed_name_and_step_only():
+    bits = {jax.random.bits(stream(*at)).item() for at in [(0, "augment", 1), (0, "augment", 2), (0, "dropout", 1)]}
+    assert len(bits) == 3
+    assert jax.random.bits(stream(0, "augment", 1)).item() in bits
+
+
+def test_masked_rows_count_nowhere():
+    model = build("softmax_regression", CLASSES)
+    variables = init_state(model, optax.sgd(0.1), (8, 8, 1), 0).params
+    evaluate = jax.jit(make_eval_step(model, LOSSES["cross_entropy"], normalize, CLASSES))
+    batch = batch_of(6)
+    mask = jnp.arange(6) < 4
+    metrics, logits = evaluate({"params": variables}, batch | {"mask": mask})
+    assert logits.shape == (6, CLASSES)
+    assert float(metrics["accuracy"][1]) == 4
+    assert float(metrics["accuracy"][0]) == np.sum(np.asarray(batch["label"])[:4] == 0)  # equal logits: class 0
+
+
+GOLDEN = {"resnet20": (0.0, 0.0), "lenet5": (0.0, 0.0)}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_values_of_two_steps(name):
+    shape = (32, 32, 3)
+    model, tx = build(name, CLASSES), optax.sgd(0.05, momentum=0.9)
+    augment = make_augment(["pad_crop:padding=2", "flip"], CLASSES)
+    step = jax.jit(make_train_step(model, tx, LOSSES["cross_entropy"], augment, normalize, seed=0))
+    state = init_state(model, tx, shape, 0)
+    losses = []
+    for index in range(2):
+        state, metrics = step(state, batch_of(8, shape, index))
+        losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
+    assert losses == pytest.approx(GOLDEN[name], abs=2e-3), (
+        f"the first two losses of {name} are {losses}. If the model, its initialisation, an augmentation or the step "
+        "was meant to change, put these numbers into GOLDEN and say why in the commit; if not, this is a bug."
+    )
