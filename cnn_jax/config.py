@@ -64,7 +64,7 @@ class OptimConfig:
     """Loss and optimizer."""
 
     optimizer: str = "adam"
-    """gradient_descent, momentum, nesterov, adagrad, adadelta, rmsprop, adam, adamax, nadam, or any factory of optax."""
+    """gradient_descent, momentum, nesterov, adagrad, adadelta, rmsprop, adam, adamax, nadam, or any of optax."""
     optimizer_args: tuple[str, ...] = ()
     """Arguments of the optimizer, each key=value, such as b1=0.95."""
     learning_rate: float | None = None

@@ -16,8 +16,8 @@
 # We train a small network on 1,257 handwritten digits with the functions of the package, look at what it has learnt,
 # try other optimizers, and then let the package do all of it. About a minute on two CPU cores, no network.
 #
-# Open this file as a notebook (`jupytext --to notebook docs/tutorial.py`), or run `python docs/tutorial.py`: the pictures
-# then go to the folder `$TUTORIAL_PICTURES`, or a temporary one.
+# Open this file as a notebook (`jupytext --to notebook docs/tutorial.py`), or run `python docs/tutorial.py`: the
+# pictures then go to the folder `$TUTORIAL_PICTURES`, or a temporary one.
 
 # %%
 import os
@@ -55,8 +55,8 @@ def keep(figure: plt.Figure, name: str) -> None:
 # %% [markdown]
 # ## The model
 #
-# A model is a description without state. Its layers can be listed without computing anything: the shape of what they put
-# out, their parameters, their FLOPs for one image, and how many pixels of the image one output sees.
+# A model is a description without state. Its layers can be listed without computing anything: the shape of what they
+# put out, their parameters, their FLOPs for one image, and how many pixels of the image one output sees.
 
 # %%
 model = build("lenet5", num_classes=10)
@@ -68,8 +68,8 @@ for row in layer_table(model, (28, 28, 1)):
 # %% [markdown]
 # ## The data
 #
-# A source is a sequence of `{"image": uint8 HxWxC, "label": int}`. The 8x8 digits are enlarged to the 28x28 that LeNet-5
-# was made for.
+# A source is a sequence of `{"image": uint8 HxWxC, "label": int}`. The 8x8 digits are enlarged to the 28x28 that
+# LeNet-5 was made for.
 
 # %%
 train_set = open_source("digits", "train", image_size=28)
@@ -82,8 +82,8 @@ for i, axis in enumerate(axes.flat):
 keep(figure, "digits")
 
 # %% [markdown]
-# A pipeline makes batches of a source; batch number k depends on (seed, k) and nothing else. An augmentation is a pure
-# function of a key and a batch of bytes; it returns images in [0, 1] and targets, here one-hot labels.
+# A pipeline makes batches of a source; batch number k depends on (seed, k) and nothing else. An augmentation is a
+# pure function of a key and a batch of bytes; it returns images in [0, 1] and targets, here one-hot labels.
 
 # %%
 preprocess = Preprocess.fit(train_set)
@@ -105,8 +105,8 @@ keep(figure, "augmented")
 # %% [markdown]
 # ## A training step is a function
 #
-# `step(state, batch) -> (state, metrics)`. The state is a tree of arrays: step, parameters, optimizer state. Metrics are
-# pairs (sum, count). Nothing else is hidden anywhere, so `jax.jit` compiles the whole of it.
+# `step(state, batch) -> (state, metrics)`. The state is a tree of arrays: step, parameters, optimizer state. Metrics
+# are pairs (sum, count). Nothing else is hidden anywhere, so `jax.jit` compiles the whole of it.
 
 # %%
 STEPS = 150
@@ -150,7 +150,8 @@ keep(figure, "loss")
 # %% [markdown]
 # ## What it has learnt
 #
-# The first layer's six filters of 5x5, and what every stage makes of one image. `stages` returns the activations by name.
+# The first layer's six filters of 5x5, and what every stage makes of one image. `stages` returns the activations by
+# name.
 
 # %%
 kernel = np.asarray(state.params["conv1"]["kernel"])  # (5, 5, 1, 6)
@@ -180,8 +181,8 @@ keep(figure, "stages")
 # %% [markdown]
 # ## Another optimizer is another word
 #
-# The same weights at the start, the same batches, the same augmentations: the difference is the optimizer (and its rate;
-# give each its best one before you call one better, and several seeds).
+# The same weights at the start, the same batches, the same augmentations: the difference is the optimizer (and its
+# rate; give each its best one before you call one better, and several seeds).
 
 # %%
 curves = {"adam": losses}
@@ -199,8 +200,8 @@ keep(figure, "optimizers")
 # %% [markdown]
 # ## All of it in one call
 #
-# An experiment is a config; `train` makes it a run in a folder, with checkpoints, metrics, a report, and weights that are
-# chosen on a validation split. `python -m experiments.digits_lenet5 --steps 150` does the same.
+# An experiment is a config; `train` makes it a run in a folder, with checkpoints, metrics, a report, and weights that
+# are chosen on a validation split. `python -m experiments.digits_lenet5 --steps 150` does the same.
 
 # %%
 run = PICTURES / "run"

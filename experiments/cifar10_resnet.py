@@ -1,11 +1,11 @@
-"""ResNet-20 on CIFAR-10: 91.25 % in 164 epochs (He et al., "Deep residual learning for image recognition", section 4.2).
+"""ResNet-20 on CIFAR-10: 91.25 % in 164 epochs in the paper.
 
     python -m experiments.cifar10_resnet                   # the paper's recipe, for an accelerator
     python -m experiments.cifar10_resnet --preset quick    # about 20 minutes on two CPU cores
     python -m experiments.cifar10_resnet --model resnet110 --warmup-epochs 1
 
-The paper trains 64,000 steps of 128 images, divides the rate of 0.1 by 10 after 32,000 and 48,000, decays all weights by
-1e-4, and flips and shifts the images by up to four pixels.
+He et al., "Deep residual learning for image recognition" (2015), section 4.2: 64,000 steps of 128 images; the rate of
+0.1 is divided by 10 after 32,000 and 48,000; weights decay by 1e-4; images are flipped and shifted by up to 4 pixels.
 """
 
 from cnn_jax.cli import run

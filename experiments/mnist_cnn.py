@@ -17,7 +17,7 @@ CONFIG = Config("mnist_cnn").override(
     schedule="one_cycle",
     augment=("affine:degrees=10,translate=0.08",),
     batch_size=128,
-    epochs=8,
+    epochs=6,
 )
 
 if __name__ == "__main__":

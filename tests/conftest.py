@@ -1,7 +1,6 @@
 """Strictness for every test: CPU only, eight simulated devices, no silent promotion of dtype or rank."""
 
 import os
-
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,8 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _cache = tempfile.TemporaryDirectory(prefix="cnn_jax-tests-")
 os.environ["CNN_JAX_CACHE"] = _cache.name
 
-import jax
-import pytest
+import jax  # noqa: E402  (after the settings above)
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

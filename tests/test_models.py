@@ -1,4 +1,4 @@
-"""The models are the published ones, to the digit; they learn, compute in either type, and refuse what they cannot do."""
+"""The models are the published ones, to the digit; they learn, compute in either type, and refuse what is wrong."""
 
 import os
 from functools import cache

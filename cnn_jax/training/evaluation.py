@@ -49,7 +49,7 @@ class Evaluator:
         return total(seen)
 
     def predictions(self, variables: Tree) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-        """The same metrics, the labels_N (int32) and the logits_NxK (float32), on the host in the order of the split."""
+        """The same metrics, labels_N (int32) and logits_NxK (float32), on the host, in the order of the split."""
         labels, logits, seen = [], [], []
         for metrics, batch_logits, item in self._batches(variables):
             seen.append(jax.device_get(metrics))

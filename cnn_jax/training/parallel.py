@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -153,6 +152,7 @@ def stack(items: Sequence[Tree]) -> Tree:
 def total(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Exact means of many (sum, count) metrics, added in float64 on the host.
 
+    >>> from jax import numpy as jnp
     >>> total([{"loss": (jnp.float32(6), jnp.float32(4))}, {"loss": (jnp.float32(2), jnp.float32(1))}])
     {'loss': 1.6}
     """

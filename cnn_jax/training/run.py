@@ -89,7 +89,8 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
     step_flops = 3 * experiment.flops_per_image * config.data.batch_size
     lines = {
         "cnn_jax": f"{facts['cnn_jax']}, jax {facts['jax']}, python {facts['python']}",
-        "devices": f"{facts['platform']}: {facts['device']}; using {len(experiment.parallel.devices)} by {config.train.parallel}",
+        "devices": f"{facts['platform']}: {facts['device']}; "
+        f"using {len(experiment.parallel.devices)} by {config.train.parallel}",
         "data": f"{config.data.dataset}, {shape}, {len(experiment.class_names)} classes; "
         f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
         f"{where}",
