@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
 from cnn_jax.run_folder import CHECKPOINTS
 from cnn_jax.training import runtime
@@ -101,7 +102,7 @@ def make_bench(config: Config, steps: int) -> Bench:
 
 def main() -> None:
     """Prints and writes one row a model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=7, help="pairs of blocks (default 7)")
     parser.add_argument("--seconds", type=float, default=8.0, help="aimed length of a block (default 8)")
     parser.add_argument("--output", type=Path, help="CSV file to write")
@@ -138,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

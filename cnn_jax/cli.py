@@ -3,6 +3,7 @@
 No JAX is imported before the arguments are known to be right, so that `--help` and most errors answer at once.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -170,6 +171,14 @@ def _one_line(box: str) -> str:
     return re.sub(r"\s+", " ", "; ".join(line for line in lines if line))
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """Argparse for the small commands, with the house's one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a UserError instead of printing usage and leaving."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def guard(main: Callable[[], None]) -> None:
     """Runs `main`; a user's mistake becomes one line on stderr and exit code 2, never a traceback."""
     try:
@@ -186,7 +195,8 @@ def guard(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        _leave(f"error: {error.strerror}: {error.filename or 'while writing'}; free space or choose another folder", 2)
+        where = error.filename or "a file of the run"
+        _leave(f"error: given {where}: {error.strerror}; expected a place to write; free space or choose another", 2)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
 from cnn_jax.predict import positive
 
@@ -177,7 +178,7 @@ def _predict(
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m cnn_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
@@ -218,6 +219,4 @@ def _print(scores: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    from cnn_jax.cli import guard
-
     guard(main)

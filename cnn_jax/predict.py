@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def write_json(found: Iterable[Prediction], file: TextIO) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m cnn_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
@@ -163,6 +164,4 @@ def _print(found: Sequence[Prediction]) -> None:
 
 
 if __name__ == "__main__":
-    from cnn_jax.cli import guard
-
     guard(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jax import run_folder as files
+from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import TRANSIENT, Config
 from cnn_jax.errors import UserError
 
@@ -222,7 +223,7 @@ def with_table(readme: str, rows: Sequence[Row]) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m cnn_jax.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(dest="action", required=True)
@@ -238,6 +239,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    from cnn_jax.cli import guard
-
     guard(main)

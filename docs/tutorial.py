@@ -27,6 +27,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 import cnn_jax
 from cnn_jax.data import Preprocess, make_pipeline, open_source
@@ -46,7 +47,7 @@ PICTURES = Path(os.environ.get("TUTORIAL_PICTURES") or tempfile.mkdtemp(prefix="
 PICTURES.mkdir(parents=True, exist_ok=True)
 
 
-def keep(figure: plt.Figure, name: str) -> None:
+def keep(figure: Figure, name: str) -> None:
     """Saves a figure; a notebook shows it as well."""
     figure.savefig(PICTURES / f"{name}.png", dpi=100, bbox_inches="tight")
     print(PICTURES / f"{name}.png")

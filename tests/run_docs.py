@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+FIRST = "README.md"  # its run is the one that the other pages use
 MARK = "<!-- run -->"
 LIMIT = 300  # seconds a command may take
 
@@ -41,14 +42,14 @@ class Command(NamedTuple):
 
 
 def main(names: list[str]) -> None:
-    """Runs the given pages, or all of them and the tutorial; exits 1 at the first failure."""
-    pages = [DOCS / name for name in names if name.endswith(".md")] if names else all_pages()
+    """Runs the first page and the given ones, or all of them and the tutorial; exits 1 at the first failure."""
+    pages = [page for page in all_pages() if not names or page.name in (FIRST, *names)]
     commands = [command for page in pages for command in page_commands(page)]
     if not names or "tutorial.py" in names:
         arguments = [sys.executable, "-c", NOTEBOOK, str(DOCS / "tutorial.py")]
         commands.append(Command("tutorial.py", "as a notebook", arguments))
-    if not commands:
-        fail(f"given {names}; expected pages of {DOCS} with blocks under {MARK}")
+    if unknown := set(names) - {"tutorial.py", *(page.name for page in pages)}:
+        fail(f"given {', '.join(sorted(unknown))}; expected pages of {DOCS} or tutorial.py")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="run-docs-") as folder:
         environment = surroundings(Path(folder))
@@ -59,7 +60,7 @@ def main(names: list[str]) -> None:
 
 def all_pages() -> list[Path]:
     """Returns docs/README.md, the pages it links to in that order, and then any other page."""
-    index = DOCS / "README.md"
+    index = DOCS / FIRST
     linked = [DOCS / name for name in re.findall(r"\]\(([\w-]+\.md)\)", index.read_text())]
     return list(dict.fromkeys([index, *linked, *sorted(DOCS.glob("*.md"))]))
 
@@ -112,7 +113,9 @@ def surroundings(folder: Path) -> dict[str, str]:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     environment.setdefault("CNN_JAX_CACHE", str(folder / "cache"))
-    environment["MPLCONFIGDIR"] = str(folder / "matplotlib")
+    (folder / "scratch").mkdir()
+    for name in ("IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR"):
+        environment[name] = str(folder / "scratch")
     return environment
 
 

@@ -1,12 +1,11 @@
 """Data sets on the command line: `python -m cnn_jax.data prepare mnist`, `list`, `show digits --output grid.png`."""
 
-import argparse
 import logging
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cnn_jax.cli import guard
+from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.data import Source, open_source
 from cnn_jax.data.prepare import prepare
 from cnn_jax.data.tfds_source import data_folder
@@ -32,10 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{source.name} {source.split}: {len(source)} images of {source.image_shape}; {options.output}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    data_dir = argparse.ArgumentParser(add_help=False)
+def _parser() -> ArgumentParser:
+    data_dir = ArgumentParser(add_help=False)
     data_dir.add_argument("--data-dir", help="folder of TFDS sets (else TFDS_DATA_DIR, else ~/tensorflow_datasets)")
-    parser = argparse.ArgumentParser(prog="python -m cnn_jax.data", description="Prepare, list and look at data sets.")
+    parser = ArgumentParser(prog="python -m cnn_jax.data", description="Prepare, list and look at data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("prepare", parents=[data_dir], help="download a TFDS set and prepare it for reading")

@@ -1,11 +1,10 @@
 """Lists the models, or prints the layers of one: `python -m cnn_jax.models [NAME] [--input HxWxC] [--classes K]`."""
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from cnn_jax.cli import guard
+from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
 from cnn_jax.models import MODELS, build, default_input_shape
 from cnn_jax.models.summary import LayerRow, layer_table
@@ -27,18 +26,13 @@ SOURCES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see python -m cnn_jax.models --help")
-
-
 def main(argv: Sequence[str]) -> None:
     """Prints what the arguments ask for.
 
     Raises:
         UserError: an argument is wrong.
     """
-    parser = _Parser(prog="python -m cnn_jax.models", description=__doc__)
+    parser = ArgumentParser(prog="python -m cnn_jax.models", description=__doc__)
     parser.add_argument("name", nargs="?", help="a model; default: list all")
     parser.add_argument("--input", help="image size, such as 32x32x3; default: the published one")
     parser.add_argument("--classes", type=int, help="number of classes; default: the published one")

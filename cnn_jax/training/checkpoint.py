@@ -20,6 +20,20 @@ from cnn_jax.training.state import TrainState, Tree
 KEPT = 2  # latest checkpoints; the best one is kept besides
 
 
+def quiet_failures() -> None:
+    """Keeps a failed read or write of Orbax from printing a screen of `Event loop is closed` beside our one line.
+
+    Its storage library calls back into an event loop that the failure has already closed; Python reports each call.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The checkpoints of one run folder: the two latest and the one of best validation accuracy.
 
@@ -28,7 +42,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every phase of every save
+        # Orbax reports every phase of every save, and prints the traceback of what it raises later anyway.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).resolve()  # Orbax refuses relative paths
         best = policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -42,7 +57,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as error:
+            if exception[0] is None:  # else the reason is on its way already
+                raise self._cannot_write(error) from error
 
     def save(self, step: int, state: TrainState, validation: dict[str, float] | None) -> None:
         """Copies the state to the host and writes it in the background. A step that is already there is left alone.
@@ -52,12 +71,31 @@ class Checkpoints:
             state: on the devices.
             validation: metrics with "accuracy" by which the best is chosen; None after an interruption.
         """
-        if step not in self._manager.all_steps():
+        if step in self._manager.all_steps():
+            return
+        try:
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=validation)
+        except Exception as error:  # of this save or, in the background, of the one before; of many types
+            raise self._cannot_write(error) from error
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises what a save in the background raised."""
-        self._manager.wait_until_finished()
+        """Returns when every save is on disk.
+
+        Raises:
+            UserError: one could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: Exception) -> UserError:
+        text = " ".join(str(error).split())
+        known = [reason for reason in ("No space left on device", "Permission denied") if reason in text]
+        return UserError(
+            f"given run folder {self.folder.parent}; a checkpoint could not be written ({(known or [text])[0][:200]}); "
+            "make room or give another --workdir; the checkpoints before it are whole and the same command goes on"
+        )
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, ascending."""

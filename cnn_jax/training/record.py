@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import optax
-from tensorboardX import SummaryWriter
 
 from cnn_jax.run_folder import TENSORBOARD, append_metrics, read_metrics
+from cnn_jax.training.board import Board
 from cnn_jax.training.loop import Plan
 from cnn_jax.training.progress import Display
 
@@ -52,7 +52,7 @@ class Recorder:
     ):
         self._run, self._plan, self._schedule, self._display = run, plan, schedule, display
         self._batch_size = batch_size
-        self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step or None) if run else None
+        self._board = Board(run / TENSORBOARD, first_step) if run else None
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
         self._seconds = max((row["seconds"] for row in before), default=0.0)  # of earlier processes of this run
         self._train_seconds, self._running_since = 0.0, None
@@ -118,4 +118,4 @@ class Recorder:
         append_metrics(self._run, row | values | {"seconds": self.seconds})
         assert self._board is not None
         for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.add(f"{kind}/{name}", value, step)

@@ -16,7 +16,7 @@ from cnn_jax.data import Source
 from cnn_jax.errors import UserError
 from cnn_jax.report import write_report
 from cnn_jax.training import runtime
-from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.checkpoint import Checkpoints, quiet_failures
 from cnn_jax.training.experiment import Experiment, make_experiment
 from cnn_jax.training.loop import StopRequest, run_loop
 from cnn_jax.training.parallel import stack
@@ -34,6 +34,7 @@ def train(config: Config) -> dict[str, Any]:
         TrainingStopped: Ctrl-C, or a loss that is not finite.
     """
     runtime.prepare(config.train)
+    quiet_failures()
     run = Path(config.train.workdir or f"runs/{config.experiment}")
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")

@@ -1,0 +1,44 @@
+"""Scalars for TensorBoard, written as they come.
+
+tensorboardX's own `SummaryWriter` writes from a thread: a full disk ends that thread, and closing then waits for ever.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
+
+
+class Board:
+    """One event file in `folder`.
+
+    Args:
+        folder: is created.
+        first_step: events of later steps, left by an interrupted run, are hidden by TensorBoard.
+
+    Raises:
+        OSError: the file cannot be written; so does `add`.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        self._records = RecordWriter(str(folder / f"events.out.tfevents.{now:.6f}.{os.getpid()}"))
+        self._write(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
+        if first_step:
+            restart = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.START)
+            self._write(event_pb2.Event(wall_time=now, step=first_step + 1, session_log=restart))
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        """Writes one scalar."""
+        self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary.scalar(tag, value)))
+
+    def close(self) -> None:
+        """Writes what the file's buffer holds."""
+        self._records.close()
+
+    def _write(self, event: event_pb2.Event) -> None:
+        self._records.write(event.SerializeToString())
