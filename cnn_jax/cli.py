@@ -50,8 +50,10 @@ def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = 
 
     def train() -> None:
         parsed = parse(sys.argv[1:], config, doc, presets or {})
-        from cnn_jax.training.run import train as train_run  # imports JAX
+        from cnn_jax.training.checkpoint import quiet_failures  # from here on JAX is imported
+        from cnn_jax.training.run import train as train_run
 
+        quiet_failures()
         train_run(parsed)
 
     guard(train)
@@ -69,6 +71,8 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
     if preset is not None and saved is not None:
         raise UserError(f"given --preset {preset} and --config {saved}; expected one of them; drop the other")
     if preset is not None:
+        if not presets:
+            raise UserError(f"given --preset {preset}; {prog} has no presets; drop it")
         if preset not in presets:
             raise unknown("preset", preset, presets)
         base = presets[preset]
@@ -96,7 +100,7 @@ def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, preset
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise UserError(_one_line(said.getvalue())) from None
+        raise UserError(_one_line(said.getvalue(), prog)) from None
 
 
 def _peek(argv: Sequence[str], flag: str) -> str | None:
@@ -165,10 +169,19 @@ def _check(config: Config) -> None:
         )
 
 
-def _one_line(box: str) -> str:
-    """Joins the lines of tyro's boxed message."""
-    lines = [re.sub(r"[─╭╮╰╯│]+", " ", line).strip() for line in box.splitlines()]
-    return re.sub(r"\s+", " ", "; ".join(line for line in lines if line))
+def _one_line(box: str, prog: str) -> str:
+    """Says in one line what tyro says in a box: its sections are parted by rules, the first is the mistake itself."""
+    lines = [re.sub(r"[╭╮╰╯│]+", " ", line).strip() for line in box.splitlines()]
+    sections = [" ".join(part.split()) for part in re.split(r"─{3,}", "\n".join(lines)) if part.strip()]
+    mistake, rest = (sections[1], sections[2:]) if len(sections) > 1 else ("".join(sections), [])
+    value = re.match(r"Error parsing (?P<flag>--[\w-]+): .*?(from \['|: ')(?P<given>.*?)'", mistake)
+    if value:
+        kind = re.search(rf"{value['flag']} (\{{None\}}\|)?(?P<kind>\S+)", rest[0] if rest else "")
+        expected = f"; expected {kind['kind']}" if kind else ""
+        return f"given {value['flag']} {value['given']}{expected}; see {prog} --help"
+    close = re.findall(r"--[\w-]+", " ".join(part for part in rest if part.startswith("Perhaps")))
+    hint = f"; perhaps you meant {' or '.join(dict.fromkeys(close))}" if close else ""
+    return f"{mistake.rstrip('.')}{hint}; see {prog} --help"
 
 
 class ArgumentParser(argparse.ArgumentParser):

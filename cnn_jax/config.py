@@ -126,7 +126,7 @@ class TrainConfig:
     deterministic: bool = False
     """Ask XLA for deterministic operations on GPU."""
     fresh: bool = False
-    """Delete what the run folder holds and start over."""
+    """Delete the run that the folder holds and start over; other files stay."""
 
 
 # Fields that do not change what is computed: a run may be resumed with other values of these.

@@ -8,6 +8,7 @@ python -m cnn_jax.evaluate runs/own --dataset folder:new_photos --split test[:50
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,10 @@ def evaluate(
     data = _data_config(config.data, dataset, data_dir, image_size)
     source = _open(data, split)
     if source.image_shape != preprocess.image_shape:
+        same_channels = source.image_shape[-1] == preprocess.image_shape[-1]
+        hint = "try --image-size" if same_channels else "give a set with as many channels (1 is grey, 3 is colour)"
         theirs, ours = ("x".join(map(str, shape)) for shape in (source.image_shape, preprocess.image_shape))
-        raise UserError(f"given {data.dataset} with {theirs} images; expected {ours} as in {run}; try --image-size")
+        raise UserError(f"given {data.dataset} with {theirs} images; expected {ours} as in {run}; {hint}")
     class_of_label = match_classes(source, classes)
     variables = jax.device_put(variables)
     logits_NxK, labels_N = _predict(model, variables, preprocess, source, batch_size or data.eval_batch_size)
@@ -215,7 +218,7 @@ def _print(scores: Sequence[dict[str, Any]]) -> None:
         top = row.get(f"top{TOP}_accuracy")
         cells += [f"{row['loss']:.4f}", *([f"{top:.2%}" if top is not None else "–"] if with_top else [])]
         table.add_row(*map(Text, cells))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no edge
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def _print(found: Sequence[Prediction]) -> None:
     for image, names, shares in found:
         for rank, (name, share) in enumerate(zip(names, shares, strict=True)):
             table.add_row(*map(Text, ("" if rank else str(image), name, f"{share:7.2%}")))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no edge
 
 
 if __name__ == "__main__":

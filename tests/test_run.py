@@ -12,7 +12,7 @@ import pytest
 from cnn_jax import run_folder as files
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
-from cnn_jax.training import loop, run
+from cnn_jax.training import experiment, loop, run
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.weights_file import load_weights
@@ -43,8 +43,8 @@ def finished(tmp_path_factory):
 
 def state_at(folder, step):
     with Checkpoints(folder / files.CHECKPOINTS) as checkpoints:
-        experiment = make_experiment(CONFIG)
-        restored = checkpoints.restore(experiment.state, experiment.parallel.replicated, step)
+        parts = make_experiment(CONFIG)
+        restored = checkpoints.restore(parts.state, parts.parallel.replicated, step)
         assert restored is not None and restored[0] == step
         return jax.device_get(restored[1])
 
@@ -153,6 +153,26 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path):
         with pytest.raises(UserError):
             run.train(CONFIG.override(workdir=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_compiled_together_are_the_same_run(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "_scans", lambda parallel, data: True)  # as on GPU and TPU
+    run.train(CONFIG.override(workdir=str(tmp_path / "run"), scan_steps=3))
+    one, other = ({(r["kind"], r["step"]): r for r in files.read_metrics(f)} for f in (finished, tmp_path / "run"))
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        assert other[key]["loss"] == pytest.approx(row["loss"], rel=2e-2), key
+
+
+def test_splits_that_share_images_with_the_test_split_are_refused(tmp_path):
+    for wrong in ({"validation_split": "test[:50%]"}, {"test_split": "train"}, {"validation_split": "test"}):
+        with pytest.raises(UserError, match="share images"):
+            run.train(CONFIG.override(workdir=str(tmp_path / "run"), **wrong))
+
+
+def test_a_saved_config_does_not_delete_the_run_that_it_repeats(tmp_path):
+    run.train(CONFIG.override(workdir=str(tmp_path / "run"), steps=1, model="mlp", ema_decay=None, fresh=True))
+    assert not Config.load(tmp_path / "run" / files.CONFIG).train.fresh
 
 
 def test_streaming_and_resident_runs_are_the_same_run(tmp_path):

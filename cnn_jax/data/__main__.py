@@ -1,6 +1,7 @@
-"""Data sets on the command line: `python -m cnn_jax.data prepare mnist`, `list`, `show digits --output grid.png`."""
+"""Data sets on the command line: `python -m cnn_jax.data prepare mnist`, `list`, `show digits`, `export digits`."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -29,6 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
             )
             _save(draw_grid(source), options.output)
             print(f"{source.name} {source.split}: {len(source)} images of {source.image_shape}; {options.output}")
+        case "export":
+            source = open_source(options.dataset, options.split, data_dir=options.data_dir)
+            export(source, Path(options.output))
+            print(f"{source.name} {source.split}: {len(source)} images in {options.output}, one sub-folder a class")
 
 
 def _parser() -> ArgumentParser:
@@ -48,7 +53,26 @@ def _parser() -> ArgumentParser:
     command.add_argument("--split", default="train", help="such as test or train[90%%:] (default: train)")
     command.add_argument("--image-size", type=int, help="height and width in pixels")
     command.add_argument("--output", default="grid.png", help="image file to write (default: grid.png)")
+
+    command = commands.add_parser("export", parents=[data_dir], help="write examples as PNG files, a folder a class")
+    command.add_argument("dataset", help="such as digits, mnist or xo")
+    command.add_argument("--split", default="test", help="such as test or train[:100] (default: test)")
+    command.add_argument("--output", required=True, help="folder to write into")
     return parser
+
+
+def export(source: Source, folder: Path) -> None:
+    """Writes example i of class NAME as `folder/NAME/i.png`: what `folder:` and `cnn_jax.predict` read.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    for index in range(len(source)):
+        example = source[index]
+        place = folder / source.class_names[example["label"]].replace("/", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        image = example["image"]
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(place / f"{index:05d}.png")
 
 
 def list_datasets(data_dir: str | None) -> None:

@@ -136,8 +136,20 @@ def _open_sources(config: Config) -> dict[str, Source]:
         "validation": data.validation_split or usual.validation,
         "test": data.test_split or usual.test,
     }
+    for name in ("train", "validation"):
+        if _overlap(splits[name], splits["test"]):
+            raise UserError(
+                f"given {splits[name]} as {name} split and {splits['test']} as test split, which share images; "
+                f"expected none in common; give another --{name}-split or --test-split"
+            )
     how = {"data_dir": data.data_dir, "image_size": data.image_size, "skip_bad_images": data.skip_bad_images}
     return {name: open_source(data.dataset, split, **how) for name, split in splits.items()}
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two splits share images for sure: the same words, or a whole split and a part of it."""
+    whole, part = sorted((one, other), key=len)
+    return one == other or part.startswith(whole + "[")
 
 
 def _pipeline(config: Config, name: str, source: Source, devices: int) -> Pipeline:

@@ -107,7 +107,8 @@ def run_loop(
         if step >= plan.total_steps:
             return state
         if stop.requested:
-            checkpoints.save(step, state, None)
+            if step > first_step:
+                checkpoints.save(step, state, None)
             checkpoints.wait()
             recorder.flush(step)
             raise TrainingStopped(f"stopped at step {step}, state saved; the same command goes on from here", STOP_CODE)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from cnn_jax import run_folder as files
 from cnn_jax.config import Config
@@ -16,7 +17,7 @@ from cnn_jax.data import Source
 from cnn_jax.errors import UserError
 from cnn_jax.report import write_report
 from cnn_jax.training import runtime
-from cnn_jax.training.checkpoint import Checkpoints, quiet_failures
+from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.experiment import Experiment, make_experiment
 from cnn_jax.training.loop import StopRequest, run_loop
 from cnn_jax.training.parallel import stack
@@ -34,7 +35,6 @@ def train(config: Config) -> dict[str, Any]:
         TrainingStopped: Ctrl-C, or a loss that is not finite.
     """
     runtime.prepare(config.train)
-    quiet_failures()
     run = Path(config.train.workdir or f"runs/{config.experiment}")
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")
@@ -44,9 +44,12 @@ def train(config: Config) -> dict[str, Any]:
     first = jax.process_index() == 0
     if first:
         _open_folder(run, experiment, facts)
+    if jax.process_count() > 1:  # nobody looks for checkpoints before --fresh has removed them
+        multihost_utils.sync_global_devices("run folder")
     _banner(experiment, facts, run)
-    with Checkpoints(run / files.CHECKPOINTS) as checkpoints, StopRequest() as stop:
-        seconds = _train(experiment, run, checkpoints, stop)
+    with Checkpoints(run / files.CHECKPOINTS) as checkpoints:
+        with StopRequest() as stop:
+            seconds = _train(experiment, run, checkpoints, stop)
         return _finish(experiment, run, checkpoints, facts, seconds)
 
 
@@ -77,7 +80,7 @@ def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> No
             else:
                 path.unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
-    experiment.config.save(run / files.CONFIG)
+    experiment.config.override(fresh=False).save(run / files.CONFIG)  # who repeats the config wants to keep the run
     (run / files.CLASSES).write_text("\n".join(experiment.class_names) + "\n")
     (run / files.PREPROCESS).write_text(experiment.preprocess.to_json())
     (run / files.ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n")
@@ -122,6 +125,9 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         flops=3 * experiment.flops_per_image * config.data.batch_size,
     )
     steps = CompiledSteps(experiment, arrays, display)
+    if first_step < plan.total_steps:  # before any clock runs
+        ahead = experiment.data["train"].train_items(first_step)
+        steps.prepare(state, [next(ahead) for _ in range(plan.next_chunk(first_step))])
     evaluator = experiment.evaluator("validation")
     folder = run if jax.process_index() == 0 else None
     recorder = Recorder(folder, plan, experiment.optimizer.schedule, config.data.batch_size, display, first_step)
@@ -153,11 +159,15 @@ class CompiledSteps:
         self._scan = experiment.plan.scan_steps > 1
 
     def __call__(self, state: TrainState, items: list[Any], count: int) -> tuple[TrainState, Any]:
-        parallel = self._experiment.parallel
-        item = parallel.place_item(stack(items) if self._scan else items[0], stacked=self._scan)
-        if count not in self.compiled:
-            self.compiled[count] = self._compile(state, item)
+        item = self.prepare(state, items)
         return self.compiled[count](state, self._arrays, item)
+
+    def prepare(self, state: TrainState, items: list[Any]) -> Any:
+        """Places the items of one call on the devices, and compiles for their number if that is new."""
+        item = self._experiment.parallel.place_item(stack(items) if self._scan else items[0], stacked=self._scan)
+        if len(items) not in self.compiled:
+            self.compiled[len(items)] = self._compile(state, item)
+        return item
 
     def _compile(self, state: TrainState, item: Any) -> Any:
         experiment = self._experiment
@@ -235,7 +245,8 @@ def _write(
     plan = experiment.plan
     row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
     files.append_metrics(run, row | test | {"seconds": summary["seconds"]})
-    save_weights(run / files.WEIGHTS, variables, {"model": summary["model"], "dataset": summary["dataset"]})
+    about = {name: summary[name] for name in ("experiment", "model", "dataset", "seed", "best_step", "commit")}
+    save_weights(run / files.WEIGHTS, variables, {"cnn_jax": json.dumps(about, sort_keys=True)})
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     write_report(
         run,

@@ -28,15 +28,34 @@ def prepare(config: TrainConfig) -> None:
     if config.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     if config.distributed:
-        jax.distributed.initialize()
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"given --distributed; JAX found no cluster here ({reason}); expected Slurm, Open MPI, "
+                "GKE or a TPU pod; start the command there, on every host, or drop --distributed"
+            ) from error
+        if config.parallel == "pmap" and jax.process_count() > 1:
+            raise UserError("given --parallel pmap on many hosts; expected jit there; drop --parallel")
+    _keep_programs(cache_folder() / "xla")
     found = jax.default_backend()
     if config.require is not None and config.require != found:
         raise UserError(
             f"given --require {config.require}; found {found} ({jax.device_count()} devices); install the accelerator "
             "build (pip install -e '.[cuda13]', '.[cuda12]' or '.[tpu]') or drop --require"
         )
+
+
+def _keep_programs(folder: Path) -> None:
+    """Lets XLA keep compiled programs in `folder`; where that cannot be written, it does without."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def environment(command: str) -> dict[str, Any]:
