@@ -25,7 +25,7 @@ CONFIG = Config("cifar10_resnet").override(
 )
 PRESETS = {
     "quick": CONFIG.override(
-        optimizer="nesterov", learning_rate=0.4, schedule="one_cycle", schedule_args=(), weight_decay=5e-4, epochs=4
+        optimizer="nesterov", learning_rate=0.2, schedule="one_cycle", schedule_args=(), weight_decay=5e-4, epochs=7
     )
 }
 
