@@ -14,7 +14,7 @@ def nearest(name: str, choices: Iterable[str]) -> list[str]:
     >>> nearest("lenet-5", ["lenet5", "resnet20"])
     ['lenet5']
     """
-    return difflib.get_close_matches(name.lower(), list(choices), n=3, cutoff=0.5)
+    return difflib.get_close_matches(name.lower(), list(choices), n=3, cutoff=0.6)
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:

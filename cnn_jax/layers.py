@@ -103,32 +103,35 @@ class BatchNorm(nn.BatchNorm):
             return super().__call__(x, *args, **kwargs)
 
 
-class MaxPool(nn.Module):
-    """Maximum over windows of (B, H, W, C) maps; `strides` default to the window."""
+class _Pool(nn.Module):
+    """One number for each window of (B, H, W, C) maps; `strides` default to the window."""
 
     window: tuple[int, int] = (2, 2)
     strides: tuple[int, int] | None = None
     padding: str | Sequence[tuple[int, int]] = "VALID"
 
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Pools; raises UserError if the window does not fit."""
-        strides = self.strides or self.window
-        check_fits(self, x_BxHxWxC.shape[1:3], self.window, strides, self.padding)
-        return ops.max_pool(x_BxHxWxC, self.window, strides, self.padding)
-
-
-class AvgPool(nn.Module):
-    """Mean over windows of (B, H, W, C) maps, padding counted as zeros; `strides` default to the window."""
-
-    window: tuple[int, int] = (2, 2)
-    strides: tuple[int, int] | None = None
-    padding: str | Sequence[tuple[int, int]] = "VALID"
+    def _reduce(self, *arguments: Any) -> jax.Array:
+        raise TypeError("use MaxPool or AvgPool")
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """Pools; raises UserError if the window does not fit."""
         strides = self.strides or self.window
         check_fits(self, x_BxHxWxC.shape[1:3], self.window, strides, self.padding)
-        return ops.avg_pool(x_BxHxWxC, self.window, strides, self.padding)
+        return self._reduce(x_BxHxWxC, self.window, strides, self.padding)
+
+
+class MaxPool(_Pool):
+    """The maximum of each window."""
+
+    def _reduce(self, *arguments: Any) -> jax.Array:
+        return ops.max_pool(*arguments)
+
+
+class AvgPool(_Pool):
+    """The mean of each window, padding counted as zeros."""
+
+    def _reduce(self, *arguments: Any) -> jax.Array:
+        return ops.avg_pool(*arguments)
 
 
 class GlobalAvgPool(nn.Module):

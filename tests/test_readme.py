@@ -1,0 +1,32 @@
+"""The README says what is true: its table is the one of results/, its commands and links exist."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from cnn_jax.results import read_rows, with_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_table_is_that_of_the_results():
+    rows = [row for path in sorted((ROOT / "results").glob("mnist*.csv")) for row in read_rows(path)]
+    rows += [row for path in sorted((ROOT / "results").glob("cifar10*.csv")) for row in read_rows(path)]
+    assert rows, "results/ holds no rows"
+    assert with_table(README, rows) == README, (
+        "README.md and results/ differ; run: "
+        "python -m cnn_jax.results readme README.md results/mnist*.csv results/cifar10*.csv"
+    )
+
+
+def test_every_module_that_is_run_exists():
+    names = set(re.findall(r"python -m ([\w.]+)", README))
+    assert len(names) >= 8
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    assert missing == []
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
