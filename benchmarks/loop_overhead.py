@@ -28,6 +28,7 @@ from cnn_jax.training.progress import Display
 from cnn_jax.training.record import Recorder
 from cnn_jax.training.run import CompiledSteps
 
+BATCH = 128
 CASES = {
     "lenet5": Config("loop_overhead").override(
         dataset="synthetic:28x28x1:10:10000", model="lenet5", optimizer="momentum", learning_rate=0.01
@@ -40,33 +41,30 @@ CASES = {
 
 @dataclass
 class Bench:
-    """One model, compiled once, that can run a block either way."""
+    """One model, compiled once, that can run a block of `plan.total_steps` steps either way."""
 
     experiment: Experiment
     steps: CompiledSteps
     state: Any
-    item: Any
-    arrays: Any
     plan: Plan
 
     def bare(self) -> float:
-        """Seconds of a block of bare steps."""
-        parallel, count = self.experiment.parallel, self.plan.scan_steps
-        placed = parallel.place_item(self.item[0] if count == 1 else None)
-        compiled, state = self.steps.compiled[1], self.state
+        """Seconds of a block of calls of the compiled step, on items that lie on the device already."""
+        count = self.plan.scan_steps
+        placed = self.steps.prepare(self.state, _first_items(self.experiment, count))
+        call, arrays, state = self.steps.compiled[count], self.steps.arrays, self.state
         start = time.perf_counter()
-        for _ in range(self.plan.total_steps):
-            state, _ = compiled(state, self.arrays, placed)
+        for _ in range(self.plan.total_steps // count):
+            state, _ = call(state, arrays, placed)
         jax.block_until_ready(state)
         self.state = state
         return time.perf_counter() - start
 
     def loop(self) -> float:
-        """Seconds of a block of the real loop; validation itself is not part of it."""
+        """Seconds of a block of the real loop, with its files and a checkpoint; validation itself is not part of it."""
         experiment, plan = self.experiment, self.plan
         with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / CHECKPOINTS) as checkpoints:
-            display = Display(total_steps=plan.total_steps, first_step=0, steps_per_epoch=78, batch_size=128, flops=0.0)
-            recorder = Recorder(Path(folder), plan, experiment.optimizer.schedule, 128, display, 0)
+            recorder = Recorder(Path(folder), plan, experiment.optimizer.schedule, BATCH, _display(plan), 0)
             start = time.perf_counter()
             with StopRequest() as stop:
                 state = run_loop(
@@ -88,16 +86,25 @@ class Bench:
         return seconds
 
 
+def _first_items(experiment: Experiment, count: int) -> list[Any]:
+    items = experiment.data["train"].train_items(0)
+    return [next(items) for _ in range(count)]
+
+
+def _display(plan: Plan) -> Display:
+    epoch = plan.steps_per_epoch
+    return Display(total_steps=plan.total_steps, first_step=0, steps_per_epoch=epoch, batch_size=BATCH, flops=0.0)
+
+
 def make_bench(config: Config, steps: int) -> Bench:
-    """Builds and compiles; `steps` a block."""
-    experiment = make_experiment(config.override(steps=steps, epochs=None, eval_every=1e9))
+    """Builds and compiles; `steps` a block, rounded up to whole calls."""
+    whole = -(-steps // config.train.scan_steps) * config.train.scan_steps
+    experiment = make_experiment(config.override(steps=whole, epochs=None, eval_every=1e9, batch_size=BATCH))
     parallel, data = experiment.parallel, experiment.data["train"]
     arrays, state = parallel.place(data.arrays), parallel.place(experiment.state)
-    display = Display(total_steps=steps, first_step=0, steps_per_epoch=78, batch_size=128, flops=0.0)
-    runner = CompiledSteps(experiment, arrays, display)
-    items = [next(data.train_items(0))]
-    state, _ = runner(state, items, 1)
-    return Bench(experiment, runner, state, items, arrays, experiment.plan)
+    runner = CompiledSteps(experiment, arrays, _display(experiment.plan))
+    runner.prepare(state, _first_items(experiment, experiment.plan.scan_steps))
+    return Bench(experiment, runner, state, experiment.plan)
 
 
 def main() -> None:
@@ -111,13 +118,13 @@ def main() -> None:
     rows = []
     for name, config in CASES.items():
         probe = make_bench(config, 10)
-        per_step = min(probe.bare() for _ in range(2)) / 10
-        bench = make_bench(config, max(10, round(arguments.seconds / per_step)))
+        per_step = min(probe.bare() for _ in range(2)) / probe.plan.total_steps
+        bench = make_bench(config, round(arguments.seconds / per_step))
         pairs = [(bench.bare(), bench.loop()) for _ in range(arguments.blocks)]
         overheads = [loop / bare - 1 for bare, loop in pairs]
         row = {
             "model": name,
-            "batch_size": 128,
+            "batch_size": BATCH,
             "steps_per_block": bench.plan.total_steps,
             "blocks": len(pairs),
             "bare_ms_per_step": round(1e3 * statistics.median(b for b, _ in pairs) / bench.plan.total_steps, 3),

@@ -11,8 +11,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_table_is_that_of_the_results():
-    rows = [row for path in sorted((ROOT / "results").glob("mnist*.csv")) for row in read_rows(path)]
-    rows += [row for path in sorted((ROOT / "results").glob("cifar10*.csv")) for row in read_rows(path)]
+    rows = read_rows(path for name in ("mnist", "cifar10") for path in sorted((ROOT / "results").glob(f"{name}*.csv")))
     assert rows, "results/ holds no rows"
     assert with_table(README, rows) == README, (
         "README.md and results/ differ; run: "

@@ -6,10 +6,13 @@ tensorboardX's own `SummaryWriter` writes from a thread: a full disk ends that t
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
+
+_events: Any = event_pb2  # generated code, without types
 
 
 class Board:
@@ -27,18 +30,18 @@ class Board:
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
         self._records = RecordWriter(str(folder / f"events.out.tfevents.{now:.6f}.{os.getpid()}"))
-        self._write(event_pb2.Event(wall_time=now, file_version="brain.Event:2"))
+        self._write(_events.Event(wall_time=now, file_version="brain.Event:2"))
         if first_step:
-            restart = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.START)
-            self._write(event_pb2.Event(wall_time=now, step=first_step + 1, session_log=restart))
+            restart = _events.SessionLog(status=_events.SessionLog.SessionStatus.START)
+            self._write(_events.Event(wall_time=now, step=first_step + 1, session_log=restart))
 
     def add(self, tag: str, value: float, step: int) -> None:
         """Writes one scalar."""
-        self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary.scalar(tag, value)))
+        self._write(_events.Event(wall_time=time.time(), step=step, summary=summary.scalar(tag, value)))
 
     def close(self) -> None:
         """Writes what the file's buffer holds."""
         self._records.close()
 
-    def _write(self, event: event_pb2.Event) -> None:
+    def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())

@@ -32,7 +32,7 @@ class Parallel:
     """
 
     kind: str
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
 
     @property
     def axis_name(self) -> str | None:
@@ -126,7 +126,7 @@ def make_parallel(kind: str, devices: int | None, batch_size: int) -> Parallel:
     Raises:
         UserError: more devices asked for than there are, or a batch that they do not divide.
     """
-    found: Sequence[jax.Device] = jax.devices()
+    found = jax.devices()
     if devices is not None and devices > len(found):
         raise UserError(f"given --devices {devices}; expected at most {len(found)}, the number of devices found")
     chosen = tuple(found[:devices])

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optax
 
 from cnn_jax.run_folder import TENSORBOARD, append_metrics, read_metrics
+from cnn_jax.schedules import Schedule
 from cnn_jax.training.board import Board
 from cnn_jax.training.loop import Plan
 from cnn_jax.training.progress import Display
@@ -45,7 +45,7 @@ class Recorder:
         self,
         run: Path | None,
         plan: Plan,
-        schedule: optax.Schedule,
+        schedule: Schedule,
         batch_size: int,
         display: Display,
         first_step: int,

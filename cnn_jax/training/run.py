@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,13 @@ class CompiledSteps:
     """Runs n steps in one call; compiles for each n the first time it is seen, and says so."""
 
     def __init__(self, experiment: Experiment, arrays: Any, display: Display):
-        self._experiment, self._arrays, self._display = experiment, arrays, display
+        self._experiment, self.arrays, self._display = experiment, arrays, display
         self.compiled: dict[int, Any] = {}
         self._scan = experiment.plan.scan_steps > 1
 
     def __call__(self, state: TrainState, items: list[Any], count: int) -> tuple[TrainState, Any]:
         item = self.prepare(state, items)
-        return self.compiled[count](state, self._arrays, item)
+        return self.compiled[count](state, self.arrays, item)
 
     def prepare(self, state: TrainState, items: list[Any]) -> Any:
         """Places the items of one call on the devices, and compiles for their number if that is new."""
@@ -174,7 +175,7 @@ class CompiledSteps:
         self._display.say("compiling  …")
         start = time.perf_counter()
         compiled = experiment.parallel.compile_train(
-            experiment.train_step, experiment.data["train"].gather, state, self._arrays, item, self._scan
+            experiment.train_step, experiment.data["train"].gather, state, self.arrays, item, self._scan
         )
         memory = compiled.memory_analysis()
         need = "" if memory is None else f", about {_bytes(memory)} of memory a device"
@@ -263,7 +264,7 @@ def _write(
     os.replace(partial, run / files.SUMMARY)
 
 
-class _Images:
+class _Images(Sequence[np.ndarray]):
     """The images of a source as a sequence, read when they are asked for."""
 
     def __init__(self, source: Source):
@@ -272,5 +273,5 @@ class _Images:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: Any) -> Any:
         return self._source[index]["image"]

@@ -97,8 +97,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            new = {"params": params, "batch_stats": batch_stats}
-            ema = jax.tree.map(lambda old, now: ema_decay * old + (1.0 - ema_decay) * now, ema, new)
+            new, keep = {"params": params, "batch_stats": batch_stats}, ema_decay
+            ema = jax.tree.map(lambda old, now: keep * old + (1.0 - keep) * now, ema, new)
         metrics = {
             "loss": (loss_sum, count),
             "accuracy": (hits.astype(jnp.float32), count),
@@ -120,7 +120,7 @@ def make_eval_step(
     """Builds `step(variables, batch) -> (metrics, logits_BxK)`; rows where `batch["mask"]` is False count nowhere."""
 
     def step(variables: dict[str, Tree], batch: Batch) -> tuple[Metrics, jax.Array]:
-        logits_BxK = model.apply(variables, normalize(batch["image"]), train=False)
+        logits_BxK: Any = model.apply(variables, normalize(batch["image"]), train=False)
         targets_BxK = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
         mask_B = batch["mask"].astype(jnp.float32)
         loss_sum = jnp.sum(loss(logits_BxK, targets_BxK) * mask_B)
