@@ -131,18 +131,20 @@ def main() -> None:
             "overhead_median_percent": round(100 * statistics.median(overheads), 2),
             "overhead_min_percent": round(100 * min(overheads), 2),
             "overhead_max_percent": round(100 * max(overheads), 2),
-            "device": facts["device"],
-            "jax": facts["jax"],
-            "commit": facts["commit"],
-            "command": facts["command"],
         }
-        print(", ".join(f"{key} {value}" for key, value in row.items() if key not in ("device", "command")), flush=True)
-        rows.append(row)
-    if arguments.output:
-        with arguments.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        rows.append(row | {key: facts[key] for key in ("device", "jax", "commit", "command")})
+        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    write_rows(arguments.output, rows)
+
+
+def write_rows(path: Path | None, rows: list[dict[str, Any]]) -> None:
+    """Writes rows of equal keys as CSV; nothing without a path."""
+    if path is None:
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":
