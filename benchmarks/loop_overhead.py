@@ -93,7 +93,9 @@ def _first_items(experiment: Experiment, count: int) -> list[Any]:
 
 def _display(plan: Plan) -> Display:
     epoch = plan.steps_per_epoch
-    return Display(total_steps=plan.total_steps, first_step=0, steps_per_epoch=epoch, batch_size=BATCH, flops=0.0)
+    return Display(
+        total_steps=plan.total_steps, first_step=0, steps_per_epoch=epoch, batch_size=BATCH, flops=0.0, devices=1
+    )
 
 
 def make_bench(config: Config, steps: int) -> Bench:
@@ -141,6 +143,7 @@ def write_rows(path: Path | None, rows: list[dict[str, Any]]) -> None:
     """Writes rows of equal keys as CSV; nothing without a path."""
     if path is None:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -1,6 +1,6 @@
 """Convolutional networks in JAX and Flax: train, compare, look inside.
 
-Importing this package imports no JAX; `load`, `evaluate` and the rest do when they are used.
+Importing this package imports no JAX; `load` and the modules do when they are used.
 """
 
 from typing import Any

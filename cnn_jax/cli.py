@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import re
 import sys
@@ -129,6 +130,11 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], suffix: str) -> 
             changes["optimizer_args"] = ()
     if config.model.model != base.model.model and not _given(argv, "--model-args"):
         changes["model_args"] = ()
+    if config.optim.schedule != base.optim.schedule and not _given(argv, "--schedule-args"):
+        changes["schedule_args"] = ()
+    if config.data.dataset.startswith("synthetic:") or "size=" in config.data.dataset:  # the name says the size
+        if not _given(argv, "--image-size"):
+            changes["image_size"] = None
     if config.data.dataset != base.data.dataset:
         # Splits, and the augmentations' sense, belong to a data set: only the splits are known to be wrong elsewhere.
         for name in ("train_split", "validation_split", "test_split"):
@@ -151,6 +157,9 @@ def _check(config: Config) -> None:
     """Refuses values that no run can have, before anything is loaded."""
     positive = ("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps")
     values = config.flat()
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"given --{name.replace('_', '-')} {value}; expected a finite number")
     for name in (*positive, "image_size", "devices", "learning_rate", "log_every", "clip_norm"):
         if values[name] is not None and values[name] <= 0:
             raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected more than 0")
@@ -159,6 +168,8 @@ def _check(config: Config) -> None:
             raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected a value in [0, 1)")
     if values["epochs"] is None and values["steps"] is None:
         raise UserError("given neither --epochs nor --steps; expected one of them")
+    if not values["seed"] < 2**32:
+        raise UserError(f"given --seed {values['seed']}; expected less than 2**32")
     for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
         if values[name] < 0:
             raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected 0 or more")
@@ -209,7 +220,12 @@ def guard(main: Callable[[], None]) -> None:
         if error.filename is None and error.errno is None:
             raise
         where = error.filename or "a file of the run"
-        _leave(f"error: given {where}: {error.strerror}; expected a place to write; free space or choose another", 2)
+        _leave(f"error: given {where}: {error.strerror}; check the path, its permissions and the free space", 2)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        advice = "lower --batch-size, or give --accumulate 2 or --precision bfloat16"
+        _leave(f"error: the device has not enough memory for this step; {advice}", 2)
 
 
 def _leave(message: str, code: int) -> NoReturn:

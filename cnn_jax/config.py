@@ -172,19 +172,19 @@ class Config:
             f"{n}: {ours[n]!r} here, {theirs[n]!r} there" for n in ours if n not in TRANSIENT and ours[n] != theirs[n]
         ]
 
-    def save(self, path: str | Path) -> None:
-        """Writes the config as JSON."""
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+    def to_json(self) -> str:
+        """The config as JSON; `load` reads it from a file."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote.
+        """Reads a file with what `to_json` gave.
 
         Raises:
             UserError: the file is absent, is no JSON, has an unknown field or a value of the wrong type.
         """
         try:
-            record = json.loads(Path(path).read_text())
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"given config {path}: {error.strerror}; expected a config.json of a run") from error
         except ValueError as error:

@@ -16,6 +16,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,18 @@ SUMMARY = "summary.json"
 REPORT = "report.html"
 PLOTS = "plots"
 ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, TENSORBOARD, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all; one that says the same already is left alone."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:
@@ -145,8 +158,9 @@ def load(run: str | Path) -> tuple["nn.Module", dict[str, Any], "Preprocess"]:
     from cnn_jax.weights_file import load_weights, match
 
     classes, preprocess = read_classes(run), read_preprocess(run)
-    arguments = {name: value for name, _, value in (pair.partition("=") for pair in config.model.model_args)}
-    model = build(config.model.model, len(classes), dtype=jnp.dtype(config.model.precision), args=arguments)
+    model = build(
+        config.model.model, len(classes), dtype=jnp.dtype(config.model.precision), args=config.model.model_args
+    )
     images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     variables, _ = load_weights(path)

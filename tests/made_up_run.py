@@ -60,7 +60,7 @@ def expected_logits(images: np.ndarray) -> np.ndarray:
 def make_run(folder: Path, config: Config = CONFIG, **summary: object) -> Path:
     """Writes the folder; `summary` replaces fields of the summary."""
     folder.mkdir(parents=True)
-    config.save(folder / files.CONFIG)
+    (folder / files.CONFIG).write_text(config.to_json())
     (folder / files.CLASSES).write_text("".join(f"{k}\n" for k in range(10)))
     (folder / files.PREPROCESS).write_text(Preprocess((8, 8, 1), (0.0,), (1.0,)).to_json())
     environment = {"command": "python -m experiments.made_up --seed 3", "commit": "abc1234", "jax": "9.8.7"}

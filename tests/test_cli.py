@@ -38,6 +38,19 @@ def test_another_data_set_has_its_own_splits():
     assert parsed("--dataset", "xo", "--train-split", "train[:10]").data.train_split == "train[:10]"
 
 
+def test_another_schedule_has_its_own_arguments():
+    base = BASE.override(schedule="step", schedule_args=("factor=0.1",))
+    assert parse(["--schedule", "cosine"], base).optim.schedule_args == ()
+    assert parse(["--seed", "1"], base).optim.schedule_args == ("factor=0.1",)
+
+
+def test_a_size_in_the_name_of_a_data_set_is_the_size():
+    base = BASE.override(image_size=28)
+    assert parse(["--dataset", "synthetic:32x32x3:10"], base).data.image_size is None
+    assert parse(["--dataset", "xo:size=32"], base).data.image_size is None
+    assert parse(["--dataset", "mnist"], base).data.image_size == 28
+
+
 def test_steps_replace_epochs_and_both_are_refused():
     config = parsed("--steps", "5")
     assert (config.train.steps, config.train.epochs) == (5, None)
@@ -53,7 +66,7 @@ def test_preset_names_the_folder_and_flags_come_after_it():
 
 def test_a_saved_config_is_repeated(tmp_path):
     first = parsed("--batch-size", "7", "--optimizer", "adam", "--workdir", "somewhere")
-    first.save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(first.to_json())
     again = parsed("--config", str(tmp_path / "config.json"))
     assert again.difference(first) == [] and again.train.workdir != "somewhere"
 
@@ -68,6 +81,10 @@ def test_a_saved_config_is_repeated(tmp_path):
         (["--preset", "quik"], "quick"),
         (["--normalize", "maybe"], "dataset"),
         (["--label-smoothing", "1"], "[0, 1)"),
+        (["--learning-rate", "nan"], "finite"),
+        (["--epochs", "inf"], "finite"),
+        (["--seed", str(2**32)], "2**32"),
+        (["--seed", "-1"], "0 or more"),
         (["--config", "absent.json"], "absent.json"),
         (["--preset", "quick", "--config", "a.json"], "drop the other"),
         (["--epochs"], "--epochs"),

@@ -12,7 +12,7 @@ def test_json_round_trip_keeps_every_value(tmp_path):
     config = Config("mine").override(
         epochs=2.5, steps=None, augment=("flip", "pad_crop:padding=4"), learning_rate=3e-4, clip_norm=1.0, fresh=True
     )
-    config.save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(config.to_json())
     assert Config.load(tmp_path / "config.json") == config
 
 

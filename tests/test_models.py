@@ -270,7 +270,7 @@ def test_shortcut_a_samples_every_second_pixel_and_adds_zero_maps():
 
 def test_shortcut_a_is_refused_with_bottlenecks():
     with pytest.raises(UserError, match="shortcut=A with bottleneck"):
-        shapes(build("resnet50", args={"shortcut": "A"}), (64, 64, 3))
+        shapes(build("resnet50", args=["shortcut=A"]), (64, 64, 3))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -315,7 +315,7 @@ def test_build_refuses_wrong_names_and_arguments(name, args, message):
 
 def test_unknown_activation_is_refused():
     with pytest.raises(UserError, match="unknown activation 'rellu'; perhaps you meant relu"):
-        shapes(build("lenet5", args={"activation": "rellu"}), (28, 28, 1))
+        shapes(build("lenet5", args=["activation=rellu"]), (28, 28, 1))
 
 
 def test_build_sets_the_axis_name_of_models_that_have_one():
@@ -340,7 +340,7 @@ def test_flops_of_lenet5_by_hand():
 @pytest.mark.parametrize(
     ("model", "stage", "layer"),
     [
-        (build("lenet5", args={"pool": "average", "activation": "linear"}), "pool2", "pool2"),
+        (build("lenet5", args=["pool=average", "activation=linear"]), "pool2", "pool2"),
         (ResNet(3, blocks=(1, 1), width=4, shortcut="B"), "stage2_block1", "stage2_block1/conv2"),
     ],
     ids=["lenet5", "resnet"],

@@ -54,19 +54,21 @@ def assert_same(one, other):
 
 
 def interrupted(monkeypatch, config, at: int):
-    """Runs `config` until Ctrl-C arrives while step `at` is being drawn."""
-    original = loop.Plan.next_chunk
+    """Starts `config` and presses Ctrl-C while the step that follows step `at` runs."""
+    original, done = run.CompiledSteps.__call__, 0
 
-    def press(plan, step):
-        if step == at:
+    def call(steps, state, items, count):
+        nonlocal done
+        if done == at:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(plan, step)
+        done += count
+        return original(steps, state, items, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Plan, "next_chunk", press)
+        patch.setattr(run.CompiledSteps, "__call__", call)
         with pytest.raises(TrainingStopped, match="state saved") as stopped:
             run.train(config)
-    assert stopped.value.code == 130
+    assert stopped.value.code == 130 and at < done < 20
 
 
 def test_a_run_leaves_a_folder_that_suffices(finished):
@@ -86,7 +88,7 @@ def test_a_run_leaves_a_folder_that_suffices(finished):
     assert_same(weights["params"], best.ema["params"])
 
 
-@pytest.mark.parametrize("at", [7, 10])
+@pytest.mark.parametrize("at", [6, 9])
 def test_an_interrupted_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, at):
     config = CONFIG.override(workdir=str(tmp_path / "run"))
     interrupted(monkeypatch, config, at)
@@ -155,17 +157,36 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_compiled_together_are_the_same_run(finished, tmp_path, monkeypatch):
+def test_steps_compiled_together_are_the_same_run_also_resumed(tmp_path, monkeypatch):
+    config = CONFIG.override(model="mlp", model_args=("hidden=8",), scan_steps=3)
+    run.train(config.override(workdir=str(tmp_path / "single")))
     monkeypatch.setattr(experiment, "_scans", lambda parallel, data: True)  # as on GPU and TPU
-    run.train(CONFIG.override(workdir=str(tmp_path / "run"), scan_steps=3))
-    one, other = ({(r["kind"], r["step"]): r for r in files.read_metrics(f)} for f in (finished, tmp_path / "run"))
-    assert one.keys() == other.keys()
-    for key, row in one.items():
-        assert other[key]["loss"] == pytest.approx(row["loss"], rel=2e-2), key
+    interrupted(monkeypatch, config.override(workdir=str(tmp_path / "together")), 8)
+    run.train(config.override(workdir=str(tmp_path / "together")))
+    weights = [load_weights(tmp_path / name / files.WEIGHTS)[0] for name in ("single", "together")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *weights)
+    one, other = (files.read_metrics(tmp_path / name) for name in ("single", "together"))
+    rows = [{(r["kind"], r["step"]): r["loss"] for r in f if r["kind"] == "validation"} for f in (one, other)]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-5)
 
 
-def test_splits_that_share_images_with_the_test_split_are_refused(tmp_path):
-    for wrong in ({"validation_split": "test[:50%]"}, {"test_split": "train"}, {"validation_split": "test"}):
+def test_a_chunk_never_passes_a_validation_and_few_sizes_are_compiled():
+    plan = loop.Plan(total_steps=1000, eval_every=351, log_every=10, steps_per_epoch=351.6, scan_steps=50)
+    step, ends = 0, []
+    while step < plan.total_steps:
+        step += plan.next_chunk(step)
+        ends.append(step)
+    assert {351, 702, 1000} <= set(ends) and plan.chunk_sizes(0) == [34, 43, 44]
+
+
+def test_splits_that_share_images_are_refused(tmp_path):
+    for wrong in (
+        {"validation_split": "test[:50%]"},
+        {"test_split": "train"},
+        {"validation_split": "test"},
+        {"validation_split": "train[:10]"},
+        {"train_split": "train[:60%]", "validation_split": "train[50%:]"},
+    ):
         with pytest.raises(UserError, match="share images"):
             run.train(CONFIG.override(workdir=str(tmp_path / "run"), **wrong))
 

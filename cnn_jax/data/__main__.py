@@ -65,8 +65,13 @@ def export(source: Source, folder: Path) -> None:
     """Writes example i of class NAME as `folder/NAME/i.png`: what `folder:` and `cnn_jax.predict` read.
 
     Raises:
+        UserError: images of other than 1 or 3 channels.
         OSError: the folder cannot be written.
     """
+    if source.image_shape[-1] not in (1, 3):
+        raise UserError(
+            f"given {source.name} with {source.image_shape[-1]} channels; expected 1 or 3 to write PNG files"
+        )
     for index in range(len(source)):
         example = source[index]
         place = folder / source.class_names[example["label"]].replace("/", "-")

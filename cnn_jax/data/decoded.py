@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cnn_jax.cache import cache_folder
 from cnn_jax.data.sources import ArraySource, Source
 from cnn_jax.errors import UserError
 
 MAX_DECODED_BYTES = 2**30  # of a source that is decoded whole, unless the user asks for it
 _ROWS_A_TASK = 100  # that a thread decodes at a time
+
+_DECODING = 1  # to be raised when the same file is decoded to other pixels than before
 
 
 def materialize(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +75,8 @@ def _decode(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cache_folder(source: Source) -> Path:
-    root = Path(os.environ.get("CNN_JAX_CACHE") or "~/.cache/cnn_jax").expanduser()
-    key = f"{source.fingerprint} {source.image_shape} {source.split} {len(source)}"
+    root = cache_folder()
+    key = f"{_DECODING} {source.fingerprint} {source.image_shape} {source.split} {len(source)}"
     label = re.sub(r"[^\w.-]+", "-", f"{source.name}-{source.split}")[-60:].strip("-")
     return root / "decoded" / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 

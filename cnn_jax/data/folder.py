@@ -86,7 +86,8 @@ def open_folder(path: str, split: str, image_size: int | None, skip_bad_images: 
     skipped: tuple[Path, ...] = ()
     if skip_bad_images:
         skipped = tuple(file.path for file in files if not _readable(file.path, image_shape))
-        files = [file for file in files if file.path not in set(skipped)]
+        bad = set(skipped)
+        files = [file for file in files if file.path not in bad]
         if skipped:
             print(f"warning: left out {len(skipped)} unreadable images, such as {skipped[0]}", file=sys.stderr)
     if not files:
@@ -168,8 +169,10 @@ def _place(name: str) -> float:
 def _divide(files: list[_File]) -> dict[str, list[_File]]:
     """Divides files, sorted by place, into the three splits, class by class."""
     splits: dict[str, list[_File]] = {"train": [], "validation": [], "test": []}
-    for label in {file.label for file in files}:
-        members = [file for file in files if file.label == label]
+    classes: dict[int, list[_File]] = {}
+    for file in files:
+        classes.setdefault(file.label, []).append(file)
+    for members in classes.values():
         train = max(1, sum(file.place < 0.8 for file in members))
         known = max(train, sum(file.place < 0.9 for file in members))  # train and validation
         if len(members) >= 3:

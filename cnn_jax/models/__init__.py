@@ -1,7 +1,7 @@
 """The networks by name. `python -m cnn_jax.models` lists them; `python -m cnn_jax.models NAME` prints one's layers."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -46,7 +46,7 @@ def build(
     *,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
-    args: Mapping[str, str] = {},
+    args: Sequence[str] = (),
 ) -> nn.Module:
     """Makes a model.
 
@@ -55,12 +55,12 @@ def build(
         num_classes: K, at least 1; default: the published number.
         dtype: of the computation; parameters and logits are float32 in any case.
         axis_name: `pmap` axis over which batch normalisation takes its statistics; ignored by models without.
-        args: the model's other fields as text, such as {"shortcut": "B"}; parts of a tuple are separated by "/".
+        args: the model's other fields, each "key=value", such as "shortcut=B"; parts of a tuple are separated by "/".
 
     Raises:
         UserError: an unknown name or argument, or a value of the wrong type.
 
-    >>> build("lenet5", 10, args={"activation": "tanh"}).activation
+    >>> build("lenet5", 10, args=["activation=tanh"]).activation
     'tanh'
     """
     if name not in MODELS:
@@ -69,8 +69,7 @@ def build(
         raise UserError(f"given {num_classes} classes for {name}; expected at least 1")
     factory = MODELS[name]
     fields = inspect.signature(factory).parameters
-    texts = [f"{key}={value}" for key, value in args.items()]
-    values = parse_arguments(name, factory, texts, hidden=_HIDDEN)
+    values = parse_arguments(name, factory, args, hidden=_HIDDEN)
     if num_classes is not None:
         values["num_classes"] = num_classes
     if "axis_name" in fields:

@@ -22,14 +22,6 @@ def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))
 
 
-def cross_entropy(logits_NxK: np.ndarray, labels_N: np.ndarray) -> float:
-    """Returns the mean of -log softmax(logits)[label], in nats."""
-    logits = logits_NxK.astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    log_sums = np.log(np.exp(logits).sum(axis=1))
-    return float(np.mean(log_sums - logits[np.arange(len(labels_N)), labels_N]))
-
-
 def top_k_accuracy(scores_NxK: np.ndarray, labels_N: np.ndarray, k: int) -> float:
     """Returns the share of rows in which fewer than `k` other classes score at least as high as the right one."""
     right_Nx1 = scores_NxK[np.arange(len(labels_N)), labels_N][:, None]

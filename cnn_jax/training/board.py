@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, written as they come.
+"""Scalars for TensorBoard, written by the thread that trains.
 
 tensorboardX's own `SummaryWriter` writes from a thread: a full disk ends that thread, and closing then waits for ever.
 """
@@ -38,6 +38,10 @@ class Board:
     def add(self, tag: str, value: float, step: int) -> None:
         """Writes one scalar."""
         self._write(_events.Event(wall_time=time.time(), step=step, summary=summary.scalar(tag, value)))
+
+    def flush(self) -> None:
+        """Writes what the file's buffer holds, for those who watch."""
+        self._records.flush()
 
     def close(self) -> None:
         """Writes what the file's buffer holds."""

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_jax.errors import UserError
@@ -152,8 +153,11 @@ class Checkpoints:
 
     def _set_aside(self, damaged: list[int]) -> None:
         """Renames what cannot be read, so that the run can save those steps again and nothing is deleted."""
-        for step in damaged:
-            (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        if jax.process_index() == 0:
+            for step in damaged:
+                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints")
         self._manager.reload()
 
 

@@ -44,7 +44,7 @@ class Evaluator:
 
     def metrics(self, variables: Tree) -> dict[str, float]:
         """Mean "loss" and "accuracy" over the split."""
-        seen = [metrics for metrics, _, _ in self._batches(variables)]
+        seen = [jax.device_get(metrics) for metrics, _, _ in self._batches(variables)]
         self._check(sum(float(np.asarray(m["accuracy"][1])) for m in seen))
         return total(seen)
 

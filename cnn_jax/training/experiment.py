@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.config import Config
-from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipeline, open_source
+from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import make_augment
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.losses import LOSSES
@@ -88,7 +88,13 @@ def make_experiment(config: Config) -> Experiment:
     classes = sources["train"].class_names
     augment = make_augment(config.data.augment, len(classes))
     preprocess = Preprocess.fit(sources["train"], config.data.normalize)
-    model = _build(config, len(classes), parallel)
+    model = build(
+        config.model.model,
+        len(classes),
+        dtype=jnp.dtype(config.model.precision),
+        axis_name=parallel.axis_name,
+        args=config.model.model_args,
+    )
     data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
     plan = make_plan(config, data["train"].num_examples, scan=_scans(parallel, data["train"]))
     optimizer = make_optimizer(
@@ -136,20 +142,33 @@ def _open_sources(config: Config) -> dict[str, Source]:
         "validation": data.validation_split or usual.validation,
         "test": data.test_split or usual.test,
     }
-    for name in ("train", "validation"):
-        if _overlap(splits[name], splits["test"]):
-            raise UserError(
-                f"given {splits[name]} as {name} split and {splits['test']} as test split, which share images; "
-                f"expected none in common; give another --{name}-split or --test-split"
-            )
     how = {"data_dir": data.data_dir, "image_size": data.image_size, "skip_bad_images": data.skip_bad_images}
-    return {name: open_source(data.dataset, split, **how) for name, split in splits.items()}
+    sources = {name: open_source(data.dataset, split, **how) for name, split in splits.items()}
+    sizes = {}  # of whole splits, without opening those that have no part
+    for split in splits.values():
+        name = split.partition("[")[0]
+        if name != split and "+" not in split and name not in sizes:
+            sizes[name] = len(open_source(data.dataset, name, **how))
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if _overlap(splits[one], splits[other], sizes):
+            raise UserError(
+                f"given {splits[one]} as {one} split and {splits[other]} as {other} split, which share images; "
+                f"expected none in common; give another --{one}-split or --{other}-split"
+            )
+    return sources
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Whether two splits share images for sure: the same words, or a whole split and a part of it."""
-    whole, part = sorted((one, other), key=len)
-    return one == other or part.startswith(whole + "[")
+def _overlap(one: str, other: str, sizes: Mapping[str, int]) -> bool:
+    """Whether two splits share images; sums of splits are compared as words only."""
+    if "+" in one + other or one == other:
+        return one == other
+    name, other_name = one.partition("[")[0], other.partition("[")[0]
+    if name != other_name:
+        return False
+    if name in (one, other):
+        return True
+    (_, rows), (_, other_rows) = parse_split(one, sizes), parse_split(other, sizes)
+    return rows.start < other_rows.stop and other_rows.start < rows.stop
 
 
 def _pipeline(config: Config, name: str, source: Source, devices: int) -> Pipeline:
@@ -158,17 +177,6 @@ def _pipeline(config: Config, name: str, source: Source, devices: int) -> Pipeli
         size = -(-min(config.data.eval_batch_size, len(source)) // devices) * devices
     data = config.data
     return make_pipeline(source, batch_size=size, seed=config.train.seed, mode=data.pipeline, workers=data.workers)
-
-
-def _build(config: Config, num_classes: int, parallel: Parallel) -> nn.Module:
-    arguments = {}
-    for pair in config.model.model_args:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"given --model-args {pair}; expected key=value, such as shortcut=B")
-        arguments[name] = value
-    dtype = jnp.dtype(config.model.precision)
-    return build(config.model.model, num_classes, dtype=dtype, axis_name=parallel.axis_name, args=arguments)
 
 
 def _scans(parallel: Parallel, data: Pipeline) -> bool:

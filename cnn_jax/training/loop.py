@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -33,9 +34,18 @@ class Plan:
         return step > 0 and (step % self.eval_every == 0 or step == self.total_steps)
 
     def next_chunk(self, step: int) -> int:
-        """Steps that may be one call from `step` on: up to `scan_steps`, never past a validation."""
+        """Steps that are one call from `step` on: up to `scan_steps`, equal parts, never past a validation."""
         until = min(self.total_steps, (step // self.eval_every + 1) * self.eval_every)
-        return min(self.scan_steps, until - step)
+        calls = -(-self.eval_every // self.scan_steps)
+        return min(-(-self.eval_every // calls), until - step)
+
+    def chunk_sizes(self, first_step: int) -> list[int]:
+        """All sizes of `next_chunk` in a run from `first_step` on: each has to be compiled."""
+        sizes, step = set(), first_step
+        while step < self.total_steps:
+            sizes.add(self.next_chunk(step))
+            step += self.next_chunk(step)
+        return sorted(sizes)
 
 
 def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
@@ -107,11 +117,12 @@ def run_loop(
         if step >= plan.total_steps:
             return state
         if stop.requested:
-            if step > first_step:
+            if step > first_step:  # else what is there is what was restored
                 checkpoints.save(step, state, None)
             checkpoints.wait()
             recorder.flush(step)
-            raise TrainingStopped(f"stopped at step {step}, state saved; the same command goes on from here", STOP_CODE)
+            saved = "state saved; the same command goes on from here" if step else "before the first; nothing to save"
+            raise TrainingStopped(f"stopped at step {step}, {saved}", STOP_CODE)
         count = plan.next_chunk(step)
         chunk = [next(items) for _ in range(count)]
         state, metrics = run_steps(state, chunk, count)
@@ -151,7 +162,8 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print("\nstopping after this step and saving; again to quit at once", flush=True)
+        # Not print: a signal may arrive inside one.
+        os.write(2, b"\nstopping after this step and saving; again to quit at once\n")
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):

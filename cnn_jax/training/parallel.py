@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cnn_jax.errors import UserError
-from cnn_jax.training.state import TrainState, Tree
+from cnn_jax.training.state import Tree
 
 AXIS = "data"
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -137,11 +137,6 @@ def make_parallel(kind: str, devices: int | None, batch_size: int) -> Parallel:
             f"such as {low or len(chosen)} or {low + len(chosen)}; or give --devices N"
         )
     return Parallel(kind, chosen)
-
-
-def host(state: TrainState) -> TrainState:
-    """A NumPy copy of a state."""
-    return jax.tree.map(np.asarray, state)
 
 
 def stack(items: Sequence[Tree]) -> Tree:

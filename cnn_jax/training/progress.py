@@ -17,12 +17,15 @@ class Display:
         first_step: where this process starts.
         steps_per_epoch: to say the epoch.
         batch_size: images a step.
-        flops_per_step: of forward and backward together; gives MFU where the chip's peak is known.
+        flops: of a step, forward and backward together; gives MFU where the chip's peak is known.
+        devices: that share a step.
     """
 
-    def __init__(self, *, total_steps: int, first_step: int, steps_per_epoch: float, batch_size: int, flops: float):
+    def __init__(
+        self, *, total_steps: int, first_step: int, steps_per_epoch: float, batch_size: int, flops: float, devices: int
+    ):
         self._total, self._per_epoch = total_steps, steps_per_epoch
-        self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops()
+        self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops(devices)
         self._bar: Progress | None = None
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[say]}"))

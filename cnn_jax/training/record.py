@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.run_folder import TENSORBOARD, append_metrics, read_metrics
@@ -50,7 +52,10 @@ class Recorder:
         display: Display,
         first_step: int,
     ):
-        self._run, self._plan, self._schedule, self._display = run, plan, schedule, display
+        self._run, self._plan, self._display = run, plan, display
+        # All at once: asking the device for one later would wait until it has done what is queued.
+        rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(jnp.arange(plan.total_steps))
+        self._rates = np.asarray(rates)
         self._batch_size = batch_size
         self._board = Board(run / TENSORBOARD, first_step) if run else None
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
@@ -94,7 +99,7 @@ class Recorder:
             return
         self.training_clock(self._running_since is not None)
         row = self._means(self._row)
-        row["learning_rate"] = float(np.asarray(self._schedule(step - 1)))
+        row["learning_rate"] = float(self._rates[step - 1])
         self._write("train", step, row)
         self._display.train(step, row["loss"], row["images_per_second"])
         self._row = _Sums(self._train_seconds)
@@ -107,6 +112,8 @@ class Recorder:
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes a validation row and says a line."""
         self._write("validation", step, metrics)
+        if self._board:
+            self._board.flush()
         train = self._means(self._epoch) if self._epoch.steps else {}
         self._display.validation(step, train, metrics, self.seconds)
         self._epoch = _Sums(self._train_seconds)

@@ -1,7 +1,7 @@
 """A trained run in a folder: opened or gone on with, trained, finished with weights, summary and report."""
 
+import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -81,10 +81,11 @@ def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> No
             else:
                 path.unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
-    experiment.config.override(fresh=False).save(run / files.CONFIG)  # who repeats the config wants to keep the run
-    (run / files.CLASSES).write_text("\n".join(experiment.class_names) + "\n")
-    (run / files.PREPROCESS).write_text(experiment.preprocess.to_json())
-    (run / files.ENVIRONMENT).write_text(json.dumps(facts, indent=2) + "\n")
+    # Whoever repeats the config wants to keep the run.
+    files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
+    files.write_text(run / files.CLASSES, "\n".join(experiment.class_names) + "\n")
+    files.write_text(run / files.PREPROCESS, experiment.preprocess.to_json())
+    files.write_text(run / files.ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 
 
 def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
@@ -124,11 +125,13 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         steps_per_epoch=plan.steps_per_epoch,
         batch_size=config.data.batch_size,
         flops=3 * experiment.flops_per_image * config.data.batch_size,
+        devices=len(parallel.devices),
     )
     steps = CompiledSteps(experiment, arrays, display)
-    if first_step < plan.total_steps:  # before any clock runs
-        ahead = experiment.data["train"].train_items(first_step)
-        steps.prepare(state, [next(ahead) for _ in range(plan.next_chunk(first_step))])
+    items = experiment.data["train"].train_items(first_step)
+    ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
+    for count in plan.chunk_sizes(first_step):  # before any clock runs
+        steps.prepare(state, ahead[:count])
     evaluator = experiment.evaluator("validation")
     folder = run if jax.process_index() == 0 else None
     recorder = Recorder(folder, plan, experiment.optimizer.schedule, config.data.batch_size, display, first_step)
@@ -139,7 +142,7 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
                 first_step,
                 plan,
                 run_steps=steps,
-                items=experiment.data["train"].train_items(first_step),
+                items=itertools.chain(ahead, items),
                 validate=lambda state: evaluator.metrics(variables_for_evaluation(state)),
                 checkpoints=checkpoints,
                 recorder=recorder,
@@ -259,9 +262,7 @@ def _write(
         split_name="test",
     )
     # Last of all: a folder with a summary is a finished run.
-    partial = run / (files.SUMMARY + ".partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, run / files.SUMMARY)
+    files.write_text(run / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 class _Images(Sequence[np.ndarray]):

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +12,9 @@ from typing import Any
 import jax
 
 import cnn_jax
+from cnn_jax.cache import cache_folder
 from cnn_jax.config import TrainConfig
 from cnn_jax.errors import UserError
-
-
-def cache_folder() -> Path:
-    """Where compiled programs and decoded images are kept: $CNN_JAX_CACHE, else ~/.cache/cnn_jax."""
-    return Path(os.environ.get("CNN_JAX_CACHE") or Path.home() / ".cache" / "cnn_jax")
 
 
 def prepare(config: TrainConfig) -> None:
@@ -39,7 +37,11 @@ def prepare(config: TrainConfig) -> None:
         if config.parallel == "pmap" and jax.process_count() > 1:
             raise UserError("given --parallel pmap on many hosts; expected jit there; drop --parallel")
     _keep_programs(cache_folder() / "xla")
-    found = jax.default_backend()
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:  # JAX_PLATFORMS names one that is not there
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"given JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; {reason}; unset it") from error
     if config.require is not None and config.require != found:
         raise UserError(
             f"given --require {config.require}; found {found} ({jax.device_count()} devices); install the accelerator "
@@ -101,7 +103,7 @@ def command_line() -> str:
     """The command as a user would type it again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     start = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
-    return " ".join([start, *(f"'{a}'" if any(c in a for c in " []*?;&|<>()$") else a for a in sys.argv[1:])])
+    return f"{start} {shlex.join(sys.argv[1:])}".strip()
 
 
 # Dense bf16 peak of one chip in FLOP/s, from the makers' data sheets; used for MFU (model FLOPs utilisation).
@@ -119,10 +121,10 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops() -> float | None:
-    """Peak of all devices together, None where the chip is unknown (as every CPU is)."""
+def peak_flops(devices: int) -> float | None:
+    """Peak of so many devices together, None where the chip is unknown (as every CPU is)."""
     kind = jax.devices()[0].device_kind
     for name, peak in PEAK_FLOPS.items():
-        if name in kind:
-            return peak * jax.device_count()
+        if re.search(rf"\b{name}\b", kind):
+            return peak * devices
     return None

@@ -59,7 +59,8 @@ def init_state(
     images_1xHxWxC = jnp.zeros((1, *image_shape), jnp.float32)
     variables = model.init({"params": stream(seed, "init")}, images_1xHxWxC, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    average = {"params": params, "batch_stats": batch_stats} if ema else {}
+    # Copies: a donated state must own each of its arrays once.
+    average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
 
 

@@ -41,7 +41,7 @@ def make_train_step(
         seed: all draws of step s derive from (seed, stream name, s).
         label_smoothing: share of the target spread over all classes.
         accumulate: parts into which the batch is cut; their gradients are averaged.
-        ema_decay: decay of the moving average in `state.ema`.
+        ema_decay: decay of the moving average in `state.ema`; after t updates it is at most (1 + t)/(10 + t).
         axis_name: the mapped axis when the step runs under `pmap`; None under plain `jit`, where the batch is global.
 
     Returns:
@@ -97,7 +97,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            new, keep = {"params": params, "batch_stats": batch_stats}, ema_decay
+            new, done = {"params": params, "batch_stats": batch_stats}, state.step.astype(jnp.float32)
+            keep = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))  # a young average forgets its start faster
             ema = jax.tree.map(lambda old, now: keep * old + (1.0 - keep) * now, ema, new)
         metrics = {
             "loss": (loss_sum, count),
