@@ -1,6 +1,6 @@
 """A training step with the gradients of `cnn_jax.ops` against the same step with XLA's and Flax's own, on this CPU.
 
-    python -m benchmarks.cpu_gradients --output results/cpu_gradients.csv
+    python -m benchmarks.cpu_gradients --output results/benchmarks/cpu_gradients.csv
 
 Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster ours is.
 """

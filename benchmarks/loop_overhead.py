@@ -1,6 +1,6 @@
 """What the training loop costs over its bare compiled step: shuffling, placing items, metrics, files, checkpoints.
 
-    python -m benchmarks.loop_overhead --output results/loop_overhead.csv
+    python -m benchmarks.loop_overhead --output results/benchmarks/loop_overhead.csv
 
 Blocks of the real loop (`cnn_jax.training.loop.run_loop` with real recorder, items and checkpoints) and of the bare
 compiled step on one placed item are timed in turns; a block's overhead is loop seconds over bare seconds, less one.

@@ -1,8 +1,8 @@
 """Results as data: runs become rows of a CSV file, and CSV files the tables of the README.
 
     python -m cnn_jax.results collect runs/mnist_lenet5-* --output results/mnist.csv
-    python -m cnn_jax.results table results/mnist.csv
-    python -m cnn_jax.results readme README.md results/mnist.csv results/cifar10.csv
+    python -m cnn_jax.results table results/*.csv
+    python -m cnn_jax.results readme README.md results/*.csv
 
 Runs that differ in nothing but their seed are one row: mean and standard deviation over the seeds.
 """

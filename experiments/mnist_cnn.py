@@ -2,7 +2,8 @@
 
     python -m experiments.mnist_cnn
 
-The lecture reports 99.26 % after 40 minutes of training.
+The lecture reports 99.26 % after 40 minutes of training. Ours, distorted by small rotations and shifts: test accuracy
+99.49 ± 0.06 % over 5 seeds, 5 minutes on two CPU cores.
 """
 
 from cnn_jax.cli import run
