@@ -51,7 +51,9 @@ class Bench:
     def bare(self) -> float:
         """Seconds of a block of calls of the compiled step, on items that lie on the device already."""
         count = self.plan.scan_steps
-        placed = self.steps.prepare(self.state, _first_items(self.experiment, count))
+        parallel = self.experiment.parallel
+        item = self.steps.prepare(self.state, _first_items(self.experiment, count))
+        placed = jax.device_put(item, parallel.rows(stacked=count > 1))
         call, arrays, state = self.steps.compiled[count], self.steps.arrays, self.state
         start = time.perf_counter()
         for _ in range(self.plan.total_steps // count):

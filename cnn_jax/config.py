@@ -110,7 +110,7 @@ class TrainConfig:
     eval_every: float = 1.0
     """Epochs between validations, each followed by a checkpoint."""
     log_every: int | None = None
-    """Steps between lines of metrics.jsonl; default: about 20 an epoch."""
+    """Steps between lines of metrics.jsonl; default: about 20 lines an epoch, but at least 10 steps."""
     select: Literal["best", "last"] = "best"
     """Weights that are kept: those of the best validation accuracy or the last."""
     parallel: Literal["jit", "pmap"] = "jit"

@@ -53,7 +53,7 @@ class Evaluator:
         labels, logits, seen = [], [], []
         for metrics, batch_logits, item in self._batches(variables):
             seen.append(jax.device_get(metrics))
-            logits.append(self._parallel.rows(batch_logits)[item["mask"]])
+            logits.append(self._parallel.fetch_rows(batch_logits)[item["mask"]])
             labels.append(self._pipeline.gather(self._pipeline.arrays, item)["label"][item["mask"]])
         self._check(sum(len(rows) for rows in logits))
         return total(seen), np.concatenate(labels), np.concatenate(logits)

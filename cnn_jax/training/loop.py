@@ -53,7 +53,7 @@ def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
     per_epoch = num_examples / config.data.batch_size
     steps = config.train.steps or max(1, math.ceil(round((config.train.epochs or 1) * per_epoch, 6)))
     eval_every = min(steps, max(1, round(config.train.eval_every * per_epoch)))
-    log_every = config.train.log_every or max(1, math.ceil(per_epoch / 20))
+    log_every = config.train.log_every or max(10, math.ceil(per_epoch / 20))
     return Plan(steps, eval_every, log_every, per_epoch, config.train.scan_steps if scan else 1)
 
 
@@ -135,8 +135,8 @@ def run_loop(
 def _settle(recorder: Recorder, pending: tuple[int, Any], checkpoints: Checkpoints) -> None:
     """Fetches and records the metrics of a finished call; stops the run if a loss is not finite."""
     last, device_metrics = pending
-    metrics = jax.tree.map(np.atleast_1d, jax.device_get(device_metrics))
-    losses = metrics["loss"][0]
+    metrics = {name: value.reshape(-1, 2) for name, value in jax.device_get(device_metrics).items()}
+    losses = metrics["loss"][:, 0]
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = last - len(losses) + int(bad[0]) + 1

@@ -8,6 +8,7 @@ for those who need it: the step gets `axis_name="data"` and averages over it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -39,32 +40,36 @@ class Parallel:
         """The name a step must average over: only `pmap` has one."""
         return AXIS if self.kind == "pmap" else None
 
+    @cached_property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
+
     @property
     def replicated(self) -> NamedSharding:
         """Every device holds the whole array."""
-        return self._sharding(PartitionSpec())
+        return NamedSharding(self._mesh, PartitionSpec())
 
-    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
-        mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices)
-        return NamedSharding(mesh, spec)
+    def rows(self, stacked: bool = False) -> NamedSharding:
+        """Every device holds its part of the batch, axis 0, or 1 of `stacked` items."""
+        return NamedSharding(self._mesh, PartitionSpec(*([None] * int(stacked)), AXIS))
 
     def place(self, tree: Tree) -> Tree:
         """Puts arrays whole on every device (state, resident images)."""
         return jax.device_put(tree, self.replicated)
 
     def place_item(self, item: Tree, *, stacked: bool = False) -> Tree:
-        """Cuts the batch axis over the devices: axis 0, or axis 1 of `stacked` items (steps first)."""
+        """Makes NumPy arrays what a compiled step takes: the batch axis (1 of `stacked` items, steps first) cut up."""
         axis = int(stacked)
         if self.kind == "pmap":
             parts = len(self.devices)
             return jax.tree.map(
                 lambda x: np.moveaxis(x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :]), axis, 0), item
             )
-        sharding = self._sharding(PartitionSpec(*([None] * axis), AXIS))
         if jax.process_count() == 1:
-            return jax.device_put(item, sharding)
+            return item  # the compiled step cuts it itself, faster than a call of ours
         # Every process knows the whole item; each puts the rows of its own devices.
-        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), item)
+        rows = self.rows(stacked)
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, x.__getitem__), item)
 
     def compile_train(self, step: Step, gather: Gather, state: Any, arrays: Tree, item: Tree, scan: bool) -> Any:
         """Compiles `(state, arrays, item) -> (state, metrics)`; the state's memory is reused (donated).
@@ -100,17 +105,16 @@ class Parallel:
                     run, AXIS, in_axes=(None, None, 0), out_axes=out_axes, devices=self.devices, donate_argnums=donated
                 )
             return mapped.lower(*args).compile()
-        rows = self._sharding(PartitionSpec(*([None] * int(stacked)), AXIS))
         whole = self.replicated
         jitted = jax.jit(
             run,
-            in_shardings=(whole, whole, rows),
-            out_shardings=(whole, self._sharding(PartitionSpec(AXIS)) if out_batch else whole),
+            in_shardings=(whole, whole, self.rows(stacked)),
+            out_shardings=(whole, self.rows() if out_batch else whole),
             donate_argnums=donated,
         )
         return jitted.lower(*args).compile()
 
-    def rows(self, logits: jax.Array) -> np.ndarray:
+    def fetch_rows(self, logits: jax.Array) -> np.ndarray:
         """Fetches a per-example output of `compile_eval` as one host array, whatever way it was cut."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
@@ -147,13 +151,12 @@ def stack(items: Sequence[Tree]) -> Tree:
 def total(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Exact means of many (sum, count) metrics, added in float64 on the host.
 
-    >>> from jax import numpy as jnp
-    >>> total([{"loss": (jnp.float32(6), jnp.float32(4))}, {"loss": (jnp.float32(2), jnp.float32(1))}])
+    >>> total([{"loss": np.array([6.0, 4.0])}, {"loss": np.array([2.0, 1.0])}])
     {'loss': 1.6}
     """
     fetched = jax.device_get(list(metrics))
     means = {}
     for name in fetched[0]:
-        above = sum(float(np.sum(m[name][0], dtype=np.float64)) for m in fetched)
-        means[name] = above / sum(float(np.sum(m[name][1], dtype=np.float64)) for m in fetched)
+        above, count = sum(np.sum(m[name].reshape(-1, 2), axis=0, dtype=np.float64) for m in fetched)
+        means[name] = float(above / count)
     return means

@@ -83,10 +83,10 @@ class Recorder:
         self._running_since = now if running else None
 
     def train(self, step: int, metrics: dict[str, Any]) -> None:
-        """Adds the metrics (NumPy, stacked over steps) of the steps that end at `step`."""
-        count = len(metrics["loss"][0])
+        """Adds the metrics, each (steps, 2) for the (sum, count) of each step, of the steps that end at `step`."""
+        count = len(metrics["loss"])
         for offset in range(count):
-            values = {name: (float(value[offset]), float(number[offset])) for name, (value, number) in metrics.items()}
+            values = {name: (float(pairs[offset, 0]), float(pairs[offset, 1])) for name, pairs in metrics.items()}
             self._row.add(values)
             self._epoch.add(values)
             at = step - count + offset + 1

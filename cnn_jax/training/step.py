@@ -12,7 +12,7 @@ from cnn_jax.losses import smooth
 from cnn_jax.training.state import TrainState, Tree, stream
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name → (sum, count): exact however examples are spread over batches
+Metrics = dict[str, jax.Array]  # name → float32 (sum, count): exact however examples are spread over batches
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -46,7 +46,7 @@ def make_train_step(
 
     Returns:
         The step. Its metrics are those of the parameters *before* the update, over the whole (global) batch:
-        "loss", "accuracy" and "gradient_norm", each as (sum, count).
+        "loss", "accuracy" and "gradient_norm", each an array (sum, count).
     """
 
     def loss_of(params: Tree, batch_stats: Tree, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
@@ -101,9 +101,9 @@ def make_train_step(
             keep = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))  # a young average forgets its start faster
             ema = jax.tree.map(lambda old, now: keep * old + (1.0 - keep) * now, ema, new)
         metrics = {
-            "loss": (loss_sum, count),
-            "accuracy": (hits.astype(jnp.float32), count),
-            "gradient_norm": (optax.tree.norm(grads), jnp.ones((), jnp.float32)),
+            "loss": jnp.stack([loss_sum, count]),
+            "accuracy": jnp.stack([hits.astype(jnp.float32), count]),
+            "gradient_norm": jnp.stack([optax.tree.norm(grads), jnp.ones((), jnp.float32)]),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
@@ -129,6 +129,6 @@ def make_eval_step(
         count = mask_B.sum()
         if axis_name:
             loss_sum, hits, count = jax.lax.psum((loss_sum, hits, count), axis_name)
-        return {"loss": (loss_sum, count), "accuracy": (hits, count)}, logits_BxK
+        return {"loss": jnp.stack([loss_sum, count]), "accuracy": jnp.stack([hits, count])}, logits_BxK
 
     return step
