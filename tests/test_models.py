@@ -86,15 +86,15 @@ def test_parameter_count_is_the_published_one(name):
 
 
 def test_parameter_counts_of_variants():
-    def count(name: str, shape: tuple[int, int, int], **args: str) -> int:
+    def count(name: str, shape: tuple[int, int, int], *args: str) -> int:
         return count_parameters(shapes(build(name, 10, args=args), shape)["params"])
 
     assert count("lenet5", (32, 32, 1)) == 61_706
     assert count("lenet5_1998", (28, 28, 1)) == 60_000
-    assert count("lenet5", (28, 28, 1), pool="average", activation="tanh") == 61_706
+    assert count("lenet5", (28, 28, 1), "pool=average", "activation=tanh") == 61_706
     for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
-        assert count(name, (32, 32, 3), shortcut="B") == PARAMETERS[name] + 2_752
-    assert count("mlp", (28, 28, 1), hidden="300") == 784 * 300 + 300 + 300 * 10 + 10
+        assert count(name, (32, 32, 3), "shortcut=B") == PARAMETERS[name] + 2_752
+    assert count("mlp", (28, 28, 1), "hidden=300") == 784 * 300 + 300 + 300 * 10 + 10
     assert count("softmax_regression", (32, 32, 3)) == 30_730
 
 
@@ -297,12 +297,12 @@ def test_smallest_image_of_lenet5_works():
 
 
 MISTAKES = [
-    ("lenet-5", {}, "unknown model 'lenet-5'; perhaps you meant lenet5"),
-    ("lenet5", {"activaton": "relu"}, "perhaps you meant activation"),
-    ("lenet5", {"pool": "min"}, "given pool=min for lenet5; expected pool=max|average"),
-    ("resnet20", {"zero_init_residual": "perhaps"}, "expected zero_init_residual=true|false"),
-    ("mnist_cnn", {"dense_dropout": "half"}, "expected dense_dropout=NUMBER"),
-    ("resnet20", {"dtype": "float16"}, "no argument 'dtype'"),
+    ("lenet-5", [], "unknown model 'lenet-5'; perhaps you meant lenet5"),
+    ("lenet5", ["activaton=relu"], "perhaps you meant activation"),
+    ("lenet5", ["pool=min"], "given pool=min for lenet5; expected pool=max|average"),
+    ("resnet20", ["zero_init_residual=perhaps"], "expected zero_init_residual=true|false"),
+    ("mnist_cnn", ["dense_dropout=half"], "expected dense_dropout=NUMBER"),
+    ("resnet20", ["dtype=float16"], "no argument 'dtype'"),
 ]
 
 
@@ -387,7 +387,7 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
         (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
         (["lenet5", "--classes", "0"], "given 0 classes"),
         (["lenet5", "--classes", "ten"], "invalid int value: 'ten'"),
-        (["lenet5", "--model-args", "pool"], "expected KEY=VALUE"),
+        (["lenet5", "--model-args", "pool"], "expected key=value"),
         (["--input", "8x8x1"], "options without a model"),
         (["--foo"], "unrecognized arguments: --foo"),
     ],

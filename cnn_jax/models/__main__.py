@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
@@ -43,15 +43,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("given options without a model; expected NAME; see python -m cnn_jax.models --help")
         print(model_list())
     else:
-        pairs = dict(_pair(text) for text in arguments.model_args)
-        print(model_table(arguments.name, arguments.input, arguments.classes, pairs))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"given --model-args {text}; expected KEY=VALUE")
-    return key, value
+        print(model_table(arguments.name, arguments.input, arguments.classes, arguments.model_args))
 
 
 def model_list() -> str:
@@ -67,7 +59,7 @@ def model_list() -> str:
     return "\n".join([*lines, "FLOPs: forward, one image, two a multiply-add."])
 
 
-def model_table(name: str, size: str | None, classes: int | None, args: Mapping[str, str]) -> str:
+def model_table(name: str, size: str | None, classes: int | None, args: Sequence[str]) -> str:
     """A line for each layer of one model, and the totals."""
     model = build(name, classes, args=args)
     shape = default_input_shape(name) if size is None else _shape(size)
