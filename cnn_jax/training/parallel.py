@@ -157,6 +157,7 @@ def total(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     fetched = jax.device_get(list(metrics))
     means = {}
     for name in fetched[0]:
-        above, count = sum(np.sum(m[name].reshape(-1, 2), axis=0, dtype=np.float64) for m in fetched)
+        pairs = np.concatenate([m[name].reshape(-1, 2) for m in fetched])
+        above, count = pairs.sum(axis=0, dtype=np.float64)
         means[name] = float(above / count)
     return means
