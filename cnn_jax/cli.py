@@ -5,11 +5,11 @@ No JAX is imported before the arguments are known to be right, so that `--help` 
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +78,12 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
             raise unknown("preset", preset, presets)
         base = presets[preset]
     if saved is not None:
-        experiment = base.experiment
-        base = dataclasses.replace(Config.load(saved), experiment=experiment).override(workdir=None)
+        experiment, base = base.experiment, Config.load(saved).override(workdir=None)
+        if base.experiment != experiment:
+            raise UserError(
+                f"given --config {saved}, of the experiment {base.experiment}; expected one of {experiment}; "
+                f"run python -m experiments.{base.experiment} --config {saved}"
+            )
     arguments = _parse(argv, prog, doc, base, presets)
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
     return _resolve(chosen, base, argv, f"-{preset}" if preset else "")
@@ -146,6 +150,11 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], suffix: str) -> 
         changes["steps"] = None
     elif config.train.steps is not None:
         changes["epochs"] = None
+    family, _, path = config.data.dataset.partition(":")
+    if family == "folder":
+        if not path:
+            raise UserError("given --dataset folder:; expected folder:PATH; name the folder")
+        changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))  # a run is read from anywhere
     if config.train.workdir is None:
         changes["workdir"] = os.path.join("runs", config.experiment + suffix)
     config = config.override(**changes)
@@ -204,15 +213,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Runs `main`; a user's mistake becomes one line on stderr and exit code 2, never a traceback."""
+    """Runs `main`; a user's mistake becomes one line on stderr and exit code 2, never a traceback.
+
+    Ctrl-C ends the program at once, with code 130, also in the middle of an import; training asks for a gentler end.
+    """
+    previous = signal.signal(signal.SIGINT, _quit)
     try:
         main()
     except UserError as error:
         _leave(f"error: {error}", 2)
     except TrainingStopped as stop:
         _leave(str(stop), stop.code)
-    except KeyboardInterrupt:
-        _leave("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -226,6 +237,13 @@ def guard(main: Callable[[], None]) -> None:
             raise
         advice = "lower --batch-size, or give --accumulate 2 or --precision bfloat16"
         _leave(f"error: the device has not enough memory for this step; {advice}", 2)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _quit(number: int, frame: object) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -44,8 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for run in arguments.runs
     ]
+    text = json.dumps(scores, indent=2, ensure_ascii=False)
+    if arguments.json == "-":
+        print(text)
+        return
     if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
     _print(scores)
 
 

@@ -71,9 +71,21 @@ def test_a_saved_config_is_repeated(tmp_path):
     assert again.difference(first) == [] and again.train.workdir != "somewhere"
 
 
+def test_the_config_of_another_experiment_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(BASE.to_json().replace("digits_lenet5", "mnist_cnn"))
+    with pytest.raises(UserError, match=r"python -m experiments\.mnist_cnn --config"):
+        parsed("--config", str(tmp_path / "config.json"))
+
+
+def test_a_folder_is_found_from_anywhere():
+    dataset = parsed("--dataset", "folder:images").data.dataset
+    assert dataset.startswith("folder:/") and dataset.endswith("/images")
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
+        (["--dataset", "folder:"], "folder:PATH"),
         (["--optimzer", "adam"], "--optimizer"),
         (["--batch-size", "many"], "many"),
         (["--batch-size", "0"], "more than 0"),

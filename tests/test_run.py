@@ -150,6 +150,17 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, 
     assert_same(state_at(folder, 20), state_at(finished, 20))
 
 
+def test_a_run_without_its_checkpoints_starts_anew_and_says_so(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / files.SUMMARY).unlink()
+    shutil.rmtree(folder / files.CHECKPOINTS)
+    run.train(CONFIG.override(workdir=str(folder)))
+    assert "no checkpoint" in capsys.readouterr().err
+    lines = [(finished / files.METRICS).read_text(), (folder / files.METRICS).read_text()]
+    assert lines[0].count("\n") == lines[1].count("\n")
+
+
 def test_nothing_is_written_when_something_is_wrong(tmp_path):
     for wrong in ({"model": "resnet21"}, {"dataset": "no_such_set"}, {"augment": ("spin",)}, {"optimizer": "adm"}):
         with pytest.raises(UserError):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def train(config: Config) -> dict[str, Any]:
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")
         return files.read_json(run, files.SUMMARY)
+    print("preparing  data and initial weights …", flush=True)
     experiment = make_experiment(config)
     facts = runtime.environment(runtime.command_line())
     first = jax.process_index() == 0
@@ -119,6 +121,9 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
     first_step, state = restored or (0, parallel.place(experiment.state))
     if restored:
         print(f"resuming   from step {first_step}", flush=True)
+    elif (run / files.METRICS).exists() and jax.process_index() == 0:
+        print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
+        (run / files.METRICS).unlink()
     display = Display(
         total_steps=plan.total_steps,
         first_step=first_step,
