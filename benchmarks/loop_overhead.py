@@ -102,7 +102,8 @@ def _display(plan: Plan) -> Display:
 
 def make_bench(config: Config, steps: int) -> Bench:
     """Builds and compiles; `steps` a block, rounded up to whole calls."""
-    whole = -(-steps // config.train.scan_steps) * config.train.scan_steps
+    call = 1 if jax.default_backend() == "cpu" else config.train.scan_steps  # on CPU steps are not scanned
+    whole = -(-steps // call) * call
     experiment = make_experiment(config.override(steps=whole, epochs=None, eval_every=1e9, batch_size=BATCH))
     parallel, data = experiment.parallel, experiment.data["train"]
     arrays, state = parallel.place(data.arrays), parallel.place(experiment.state)
