@@ -97,13 +97,10 @@ class Parallel:
     def _compile(self, run: Callable[..., Any], args: Any, *, stacked: bool, out_batch: bool, donate: bool) -> Any:
         donated = (0,) if donate else ()
         if self.kind == "pmap":
-            out_axes = (None, 0 if out_batch else None)
-            if out_batch:  # metrics are summed over the devices, logits stay per example
-                mapped = jax.pmap(run, AXIS, in_axes=(None, None, 0), out_axes=out_axes, devices=self.devices)
-            else:
-                mapped = jax.pmap(
-                    run, AXIS, in_axes=(None, None, 0), out_axes=out_axes, devices=self.devices, donate_argnums=donated
-                )
+            out_axes = (None, 0 if out_batch else None)  # state and metrics are one copy, logits stay per example
+            mapped = jax.pmap(
+                run, AXIS, in_axes=(None, None, 0), out_axes=out_axes, devices=self.devices, donate_argnums=donated
+            )
             return mapped.lower(*args).compile()
         whole = self.replicated
         jitted = jax.jit(
