@@ -12,7 +12,7 @@ from unittest import mock
 
 import flax.linen as nn
 
-from benchmarks.loop_overhead import BATCH, CASES, Bench, make_bench, write_rows
+from benchmarks.loop_overhead import BATCH, CASES, Bench, make_bench, timed_pair, write_rows
 from cnn_jax import ops
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
@@ -47,7 +47,7 @@ def main() -> None:
         probe = make_bench(config, 5)
         steps = max(5, round(arguments.seconds * 5 / min(probe.bare() for _ in range(2))))
         ours, plain = make_bench(config, steps), plain_bench(config, steps)
-        pairs = [(plain.bare(), ours.bare()) for _ in range(arguments.blocks)]
+        pairs = [timed_pair(plain.bare, ours.bare, turn) for turn in range(arguments.blocks)]
         ratios = [theirs / own for theirs, own in pairs]
         row = {
             "model": name,

@@ -3,7 +3,8 @@
     python -m benchmarks.loop_overhead --output results/benchmarks/loop_overhead.csv
 
 Blocks of the real loop (`cnn_jax.training.loop.run_loop` with real recorder, items and checkpoints) and of the bare
-compiled step on one placed item are timed in turns; a block's overhead is loop seconds over bare seconds, less one.
+compiled step on one placed item are timed in turns, every second time in the other order, so that a machine that grows
+slower or faster favours neither; a pair's overhead is loop seconds over bare seconds, less one.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import csv
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +114,18 @@ def make_bench(config: Config, steps: int) -> Bench:
     return Bench(experiment, runner, state, experiment.plan)
 
 
+def timed_pair(one: Callable[[], float], other: Callable[[], float], turn: int) -> tuple[float, float]:
+    """Seconds of both, `other` first in odd turns."""
+    if turn % 2:
+        seconds = other()
+        return one(), seconds
+    return one(), other()
+
+
 def main() -> None:
     """Prints and writes one row a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=7, help="pairs of blocks (default 7)")
+    parser.add_argument("--blocks", type=int, default=10, help="pairs of blocks (default 10)")
     parser.add_argument("--seconds", type=float, default=8.0, help="aimed length of a block (default 8)")
     parser.add_argument("--output", type=Path, help="CSV file to write")
     arguments = parser.parse_args()
@@ -125,7 +135,7 @@ def main() -> None:
         probe = make_bench(config, 10)
         per_step = min(probe.bare() for _ in range(2)) / probe.plan.total_steps
         bench = make_bench(config, round(arguments.seconds / per_step))
-        pairs = [(bench.bare(), bench.loop()) for _ in range(arguments.blocks)]
+        pairs = [timed_pair(bench.bare, bench.loop, turn) for turn in range(arguments.blocks)]
         overheads = [loop / bare - 1 for bare, loop in pairs]
         row = {
             "model": name,

@@ -54,6 +54,7 @@ SCHEDULES: dict[str, Callable[..., jax.Array]] = {
     "step": step,
     "cosine": cosine,
     "one_cycle": one_cycle,
+    "triangular": one_cycle,  # the same by another usual name
     "exponential": exponential,
 }
 
@@ -71,7 +72,7 @@ def make_schedule(
         total_steps: the schedule spans the steps from warmup_steps to here, and stays at its end value after.
 
     Raises:
-        UserError: unknown name or argument, or a value out of range.
+        UserError: unknown name or argument, a value out of range, or a warm-up that is as long as the run.
 
     >>> schedule = make_schedule("cosine", ["final=0.1"], peak=2.0, warmup_steps=10, total_steps=110)
     >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
@@ -81,6 +82,11 @@ def make_schedule(
         raise unknown("schedule", name, SCHEDULES)
     shape = SCHEDULES[name]
     values = parse_arguments(f"schedule {name}", shape, args, hidden=["progress"])
+    if warmup_steps and warmup_steps >= total_steps:
+        raise UserError(
+            f"given a warm-up of {warmup_steps} steps in a run of {total_steps}; expected a shorter one; "
+            "lower --warmup-epochs or train for longer"
+        )
     span = max(1, total_steps - warmup_steps)
 
     def schedule(step: int | jax.Array) -> jax.Array:

@@ -166,6 +166,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adam", "schedule": "cosin"}, r"unknown schedule 'cosin'; perhaps you meant cosine"),
         ({"name": "adam", "schedule": "cosine", "schedule_args": ["end=0"]}, r"schedule cosine, which has no argument"),
         ({"name": "adam", "schedule": "one_cycle", "schedule_args": ["peak=1"]}, r"between 0 and 1"),
+        ({"name": "adam", "warmup_steps": 10}, r"given a warm-up of 10 steps in a run of 10; .* lower --warmup-epochs"),
         ({"name": "rprop", "learning_rate": 0.1, "warmup_steps": 2}, r"rprop, which takes a constant rate"),
         ({"name": "adam", "freeze": "conv["}, r"expected a regular expression"),
         ({"name": "adam", "rate_groups": ["conv"]}, r"expected regex=multiplier"),
@@ -286,6 +287,7 @@ def test_the_description_tells_everything_in_one_line():
         ("step", ["boundaries=0.07"], {6: 2.0, 7: 0.2}),  # 7/100 and 0.07 are not one number in float32
         ("cosine", ["final=0.5"], {0: 2.0, 25: 1 + 0.5 * (1 + math.sqrt(0.5)), 50: 1.5, 100: 1.0, 120: 1.0}),
         ("one_cycle", ["peak=0.2", "initial=0.1"], {0: 0.2, 10: 1.1, 20: 2.0, 60: 1.0, 100: 0.0}),
+        ("triangular", [], {0: 0.0, 30: 2.0, 100: 0.0}),
         ("exponential", ["final=0.01"], {0: 2.0, 50: 0.2, 100: 0.02}),
     ],
 )

@@ -79,6 +79,17 @@ class Checkpoints:
         except Exception as error:  # of this save or, in the background, of the one before; of many types
             raise self._cannot_write(error) from error
 
+    def check(self) -> None:
+        """Costs next to nothing; does not wait.
+
+        Raises:
+            UserError: a save in the background has failed.
+        """
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
     def wait(self) -> None:
         """Returns when every save is on disk.
 
@@ -104,10 +115,11 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best validation accuracy, None if none was validated."""
-        scored = [s for s in self.steps() if self._metrics(s)]
-        return max(scored, key=lambda s: (_accuracy(self._metrics(s)), s), default=None)
+        scored = [s for s in self.steps() if self.metrics(s)]
+        return max(scored, key=lambda s: (_accuracy(self.metrics(s)), s), default=None)
 
-    def _metrics(self, step: int) -> dict[str, float] | None:
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """The validation metrics that were saved with a checkpoint, None if there are none."""
         try:
             return self._manager.metrics(step)
         except Exception:  # a checkpoint whose metrics cannot be read is not a candidate

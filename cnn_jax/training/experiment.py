@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cnn_jax.config import Config
 from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipeline, open_source, parse_split
-from cnn_jax.data.augment import make_augment
+from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.losses import LOSSES
 from cnn_jax.models import build
@@ -82,11 +82,17 @@ def make_experiment(config: Config) -> Experiment:
         UserError: whatever is wrong with the config, in one line.
     """
     optim = config.optim
-    parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size // optim.accumulate)
+    parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
     loss = _loss(optim.loss)
     sources = _open_sources(config)
     classes = sources["train"].class_names
     augment = make_augment(config.data.augment, len(classes))
+    mixing = [spec for spec in config.data.augment if parse_spec(spec)[0] in PER_BATCH]
+    if mixing and parallel.kind == "pmap" and len(parallel.devices) > 1:
+        raise UserError(
+            f"given --augment {mixing[0]} with --parallel pmap on {len(parallel.devices)} devices; expected jit, where "
+            "images of the whole batch are mixed; drop --parallel"
+        )
     preprocess = Preprocess.fit(sources["train"], config.data.normalize)
     model = build(
         config.model.model,
@@ -114,9 +120,7 @@ def make_experiment(config: Config) -> Experiment:
     shape = preprocess.image_shape
     # A model that cannot take these images says so here, before anything is compiled.
     jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), train=False))
-    state = jax.jit(
-        lambda: init_state(model, optimizer.tx, shape, config.train.seed, ema=optim.ema_decay is not None)
-    )()
+    state = init_state(model, optimizer.tx, shape, config.train.seed, ema=optim.ema_decay is not None)
     return Experiment(
         config,
         parallel,

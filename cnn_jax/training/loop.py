@@ -128,6 +128,7 @@ def run_loop(
         state, metrics = run_steps(state, chunk, count)
         if pending is not None:
             _settle(recorder, pending, checkpoints)  # of the call before: the device is already at work on this one
+        checkpoints.check()
         step += count
         pending = (step, metrics)
 
@@ -135,7 +136,7 @@ def run_loop(
 def _settle(recorder: Recorder, pending: tuple[int, Any], checkpoints: Checkpoints) -> None:
     """Fetches and records the metrics of a finished call; stops the run if a loss is not finite."""
     last, device_metrics = pending
-    metrics = {name: value.reshape(-1, 2) for name, value in jax.device_get(device_metrics).items()}
+    metrics = {name: np.asarray(value).reshape(-1, 2) for name, value in device_metrics.items()}
     losses = metrics["loss"][:, 0]
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:

@@ -121,8 +121,14 @@ class Parallel:
         return host.reshape(-1, host.shape[-1])
 
 
-def make_parallel(kind: str, devices: int | None, batch_size: int) -> Parallel:
+def make_parallel(kind: str, devices: int | None, batch_size: int, accumulate: int = 1) -> Parallel:
     """Chooses devices: all, or the first `devices`.
+
+    Args:
+        kind: "jit" or "pmap".
+        devices: how many.
+        batch_size: images a step, all devices together; the devices must divide each of its parts.
+        accumulate: parts into which it is cut.
 
     Raises:
         UserError: more devices asked for than there are, or a batch that they do not divide.
@@ -131,11 +137,14 @@ def make_parallel(kind: str, devices: int | None, batch_size: int) -> Parallel:
     if devices is not None and devices > len(found):
         raise UserError(f"given --devices {devices}; expected at most {len(found)}, the number of devices found")
     chosen = tuple(found[:devices])
-    if batch_size % len(chosen):
-        low = batch_size - batch_size % len(chosen)
+    unit = len(chosen) * accumulate
+    if batch_size % unit:
+        low = batch_size - batch_size % unit
+        near = " or ".join(str(size) for size in (low, low + unit) if size)
+        parts = f" and --accumulate {accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"given --batch-size {batch_size} on {len(chosen)} devices; expected a multiple of {len(chosen)}, "
-            f"such as {low or len(chosen)} or {low + len(chosen)}; or give --devices N"
+            f"given --batch-size {batch_size}{parts} on {len(chosen)} devices; expected a multiple of {unit}, "
+            f"such as {near}; or give --devices N"
         )
     return Parallel(kind, chosen)
 

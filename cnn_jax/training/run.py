@@ -207,7 +207,7 @@ def _finish(
     assert restored is not None, "the loop saves a checkpoint after its last step"
     step, state = restored
     variables = variables_for_evaluation(state)
-    validation = experiment.evaluator("validation").metrics(variables)
+    validation = checkpoints.metrics(step) or experiment.evaluator("validation").metrics(variables)
     test, labels, logits = experiment.evaluator("test").predictions(variables)
     summary = {
         "experiment": config.experiment,

@@ -57,7 +57,8 @@ def _keep_programs(folder: Path) -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        # All of them: initialisation is made of many small ones.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def environment(command: str) -> dict[str, Any]:

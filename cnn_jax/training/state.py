@@ -56,8 +56,10 @@ def init_state(
         seed: of the run.
         ema: whether the state carries a moving average of the weights.
     """
-    images_1xHxWxC = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = model.init({"params": stream(seed, "init")}, images_1xHxWxC, train=False)
+    images_1xHxWxC = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    # Lazy: nothing but the draws is computed, one small program for each shape of a parameter. As one program of all
+    # layers, a deep network would take minutes to compile.
+    variables = model.lazy_init({"params": stream(seed, "init")}, images_1xHxWxC, train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     # Copies: a donated state must own each of its arrays once.
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else {}

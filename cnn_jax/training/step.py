@@ -52,11 +52,19 @@ def make_train_step(
     def loss_of(params: Tree, batch_stats: Tree, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
         logits_BxK, updates = model.apply(
-            variables, normalize(images), train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
+            variables,
+            normalize(images),
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats", "auxiliary"],
         )
-        loss_B = loss(logits_BxK, smooth(targets, label_smoothing))
+        smoothed = smooth(targets, label_smoothing)
+        loss_B = loss(logits_BxK, smoothed)
         hits_B = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets, -1)
-        return loss_B.mean(), (updates.get("batch_stats", {}), loss_B.sum(), hits_B.sum())
+        beside = sum(
+            head["weight"] * loss(head["logits"], smoothed).mean() for head in updates.get("auxiliary", {}).values()
+        )
+        return loss_B.mean() + beside, (updates.get("batch_stats", {}), loss_B.sum(), hits_B.sum())
 
     def gradients(state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
         """Returns (gradients, batch_stats, loss sum, hits) of the whole local batch."""
