@@ -2,9 +2,10 @@
 
     python -m benchmarks.loop_overhead --output results/benchmarks/loop_overhead.csv
 
-Blocks of the real loop (`cnn_jax.training.loop.run_loop` with real recorder, items and checkpoints) and of the bare
-compiled step on one placed item are timed in turns, every second time in the other order, so that a machine that grows
-slower or faster favours neither; a pair's overhead is loop seconds over bare seconds, less one.
+Blocks of the real loop (`cnn_jax.training.loop.run_loop` with real recorder, items and checkpoints; each goes on where
+the one before stopped, and ends with a checkpoint on disk) and of the bare compiled step on one placed item are timed
+in turns, every second time in the other order, so that a machine that grows slower or faster favours neither. A pair's
+overhead is loop seconds over bare seconds, less one. The first pair is not counted.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,30 +66,40 @@ class Bench:
         self.state = state
         return time.perf_counter() - start
 
-    def loop(self) -> float:
+    def loop(self, first_step: int, checkpoints: Checkpoints, recorder: Recorder) -> float:
         """Seconds of a block of the real loop, with its files and a checkpoint; validation itself is not part of it."""
-        experiment, plan = self.experiment, self.plan
-        with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / CHECKPOINTS) as checkpoints:
-            recorder = Recorder(Path(folder), plan, experiment.optimizer.schedule, BATCH, _display(plan), 0)
-            start = time.perf_counter()
-            with StopRequest() as stop:
-                state = run_loop(
-                    self.state,
-                    0,
-                    plan,
-                    run_steps=self.steps,
-                    items=experiment.data["train"].train_items(0),
-                    validate=lambda state: {"loss": 0.0, "accuracy": 0.0},
-                    checkpoints=checkpoints,
-                    recorder=recorder,
-                    stop=stop,
-                )
-            checkpoints.wait()
-            jax.block_until_ready(state)
-            seconds = time.perf_counter() - start
-            recorder.close()
+        plan = replace(self.plan, total_steps=first_step + self.plan.total_steps)
+        start = time.perf_counter()
+        with StopRequest() as stop:
+            state = run_loop(
+                self.state,
+                first_step,
+                plan,
+                run_steps=self.steps,
+                items=self.experiment.data["train"].train_items(first_step),
+                validate=lambda state: {"loss": 0.0, "accuracy": 0.0},
+                checkpoints=checkpoints,
+                recorder=recorder,
+                stop=stop,
+            )
+        checkpoints.wait()
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - start
         self.state = state
         return seconds
+
+    def pairs(self, blocks: int) -> list[tuple[float, float]]:
+        """(bare, loop) seconds of so many pairs of blocks: one real run, that waits while a bare block is timed."""
+        steps = self.plan.total_steps
+        plan = replace(self.plan, total_steps=steps * (blocks + 1))
+        with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / CHECKPOINTS) as checkpoints:
+            recorder = Recorder(Path(folder), plan, self.experiment.optimizer.schedule, BATCH, _display(plan), 0)
+            seconds = [
+                timed_pair(self.bare, partial(self.loop, turn * steps, checkpoints, recorder), turn)
+                for turn in range(blocks + 1)
+            ]
+            recorder.close()
+        return seconds[1:]
 
 
 def _first_items(experiment: Experiment, count: int) -> list[Any]:
@@ -135,7 +147,7 @@ def main() -> None:
         probe = make_bench(config, 10)
         per_step = min(probe.bare() for _ in range(2)) / probe.plan.total_steps
         bench = make_bench(config, round(arguments.seconds / per_step))
-        pairs = [timed_pair(bench.bare, bench.loop, turn) for turn in range(arguments.blocks)]
+        pairs = bench.pairs(arguments.blocks)
         overheads = [loop / bare - 1 for bare, loop in pairs]
         row = {
             "model": name,
