@@ -7,12 +7,13 @@ Both are compiled first; then blocks of each are timed in turns. A ratio above 1
 
 import argparse
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
 
-from benchmarks.loop_overhead import BATCH, CASES, Bench, make_bench, timed_pair, write_rows
+from benchmarks.loop_overhead import BATCH, CASES, Bench, make_bench, write_rows
 from cnn_jax import ops
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
@@ -32,6 +33,14 @@ def plain_bench(config: Config, steps: int) -> Bench:
         mock.patch.object(ops, "avg_pool", nn.avg_pool),
     ):
         return make_bench(config, steps)
+
+
+def timed_pair(one: Callable[[], float], other: Callable[[], float], turn: int) -> tuple[float, float]:
+    """Seconds of both, `other` first in odd turns."""
+    if turn % 2:
+        seconds = other()
+        return one(), seconds
+    return one(), other()
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, Protocol, Self
 
@@ -16,6 +16,9 @@ from cnn_jax.errors import TrainingStopped
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
 
+# Steps that are called before the metrics of the first are fetched: waking up for each costs per cents on a CPU.
+# No more, for items in flight need memory and Ctrl-C waits for them.
+AHEAD = 4
 STOP_CODE = 130  # as a shell reports an interrupted command
 
 
@@ -100,12 +103,12 @@ def run_loop(
     Raises:
         TrainingStopped: asked to stop (state saved), or a loss is not finite (last good checkpoint left as it is).
     """
-    step, pending = first_step, None
+    step, pending = first_step, []
     recorder.training_clock(True)
     while True:
-        if pending is not None and (plan.due(step) or stop.requested):
+        if plan.due(step) or stop.requested:
             _settle(recorder, pending, checkpoints)  # a state is only saved when its loss is known to be finite
-            pending = None
+            pending = []
         if plan.due(step) and step > first_step:
             jax.block_until_ready(state)
             recorder.flush(step)
@@ -126,16 +129,21 @@ def run_loop(
         count = plan.next_chunk(step)
         chunk = [next(items) for _ in range(count)]
         state, metrics = run_steps(state, chunk, count)
-        if pending is not None:
-            _settle(recorder, pending, checkpoints)  # of the call before: the device is already at work on this one
-        checkpoints.check()
         step += count
-        pending = (step, metrics)
+        pending.append((step, metrics))
+        if step - pending[0][0] >= AHEAD:
+            _settle(recorder, pending[:-1], checkpoints)  # the device is already at work on the last one
+            pending = pending[-1:]
+            checkpoints.check()
 
 
-def _settle(recorder: Recorder, pending: tuple[int, Any], checkpoints: Checkpoints) -> None:
-    """Fetches and records the metrics of a finished call; stops the run if a loss is not finite."""
-    last, device_metrics = pending
+def _settle(recorder: Recorder, pending: Sequence[tuple[int, Any]], checkpoints: Checkpoints) -> None:
+    """Fetches and records the metrics of calls, in order; stops the run if a loss is not finite."""
+    for last, metrics in pending:
+        _settle_call(recorder, last, metrics, checkpoints)
+
+
+def _settle_call(recorder: Recorder, last: int, device_metrics: Any, checkpoints: Checkpoints) -> None:
     metrics = {name: np.asarray(value).reshape(-1, 2) for name, value in device_metrics.items()}
     losses = metrics["loss"][:, 0]
     bad = np.flatnonzero(~np.isfinite(losses))
