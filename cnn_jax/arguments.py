@@ -1,12 +1,39 @@
 """Arguments given as text, `key=value`, checked against the signature of the function that will get them."""
 
+import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
-from cnn_jax.errors import UserError, nearest
+from cnn_jax.errors import UserError, nearest, unknown
+
+
+def parse_spec(
+    kind: str, spec: str, functions: Mapping[str, Callable[..., Any]], *, hidden: Collection[str] = ()
+) -> tuple[str, Callable[..., Any]]:
+    """Turns "name" or "name:key=value,key=value" into (name, the function of this name with those arguments set).
+
+    Args:
+        kind: what messages call such a function.
+        spec: the text.
+        functions: by name.
+        hidden: parameters that the caller sets by itself.
+
+    Raises:
+        UserError: unknown name or argument, or a value of the wrong type.
+
+    >>> def shift(image, *, pixels: int = 1): return image + pixels
+    >>> name, function = parse_spec("view", "shift:pixels=3", {"shift": shift}, hidden=["image"])
+    >>> name, function(0)
+    ('shift', 3)
+    """
+    name, _, rest = spec.partition(":")
+    if name not in functions:
+        raise unknown(kind, name, functions)
+    values = parse_arguments(f"{kind} {name}", functions[name], rest.split(",") if rest else (), hidden=hidden)
+    return name, functools.partial(functions[name], **values)
 
 
 def parse_arguments(

@@ -164,12 +164,13 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], suffix: str) -> 
 
 def _check(config: Config) -> None:
     """Refuses values that no run can have, before anything is loaded."""
-    positive = ("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps")
+    positive = ("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps", "members")
     values = config.flat()
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"given --{name.replace('_', '-')} {value}; expected a finite number")
-    for name in (*positive, "image_size", "devices", "learning_rate", "log_every", "clip_norm"):
+    rates = ("learning_rate", "head_learning_rate", "layer_decay")
+    for name in (*positive, *rates, "image_size", "devices", "log_every", "clip_norm"):
         if values[name] is not None and values[name] <= 0:
             raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected more than 0")
     for name in ("label_smoothing", "ema_decay"):

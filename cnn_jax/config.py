@@ -55,6 +55,10 @@ class ModelConfig:
     """A name of `python -m cnn_jax.models`."""
     model_args: tuple[str, ...] = ()
     """Arguments of the model, each key=value, such as shortcut=B."""
+    init_from: str | None = None
+    """Weights to start from: a run folder, a weights file, torchvision/NAME or OWNER/NAME on the hub."""
+    init_head: Literal["auto", "keep", "replace"] = "auto"
+    """The classifier of those weights; auto: kept where the number of classes is the same."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters are float32 in any case."""
 
@@ -70,7 +74,7 @@ class OptimConfig:
     learning_rate: float | None = None
     """Peak rate; default: the one of the optimizer's paper."""
     schedule: str = "constant"
-    """constant, step, cosine, one_cycle or exponential."""
+    """constant, step, cosine, one_cycle (or triangular) or exponential."""
     schedule_args: tuple[str, ...] = ()
     """Arguments of the schedule, each key=value, such as peak=0.3."""
     warmup_epochs: float = 0.0
@@ -87,6 +91,12 @@ class OptimConfig:
     """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
     freeze: str | None = None
     """Regular expression: parameters whose path matches do not move."""
+    freeze_until: tuple[str, ...] = ()
+    """regex=epochs pairs: parameters whose path matches do not move before that epoch (gradual unfreezing)."""
+    head_learning_rate: float | None = None
+    """Peak rate of the classifier; default: the one of all."""
+    layer_decay: float | None = None
+    """Each layer's rate over that of the layer after it, such as 0.8; default: one rate for all."""
     rate_groups: tuple[str, ...] = ()
     """regex=multiplier pairs: own learning rate for the parameters whose path matches."""
     loss: str = "cross_entropy"
@@ -107,6 +117,8 @@ class TrainConfig:
     """Steps instead of epochs."""
     seed: int = 0
     """Every random draw derives from it."""
+    members: int = 1
+    """Networks trained at once, from seeds SEED, SEED + 1, …; their probabilities are averaged."""
     eval_every: float = 1.0
     """Epochs between validations, each followed by a checkpoint."""
     log_every: int | None = None
@@ -148,6 +160,9 @@ class Config:
 
     def override(self, **values: Any) -> Self:
         """Returns a copy with fields of any group replaced by their (unique) names.
+
+        Raises:
+            UserError: a field that no group has.
 
         >>> Config().override(epochs=3, model="resnet20").model.model
         'resnet20'
@@ -194,7 +209,7 @@ class Config:
         if not isinstance(record, dict):
             raise UserError(f"given config {path}: expected a JSON object with the groups {', '.join(GROUPS)}")
         parts = {group: _group(group, record.pop(group, {}), path) for group in GROUPS}
-        experiment = record.pop("experiment", cls.experiment)
+        experiment = _checked("experiment", record.pop("experiment", cls.experiment), str, path)
         if record:
             raise UserError(f"given config {path}: unknown groups {sorted(record)}; expected {', '.join(GROUPS)}")
         return cls(experiment=experiment, **parts)
@@ -213,11 +228,17 @@ def _group(group: str, record: Any, path: str | Path) -> Any:
         if name not in types_of:
             hint = " or ".join(nearest(name, types_of)) or ", ".join(types_of)
             raise UserError(f"given config {path}: unknown field {group}.{name}; perhaps you meant {hint}")
-        value = tuple(value) if isinstance(value, list) else value
-        if not _is(value, types_of[name]):
-            raise UserError(f"given config {path}: {group}.{name} = {value!r}; expected {types_of[name]}")
-        values[name] = value
+        values[name] = _checked(f"{group}.{name}", value, types_of[name], path)
     return kind(**values)
+
+
+def _checked(name: str, value: Any, hint: Any, path: str | Path) -> Any:
+    """Returns a value read from JSON as a field of the type `hint`; refuses one of another type."""
+    field_value = tuple(value) if isinstance(value, list) else value
+    if not _is(field_value, hint):
+        given = json.dumps(value, ensure_ascii=False)
+        raise UserError(f"given config {path}: {name} = {given}; expected {_in_words(hint)}; correct it")
+    return field_value
 
 
 def _is(value: Any, hint: Any) -> bool:
@@ -234,3 +255,15 @@ def _is(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    """What `_is` accepts, in the words of JSON, such as "a number or null"."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, args))
+    if origin is Literal:
+        return f"one of {', '.join(args)}"
+    if origin is tuple:
+        return "a list of strings"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(hint, "null")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
-from cnn_jax.predict import positive
+from cnn_jax.predict import positive, write_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the arguments, evaluates every run, prints a table.
 
     Raises:
-        UserError: no finished run, an unknown data set or split, or images or classes that are not the run's.
+        UserError: no finished run, an unknown data set or split, images or classes that are not the run's, or a file
+            that cannot be written.
     """
     arguments = _parse(argv)
     scores = [
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(text)
         return
     if arguments.json is not None:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        write_output("--json", arguments.json, text + "\n")
     _print(scores)
 
 
@@ -87,11 +88,7 @@ def evaluate(
     config, classes = read_config(run), read_classes(run)
     data = _data_config(config.data, dataset, data_dir, image_size)
     source = _open(data, split)
-    if source.image_shape != preprocess.image_shape:
-        same_channels = source.image_shape[-1] == preprocess.image_shape[-1]
-        hint = "try --image-size" if same_channels else "give a set with as many channels (1 is grey, 3 is colour)"
-        theirs, ours = ("x".join(map(str, shape)) for shape in (source.image_shape, preprocess.image_shape))
-        raise UserError(f"given {data.dataset} with {theirs} images; expected {ours} as in {run}; {hint}")
+    _check_shape(source, preprocess.image_shape, run)
     class_of_label = match_classes(source, classes)
     variables = jax.device_put(variables)
     logits_NxK, labels_N = _predict(model, variables, preprocess, source, batch_size or data.eval_batch_size)
@@ -122,6 +119,31 @@ def score(logits_NxK: "np.ndarray", labels_N: "np.ndarray", loss: str) -> dict[s
     if classes >= 2 * TOP:
         scores[f"top{TOP}_accuracy"] = top_k_accuracy(logits_NxK, labels_N, TOP)
     return scores
+
+
+def _check_shape(source: "Source", wanted: tuple[int, int, int], run: str | Path) -> None:
+    """Refuses images of another shape than the model's; says how to change them, which depends on where they are."""
+    given = source.image_shape
+    if given == wanted:
+        return
+    height, width, channels = wanted
+    advice = []
+    if given[-1] != channels:
+        kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+        in_files = source.name.startswith("folder:")
+        advice.append(f"convert its files to {kind}" if in_files else f"give a {kind} --dataset")
+    if given[:-1] != (height, width):
+        # The flag makes squares only.
+        advice.append(f"add --image-size {height}" if height == width else f"give images of {height}x{width} pixels")
+    raise UserError(
+        f"given {source.name} with {_describe(given)} images; expected {_describe(wanted)} as in {run}; "
+        f"{' and '.join(advice)}"
+    )
+
+
+def _describe(image_shape: tuple[int, int, int]) -> str:
+    kind = {1: " grey", 3: " colour"}.get(image_shape[-1], "")
+    return "x".join(map(str, image_shape)) + kind
 
 
 def match_classes(source: "Source", classes: Sequence[str]) -> "np.ndarray":
@@ -168,7 +190,10 @@ def _open(data: "DataConfig", split: str) -> "Source":
 def _predict(
     model: Any, variables: Any, preprocess: "Preprocess", source: "Source", batch_size: int
 ) -> tuple["np.ndarray", "np.ndarray"]:
-    """Returns logits (N, K) and labels (N,) of every example."""
+    """Returns logits (N, K) and labels (N,) of every example.
+
+    Not by `training.evaluation.Evaluator`, which compiles anew for each run: here runs of one model share a program.
+    """
     import numpy as np
 
     from cnn_jax.data import make_pipeline

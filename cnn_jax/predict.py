@@ -6,18 +6,21 @@ python -m cnn_jax.predict runs/mnist_lenet5 photos/ --csv - > predictions.csv
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
+from cnn_jax.run_folder import write_text
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from cnn_jax.data.preprocess import Preprocess
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -34,43 +37,96 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the arguments, predicts, and writes tables.
 
     Raises:
-        UserError: no finished run, no images, or images that cannot be read; all of these are named.
+        UserError: no finished run, no images, images that cannot be read (all of these are named), or a file that
+            cannot be written.
     """
     arguments = _parse(argv)
     paths = list(find_images(arguments.images))
+    found = predict(
+        arguments.run,
+        paths,
+        top=arguments.top,
+        batch_size=arguments.batch_size,
+        skip_bad_images=arguments.skip_bad_images,
+    )
+    for flag, name, write in (("--csv", arguments.csv, write_csv), ("--json", arguments.json, write_json)):
+        if name is not None:
+            text = io.StringIO()
+            write(found, text)
+            write_output(flag, name, text.getvalue())
+    if "-" not in (arguments.csv, arguments.json):
+        _print(found)
 
-    # Only now: --help and the mistakes above answer at once.
-    import numpy as np
+
+def predict(
+    run: str | Path,
+    paths: Sequence[Path],
+    *,
+    top: int = 5,
+    batch_size: int = 256,
+    skip_bad_images: bool = False,
+) -> list[Prediction]:
+    """Reads images and runs the trained model on them, a batch at a time: memory does not grow with their number.
+
+    Args:
+        run: the folder of a finished run.
+        paths: image files, at least one.
+        top: classes kept of each image.
+        batch_size: images a forward pass.
+        skip_bad_images: leaves out images that cannot be read, with a warning on stderr, instead of refusing them.
+
+    Returns:
+        The predictions of the images that can be read, in their order.
+
+    Raises:
+        UserError: no finished run, or images that cannot be read: all of these are named.
+    """
+    # Only now: --help and mistakes in the arguments answer at once.
+    import jax
 
     from cnn_jax.inference import predict_probabilities
     from cnn_jax.run_folder import load, read_classes
 
-    model, variables, preprocess = load(arguments.run)
-    classes = read_classes(arguments.run)
-    images, bad = {}, []
+    model, variables, preprocess = load(run)
+    variables, classes = jax.device_put(variables), read_classes(run)
+    found: list[Prediction] = []
+    bad: list[Path] = []
+    for members, images in _batches(paths, preprocess, min(batch_size, len(paths)), bad):
+        if bad and not skip_bad_images:
+            continue  # to the end, for the names of the other bad ones
+        probabilities = predict_probabilities(model, variables, preprocess, images, batch_size)
+        found += [best(path, row, classes, top) for path, row in zip(members, probabilities)]
+    if bad and not skip_bad_images:
+        names = ", ".join(map(str, bad))
+        raise UserError(f"given {names}, which cannot be read; expected images; drop them or add --skip-bad-images")
+    if not found:
+        raise UserError(f"given {len(bad)} images, all unreadable; expected at least one that can be read; add one")
+    return found
+
+
+def _batches(
+    paths: Iterable[Path], preprocess: "Preprocess", size: int, bad: list[Path]
+) -> Iterator[tuple[list[Path], "np.ndarray"]]:
+    """Yields up to `size` paths and their images, uint8 (size, H, W, C), in the first rows of one and the same array.
+
+    All batches have one shape, so the model is compiled once. Unreadable images are warned of and put into `bad`.
+    """
+    import numpy as np
+
+    images, members = np.zeros((size, *preprocess.image_shape), np.uint8), []
     for path in paths:
         try:
-            images[path] = preprocess.read(path)
+            images[len(members)] = preprocess.read(path)
         except UserError as error:
-            bad.append(str(path))
+            bad.append(path)
             print(f"warning: {error}", file=sys.stderr)
-    if bad and not arguments.skip_bad_images:
-        raise UserError(
-            f"given {', '.join(bad)}, which cannot be read; expected images; drop them or add --skip-bad-images"
-        )
-    if not images:
-        raise UserError(f"given {len(bad)} images, all unreadable; expected at least one image that can be read")
-    batch_size = arguments.batch_size
-    probabilities = predict_probabilities(model, variables, preprocess, np.stack(list(images.values())), batch_size)
-    found = [best(path, row, classes, arguments.top) for path, row in zip(images, probabilities, strict=True)]
-    if arguments.csv is not None:
-        with _open(arguments.csv) as file:
-            write_csv(found, file)
-    if arguments.json is not None:
-        with _open(arguments.json) as file:
-            write_json(found, file)
-    if "-" not in (arguments.csv, arguments.json):
-        _print(found)
+            continue
+        members.append(path)
+        if len(members) == size:
+            yield members, images
+            members = []
+    if members:
+        yield members, images
 
 
 def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
@@ -135,20 +191,44 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """Reads a whole number of at least 1, for `argparse`."""
+    """Reads a whole number of at least 1, for `argparse`.
+
+    Raises:
+        ValueError: the text is something else.
+    """
     value = int(text)
     if value < 1:
         raise ValueError
     return value
 
 
-@contextmanager
-def _open(name: str) -> Iterator[TextIO]:
-    if name == "-":
-        yield sys.stdout
-    else:
-        with open(name, "w", encoding="utf-8", newline="") as file:
-            yield file
+def write_output(flag: str, name: str, text: str) -> None:
+    """Writes what a command has found to the file `name`, whole or not at all; "-" is stdout.
+
+    Args:
+        flag: the option that the name was given for, for the error.
+        name: a file, which is replaced, or a device or pipe, which is written to.
+        text: all of it.
+
+    Raises:
+        UserError: naming the file and the reason, when it cannot be written.
+    """
+    path = Path(name)
+    try:
+        if name == "-":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        elif path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_text(path.resolve(), text)  # resolved: a link stays one
+    except BrokenPipeError:
+        raise  # the reader of stdout or of a pipe has seen enough
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is, or would be, no UTF-8 text"
+        raise UserError(
+            f"given {flag} {name}, which cannot be written ({reason}); expected a place with room; choose another"
+        ) from error
 
 
 def _print(found: Sequence[Prediction]) -> None:

@@ -25,8 +25,6 @@ from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 
 if TYPE_CHECKING:
-    import flax.linen as nn
-
     from cnn_jax.data.preprocess import Preprocess
 
 CONFIG = "config.json"
@@ -136,11 +134,15 @@ def read_preprocess(run: str | Path) -> "Preprocess":
     """Returns what turns an image into the model's input."""
     from cnn_jax.data.preprocess import Preprocess
 
-    return Preprocess.from_json(_text(Path(run) / PREPROCESS, "the preprocessing of a run"))
+    path = Path(run) / PREPROCESS
+    return Preprocess.from_json(_text(path, "the preprocessing of a run"), path)
 
 
-def load(run: str | Path) -> tuple["nn.Module", dict[str, Any], "Preprocess"]:
+def load(run: str | Path) -> tuple[Any, dict[str, Any], "Preprocess"]:
     """Returns the trained model of a finished run: the module, its variables (NumPy arrays) and the preprocessing.
+
+    The model is a Flax module; of a run of several members, a `cnn_jax.committee.Committee` of it, whose variables have
+    a first axis more.
 
     Raises:
         UserError: no run folder, an unfinished run, an unknown model, or weights that are not of this model.
@@ -154,6 +156,7 @@ def load(run: str | Path) -> tuple["nn.Module", dict[str, Any], "Preprocess"]:
     import jax
     import jax.numpy as jnp
 
+    from cnn_jax.committee import Committee
     from cnn_jax.models import build
     from cnn_jax.weights_file import load_weights, match
 
@@ -163,6 +166,9 @@ def load(run: str | Path) -> tuple["nn.Module", dict[str, Any], "Preprocess"]:
     )
     images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    members = config.train.members
+    if members > 1:
+        expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), expected)
     variables, _ = load_weights(path)
     size = "x".join(map(str, preprocess.image_shape))
     match(
@@ -171,7 +177,7 @@ def load(run: str | Path) -> tuple["nn.Module", dict[str, Any], "Preprocess"]:
         given=str(path),
         wanted=f"weights of {config.model.model} for {size} images and the {len(classes)} classes of {CLASSES}",
     )
-    return model, variables, preprocess
+    return model if members == 1 else Committee(model), variables, preprocess
 
 
 def _text(path: Path, what: str) -> str:

@@ -34,8 +34,19 @@ def test_difference_lists_what_changes_the_result_and_nothing_else():
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
         (json.dumps({"optim": {"optimzer": "adam"}}), "perhaps you meant optimizer"),
-        (json.dumps({"data": {"batch_size": "many"}}), "data.batch_size = 'many'"),
-        (json.dumps({"data": {"batch_size": 1.5}}), "data.batch_size = 1.5"),
+        (json.dumps({"data": {"batch_size": "many"}}), 'data.batch_size = "many"; expected a whole number'),
+        (json.dumps({"data": {"batch_size": 1.5}}), "data.batch_size = 1.5; expected a whole number"),
+        (json.dumps({"data": {"batch_size": True}}), "data.batch_size = true; expected a whole number"),
+        (json.dumps({"data": {"image_size": "8"}}), 'data.image_size = "8"; expected a whole number or null'),
+        (json.dumps({"data": {"augment": "flip"}}), 'data.augment = "flip"; expected a list of strings'),
+        (json.dumps({"data": {"augment": ["flip", 3]}}), 'data.augment = ["flip", 3]; expected a list of strings'),
+        (json.dumps({"data": {"skip_bad_images": None}}), "data.skip_bad_images = null; expected true or false"),
+        (json.dumps({"model": {"model": 5}}), "model.model = 5; expected a string"),
+        (json.dumps({"optim": {"weight_decay": None}}), "optim.weight_decay = null; expected a number"),
+        (json.dumps({"optim": {"clip_norm": [1]}}), "optim.clip_norm = [1]; expected a number or null"),
+        (json.dumps({"train": {"select": "worst"}}), 'train.select = "worst"; expected one of best, last'),
+        (json.dumps({"train": {"require": 3}}), "train.require = 3; expected one of cpu, gpu, tpu or null"),
+        (json.dumps({"experiment": 3}), "experiment = 3; expected a string"),
         (json.dumps({"other": {}}), "unknown groups ['other']"),
     ],
 )
@@ -45,6 +56,16 @@ def test_a_damaged_config_is_named_in_one_line(tmp_path, record, said):
     with pytest.raises(UserError) as error:
         Config.load(path)
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_field_has_a_type_that_can_be_said_in_plain_words(tmp_path):
+    for group, kind in GROUPS.items():
+        for name in kind.__dataclass_fields__:
+            (tmp_path / "config.json").write_text(json.dumps({group: {name: {}}}))
+            with pytest.raises(UserError) as error:
+                Config.load(tmp_path / "config.json")
+            expected = str(error.value).partition("; expected ")[2]
+            assert expected.startswith(("a ", "one of ", "true or ")), (name, expected)
 
 
 def test_override_refuses_a_field_that_does_not_exist():

@@ -1,11 +1,14 @@
 """Preparing TFDS sets without TensorFlow, from archives that the test makes itself in the original formats."""
 
+import errno
 import gzip
 import io
+import os
 import struct
 import subprocess
 import sys
 import tarfile
+import time
 from types import SimpleNamespace
 from unittest import mock
 
@@ -94,41 +97,171 @@ def test_prepared_from_archives_and_read_back_exactly(tmp_path, monkeypatch, nam
         assert source.class_names == tuple(CIFAR_NAMES)
 
 
-def test_archives_that_are_not_the_original_are_refused(tmp_path):
-    write_mnist(tmp_path)
-    with pytest.raises(UserError, match="not the original") as caught:
-        prepare("mnist", str(tmp_path / "data"), str(tmp_path))
-    assert "-ubyte.gz" in str(caught.value) and "\n" not in str(caught.value)
+def contents(folder):
+    """What lies in the folder: {path: bytes, None of a folder}."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def test_without_network_the_files_to_fetch_are_listed(tmp_path, monkeypatch):
+@pytest.fixture
+def offline(monkeypatch):
+    """No network. Downloads of the URLs (by their last words) in the yielded set get as far as a part of the file."""
     from requests import ConnectionError
     from tensorflow_datasets.core.download import downloader
 
-    def refuse(*_):
+    reached = set()
+
+    def break_off(_, url, folder, verify=True):
+        if url.rpartition("/")[2] in reached:
+            time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+            (folder / "part").write_bytes(b"half a fi")
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(downloader._Downloader, "_sync_download", refuse)
+    monkeypatch.setattr(downloader._Downloader, "_sync_download", break_off)
+    return reached
+
+
+def refused(*arguments):
+    """Prepares, which must fail with one line, which is returned."""
     with pytest.raises(UserError) as caught:
-        prepare("mnist", str(tmp_path))
-    message = str(caught.value)
+        prepare(*map(str, arguments))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_archives_that_are_not_the_original_are_refused(tmp_path):
+    write_mnist(tmp_path)
+    before = contents(tmp_path)
+    message = refused("mnist", tmp_path / "data", tmp_path)
+    assert f"given {tmp_path}/" in message and "-ubyte.gz for mnist, which is not the original" in message
+    assert contents(tmp_path) == before
+
+
+def test_without_network_the_files_to_fetch_are_listed(tmp_path, offline):
+    message = refused("mnist", tmp_path / "my sets")
     for file in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         assert f"{MNIST_URL}{file}-ubyte.gz" in message
-    assert f"prepare mnist --data-dir {tmp_path} --manual-dir FOLDER" in message and "\n" not in message
+    assert f"prepare mnist --data-dir '{tmp_path}/my sets' --manual-dir FOLDER" in message
+
+
+def test_without_network_the_command_says_one_line_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "cnn_jax.data", "prepare", "mnist", "--data-dir", str(tmp_path / "new" / "sets")]
+    nowhere = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")} | {"no_proxy": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: given mnist, which cannot be downloaded (ProxyError)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tfds_is_silent_at_a_terminal_too(tmp_path, offline, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for Rich, that is a terminal
+    refused("mnist", tmp_path)
+    said = capsys.readouterr()
+    assert said.out == "" and "preparing mnist" in said.err
+    assert not any(word in said.err for word in ("Downloading", "Dl ", "Extraction"))
+
+
+@pytest.mark.parametrize("name", ["mnist", "emnist/letters"])
+def test_only_what_a_failed_call_made_is_removed(tmp_path, offline, name):
+    offline |= {"train-images-idx3-ubyte.gz", "gzip.zip"}
+    for earlier in ("downloads/mnist/a.gz.tmp.1/a.gz", "mnist/2.0.0/dataset_info.json", "emnist/byclass/other"):
+        (tmp_path / earlier).parent.mkdir(parents=True)
+        (tmp_path / earlier).write_text("made earlier, or by another process")
+    (tmp_path / "downloads" / "extracted").mkdir()
+    before = contents(tmp_path)
+    refused(name, tmp_path)
+    assert contents(tmp_path) == before
+    refused(name, tmp_path / "new")
+    assert contents(tmp_path) == before
+
+
+def test_whole_downloads_are_kept_for_the_next_attempt(tmp_path, offline, monkeypatch):
+    from tensorflow_datasets.core.download import checksums, downloader
+
+    def arrive(self, url, folder, verify=True):
+        if not url.endswith("t10k-labels-idx1-ubyte.gz"):
+            return break_off(self, url, folder, verify)
+        time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+        self._pbar_url.update(1)
+        (folder / "labels.gz").write_bytes(b"all of it")
+        return downloader.DownloadResult(folder / "labels.gz", checksums.compute_url_info(folder / "labels.gz"))
+
+    break_off = downloader._Downloader._sync_download
+    monkeypatch.setattr(downloader._Downloader, "_sync_download", arrive)
+    (tmp_path / "whole").write_bytes(b"all of it")
+    known = checksums.compute_url_info(tmp_path / "whole")
+    monkeypatch.setitem(checksums.get_all_url_infos(), f"{MNIST_URL}t10k-labels-idx1-ubyte.gz", known)
+    monkeypatch.setitem(mnist_builder().url_infos, f"{MNIST_URL}t10k-labels-idx1-ubyte.gz", known)
+    refused("mnist", tmp_path / "data")
+    (archive,) = (path for path in contents(tmp_path / "data").items() if path[1] == b"all of it")
+    assert archive[0].parent == tmp_path / "data" / "downloads" / "mnist"
+    assert not list((tmp_path / "data").rglob("*.tmp.*")) and not (tmp_path / "data" / "mnist").exists()
+
+
+def mnist_builder():
+    from tensorflow_datasets.image_classification import mnist
+
+    return mnist.MNIST
+
+
+def test_a_folder_without_all_archives_is_named_with_those_it_lacks(tmp_path, offline, monkeypatch):
+    from tensorflow_datasets.core.download import checksums
+
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    names = [f"{part}-ubyte.gz" for part in ("t10k-images-idx3", "train-images-idx3", "train-labels-idx1")]
+    message = refused("mnist", tmp_path / "data", archives)
+    assert f"given --manual-dir {archives} for mnist, without t10k-images-idx3-ubyte.gz, t10k-labels" in message
+    assert all(f"{MNIST_URL}{name}" in message for name in names)
+
+    there = archives / "t10k-labels-idx1-ubyte.gz"
+    there.write_bytes(b"labels")
+    known = checksums.compute_url_info(there)
+    monkeypatch.setitem(checksums.get_all_url_infos(), f"{MNIST_URL}{there.name}", known)
+    monkeypatch.setitem(mnist_builder().url_infos, f"{MNIST_URL}{there.name}", known)
+    message = refused("mnist", tmp_path / "data", archives)
+    assert f"{archives} for mnist, without {', '.join(names)}, which" in message and there.name not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["archives"] and list(archives.iterdir()) == [there]
+
+
+def test_sets_that_are_only_given_out_by_hand(tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = refused("imagenet2012", tmp_path / "data", tmp_path / "empty")
+    assert f"given --manual-dir {tmp_path / 'empty'} for imagenet2012" in message
+    assert "ILSVRC2012_img_train.tar" in message and "ILSVRC2012_img_val.tar" in message
+    message = refused("imagenet2012", tmp_path / "data")
+    assert "ILSVRC2012_img_train.tar" in message and f"--data-dir {tmp_path / 'data'} --manual-dir FOLDER" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_disk_that_fills_up_is_no_damaged_archive(tmp_path, monkeypatch):
+    from tensorflow_datasets.core.download import checksums, extractor
+
+    write_mnist(tmp_path)
+    for path in tmp_path.glob("*.gz"):
+        known = checksums.compute_url_info(path)
+        monkeypatch.setitem(checksums.get_all_url_infos(), MNIST_URL + path.name, known)
+        monkeypatch.setitem(mnist_builder().url_infos, MNIST_URL + path.name, known)
+
+    def fill_up(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(extractor, "_copy", fill_up)
+    before = contents(tmp_path)
+    message = refused("mnist", tmp_path / "data", tmp_path)
+    assert f"cannot be prepared in {tmp_path / 'data'} ([Errno 28] No space left on device)" in message
+    assert contents(tmp_path) == before
 
 
 def test_bad_requests(tmp_path):
-    with pytest.raises(UserError, match="perhaps you meant mnist"):
-        prepare("mnits", str(tmp_path))
-    with pytest.raises(UserError, match="no preparing"):
-        prepare("digits", str(tmp_path))
-    with pytest.raises(UserError, match="not a folder"):
-        prepare("mnist", str(tmp_path), str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="ILSVRC2012_img_train.tar"):
-        prepare("imagenet2012", str(tmp_path))
+    assert "perhaps you meant mnist" in refused("mnits", tmp_path)
+    assert "no preparing" in refused("digits", tmp_path)
+    assert "not a folder" in refused("mnist", tmp_path, tmp_path / "nowhere")
+    assert "expected mnist, version 3.0.1" in refused("mnist:9.9.9", tmp_path)
+    assert "expected emnist/byclass, emnist/bymerge, " in refused("emnist/nope", tmp_path)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--data-dir"):
-        prepare("mnist", str(tmp_path / "file"))
+    assert "choose another --data-dir" in refused("mnist", tmp_path / "file")
 
 
 def store(folder, name, features, examples):
@@ -212,9 +345,24 @@ def test_list_and_show(tmp_path, capsys):
     (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text("{}")
     command_line.main(["list", "--data-dir", str(tmp_path)])
     assert "mnist:3.0.1" in capsys.readouterr().out
-    for dataset in ("digits", "synthetic:300x200x3:2", "synthetic:8x8x2:2:5"):
+    for dataset, examples in (("digits", 64), ("synthetic:300x200x3:2", 64), ("synthetic:8x8x2:2:20", 5)):
         command_line.main(["show", dataset, "--split", "test", "--output", str(tmp_path / "grid.png")])
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.size == (512, 608)
+            cells = np.asarray(grid).reshape(8, 64 + 12, 8, 64, 3)
+        for part in (cells[:, :64], cells[:, 64:]):  # the images, and the class names below them
+            filled = (part != 255).any((1, 3, 4)).ravel()
+            assert filled[:examples].all() and not filled[examples:].any()
     with pytest.raises(UserError, match="--output"):
         command_line.main(["show", "digits", "--output", str(tmp_path / "grid.what")])
+
+
+def test_exported_examples_are_read_back_exactly(tmp_path, capsys):
+    command_line.main(["export", "digits", "--split", "train[:40]", "--output", str(tmp_path / "train")])
+    assert f"40 images in {tmp_path / 'train'}" in capsys.readouterr().out
+    digits, files = open_source("digits", "train[:40]"), open_source(f"folder:{tmp_path}", "train")
+    assert files.class_names == digits.class_names
+    pairs = [sorted((s[i]["label"], s[i]["image"].tobytes()) for i in range(len(s))) for s in (digits, files)]
+    assert pairs[0] == pairs[1] and len(pairs[0]) == 40
+    with pytest.raises(UserError, match="2 channels"):
+        command_line.main(["export", "synthetic:4x4x2:2", "--output", str(tmp_path / "no")])

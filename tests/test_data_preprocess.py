@@ -1,5 +1,8 @@
 """Reading and normalising images."""
 
+import json
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,19 +57,29 @@ def test_fit_of_a_source_and_of_a_constant_channel():
 def test_json_round_trip():
     fitted = Preprocess.fit(noise(10, 4, 5, 3))
     assert Preprocess.from_json(fitted.to_json()) == fitted
-    for text in (
-        "",
-        "[]",
-        "{}",
-        '{"image_shape": 3, "mean": [0], "std": [1]}',
-        fitted.to_json().replace("mean", "men"),
-    ):
-        with pytest.raises(UserError, match="preprocess"):
-            Preprocess.from_json(text)
     with pytest.raises(UserError, match="std"):
         Preprocess((2, 2, 3), (0.0,), (1.0,))
     with pytest.raises(UserError, match="std"):
         Preprocess((2, 2, 1), (0.0,), (0.0,))
+
+
+def saved(image_shape: Any = (8, 6, 1), mean: Any = (0.5,), std: Any = (1.0,)) -> str:
+    return json.dumps({"image_shape": image_shape, "mean": mean, "std": std})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "null", "{", saved() + "}", saved().replace("mean", "men"), saved(image_shape=3)]
+    + [saved(image_shape=shape) for shape in ([8, 6], [1], [8, 6, 1, 1], [0, 6, 1], [8.0, 6, 1], ["8", 6, 1], "861")]
+    + [saved(mean=mean) for mean in ([], [0, 0], 0, ["0"], [None], [float("nan")])]
+    + [saved(std=std) for std in ([], [0], [-1], [float("inf")], [[1]])]
+    + [saved([8, 6, 0], [], [])],
+)
+def test_a_damaged_file_is_named(text):
+    with pytest.raises(UserError, match="^given runs/a/preprocess.json that cannot be read") as error:
+        Preprocess.from_json(text, "runs/a/preprocess.json")
+    assert "expected JSON with image_shape, mean and std" in str(error.value) and "\n" not in str(error.value)
+    assert Preprocess.from_json(saved(), "runs/a/preprocess.json") == Preprocess((8, 6, 1), (0.5,), (1.0,))
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])

@@ -1,13 +1,17 @@
 """Sources by name: splits, digits, drawn sets, real TFDS sets, decoding once."""
 
 import os
+import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cnn_jax.cli import parse
+from cnn_jax.config import Config
 from cnn_jax.data import ArraySource, Example, Preprocess, Splits, default_splits, materialize, open_source, parse_split
 from cnn_jax.errors import UserError
 
@@ -161,18 +165,57 @@ def test_default_splits_of_known_names():
     assert default_splits("xo:size=28") == Splits("train", "validation", "test")
 
 
-def test_absent_tfds_set_says_how_to_get_it(tmp_path):
+def test_absent_tfds_set_says_how_to_get_it_and_what_works_without(tmp_path):
+    folder = tmp_path / "my sets"
     with pytest.raises(UserError) as caught:
-        open_source("svhn_cropped", "train", data_dir=str(tmp_path))
+        open_source("svhn_cropped", "train", data_dir=str(folder))
     message = str(caught.value)
-    assert "svhn_cropped" in message and str(tmp_path) in message and "--dataset digits" in message
-    assert f"python -m cnn_jax.data prepare svhn_cropped --data-dir {tmp_path}" in message and "\n" not in message
+    assert f"given data set 'svhn_cropped', which is not in {folder}" in message and "\n" not in message
+    assert f"run: python -m cnn_jax.data prepare svhn_cropped --data-dir '{folder}'; or" in message
+    assert message.endswith(": python -m experiments.digits_lenet5")  # pytest is no experiment
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("", ""),
+        ("--epochs 3 --fresh", "--epochs 3 --fresh "),
+        ("--dataset cifar10 --epochs 3", "--epochs 3 "),
+        ("--dataset=cifar10 --epochs=3 --data_dir=D", "--epochs=3 "),
+        ("--data-dir D --train-split train[:9] --validation_split x --test-split=y --seed 1", "--seed 1 "),
+        ("--augment flip pad_crop:padding=2 --dataset cifar10", "--augment flip pad_crop:padding=2 "),
+        ("--workdir 'runs/my own'", "--workdir 'runs/my own' "),
+    ],
+)
+def test_absent_tfds_set_offers_the_same_command_on_digits(tmp_path, monkeypatch, typed, offered):
+    from experiments import mnist_lenet5
+
+    monkeypatch.setitem(sys.modules, "__main__", mnist_lenet5)  # as `python -m experiments.mnist_lenet5` does
+    monkeypatch.setattr(sys, "argv", ["…/experiments/mnist_lenet5.py", *shlex.split(typed)])
+    with pytest.raises(UserError) as caught:
+        open_source("mnist", "train", data_dir=str(tmp_path))
+    command = str(caught.value).partition("ships with the package: ")[2]
+    assert command == f"python -m experiments.mnist_lenet5 {offered}--dataset digits"
+    config = parse(shlex.split(command)[3:], mnist_lenet5.CONFIG)  # and it is one that the experiment takes
+    assert (config.data.dataset, config.data.data_dir, config.data.train_split) == ("digits", None, None)
+
+
+def test_absent_tfds_set_in_a_script_and_in_a_notebook(tmp_path, monkeypatch):
+    def offered(**attributes):
+        monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(CONFIG=Config(), **attributes))
+        with pytest.raises(UserError) as caught:
+            open_source("mnist", "train", data_dir=str(tmp_path))
+        return str(caught.value).partition("ships with the package: ")[2]
+
+    monkeypatch.setattr(sys, "argv", ["mine.py", "--seed", "1"])
+    assert offered(__spec__=None, __file__="mine.py") == "python mine.py --seed 1 --dataset digits"
+    assert offered(__spec__=None) == "python -m experiments.digits_lenet5"
 
 
 def test_unknown_names_get_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="mnist"):
+    with pytest.raises(UserError, match="perhaps you meant mnist"):
         open_source("mnits", "train", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="digits"):
+    with pytest.raises(UserError, match="perhaps you meant digits"):
         open_source("digit", "train", data_dir=str(tmp_path))
     with pytest.raises(UserError, match="unknown data set 'xyzzyq'"):
         open_source("xyzzyq", "train", data_dir=str(tmp_path))

@@ -9,7 +9,9 @@ from PIL import Image
 
 from cnn_jax import evaluate
 from cnn_jax.cli import guard
+from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
+from cnn_jax.weights_file import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +102,35 @@ def test_classes_the_run_does_not_know(run, photos, capsys):
 
 def test_images_of_another_shape(run, capsys):
     line = refuse(capsys, [run, "--dataset", "synthetic:16x16x1:10"])
-    assert "16x16x1" in line and "8x8x1" in line and "--image-size" in line
-    assert "8x8x3" in refuse(capsys, [run, "--dataset", "synthetic:8x8x3:10"])
+    assert "synthetic:16x16x1:10 with 16x16x1 grey images; expected 8x8x1 grey" in line
+    assert line.endswith("; add --image-size 8")
+    line = refuse(capsys, [run, "--dataset", "synthetic:8x8x3:10"])
+    assert "8x8x3 colour images; expected 8x8x1 grey" in line and line.endswith("; give a grey --dataset")
+
+
+def test_folder_of_other_channels(run, photos, tmp_path, capsys):
+    for path in photos.rglob("*.png"):
+        Image.open(path).convert("RGB").resize((9, 7)).save(path)
+    line = refuse(capsys, [run, "--dataset", f"folder:{photos}"])
+    assert f"given folder:{photos} with 7x9x3 colour images; expected 8x8x1 grey as in {run}" in line
+    assert line.endswith("; convert its files to grey and add --image-size 8")
+
+    for path in photos.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    colour = make_run(tmp_path / "colour")
+    (colour / "preprocess.json").write_text(Preprocess((8, 8, 3), (0.0,) * 3, (1.0,) * 3).to_json())
+    kernel, bias = np.zeros((192, 10), np.float32), np.zeros(10, np.float32)
+    save_weights(colour / "final.safetensors", {"params": {"output": {"kernel": kernel, "bias": bias}}}, {})
+    line = refuse(capsys, [colour, "--dataset", f"folder:{photos}", "--image-size", "8"])
+    assert "with 8x8x1 grey images; expected 8x8x3 colour" in line
+    assert line.endswith("; convert its files to colour")
+
+
+def test_scores_that_cannot_be_written(run, tmp_path, capsys):
+    line = refuse(capsys, [run, "--json", tmp_path / "absent" / "scores.json"])
+    assert f"given --json {tmp_path / 'absent' / 'scores.json'}" in line and "No such file" in line
+    (tmp_path / "scores.json").mkdir()
+    assert "Is a directory" in refuse(capsys, [run, "--json", tmp_path / "scores.json"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Data sets on the command line: `python -m cnn_jax.data prepare mnist`, `list`, `show digits`, `export digits`."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,12 @@ _GRID = 8  # rows and columns
 _CELL = 64  # pixels
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the arguments (default: those of the command line), and does what they say.
+
+    Raises:
+        UserError: wrong arguments, a data set that is unknown or cannot be had, or a file that cannot be written.
+    """
     options = _parser().parse_args(arguments)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # our own error says once what it says at every retry
     match options.command:

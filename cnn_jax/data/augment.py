@@ -5,7 +5,6 @@ An augmentation of one image is `f(key, image_HxWxC, *, …) -> image_HxWxC`; on
 The command line names them, with their keyword arguments: `--augment flip pad_crop:padding=4 cutout:size=16`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_jax.arguments import parse_arguments
+from cnn_jax import arguments
 from cnn_jax.data.warp import affine, elastic, random_resized_crop
-from cnn_jax.errors import UserError, unknown
+from cnn_jax.errors import UserError
 
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -158,13 +157,8 @@ def parse_spec(spec: str) -> tuple[str, Callable[..., Any]]:
     Raises:
         UserError: unknown name or argument, or a value of the wrong type.
     """
-    name, _, rest = spec.partition(":")
-    if name not in AUGMENTATIONS:
-        raise unknown("augmentation", name, AUGMENTATIONS)
-    function = AUGMENTATIONS[name]
     positional = ("key", "image_HxWxC", "images_BxHxWxC", "targets_BxK")
-    values = parse_arguments(f"augmentation {name}", function, rest.split(",") if rest else (), hidden=positional)
-    return name, functools.partial(function, **values)
+    return arguments.parse_spec("augmentation", spec, AUGMENTATIONS, hidden=positional)
 
 
 def make_augment(specs: Sequence[str], num_classes: int) -> Augment:

@@ -1,5 +1,17 @@
-"""Downloading a TFDS set and preparing it as array_record, with no TensorFlow; or the same from archives at hand."""
+"""Downloading a TFDS set and preparing it as array_record, with no TensorFlow; or the same from archives at hand.
 
+TFDS keeps what it has downloaded in `downloads`, and whole archives stay there for the next attempt. When a call fails,
+everything else that it made is removed again.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -9,6 +21,25 @@ from cnn_jax.data.tfds_source import absent, data_folder, find_prepared
 from cnn_jax.errors import UserError
 
 _RETRIES = 2  # TFDS's own ten take minutes to say that there is no network
+_LISTED = 4  # files that a message names; of more it gives the number
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be prepared, from where and into what; `begun` maps each URL to the folder it is downloaded into."""
+
+    name: str
+    builder: Any
+    folder: Path
+    manual_dir: Path | None
+    begun: dict[str, Path] = field(default_factory=dict)
+
+    def command(self, manual_dir: str) -> str:
+        """The command that takes the archives from a folder."""
+        return (
+            f"python -m cnn_jax.data prepare {self.name} --data-dir {shlex.quote(str(self.folder))} "
+            f"--manual-dir {manual_dir}"
+        )
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> Path:
@@ -27,62 +58,221 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
       UserError: when the name is unknown, a download fails (the message lists the files to fetch by hand), an archive
         is not the original, or the disk cannot be written.
     """
-    import tensorflow_datasets as tfds
-    from requests import RequestException
-    from tensorflow_datasets.core.download import downloader
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.extractor import ExtractError
-    from tensorflow_datasets.core.download.util import DownloadError
-    from tensorflow_datasets.core.registered import DatasetNotFoundError
-
     if name.partition(":")[0] in ("digits", "xo", "synthetic", "folder"):
         raise UserError(f"given {name}, which needs no preparing; expected a TFDS set; use it as it is")
-    if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
-        raise UserError(f"given --manual-dir {manual_dir}, which is not a folder; expected one with the archives")
+    archives = None if manual_dir is None else Path(manual_dir).expanduser()
+    if archives is not None and not archives.is_dir():
+        raise UserError(
+            f"given --manual-dir {manual_dir}, which is not a folder; expected one with the archives; correct the path"
+        )
     folder = data_folder(data_dir)
     if prepared := find_prepared(name, folder):
         return Path(prepared.data_path)
+    job = _Job(name, _builder(name, folder), folder, archives)
     try:
-        builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
-    except (DatasetNotFoundError, ValueError) as error:
-        raise absent(name, folder) from error
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-    try:
-        with tfds_without_tensorflow.allowed(builder), mock.patch.object(downloader, "MAX_RETRIES", _RETRIES):
-            builder.download_and_prepare(download_config=config, file_format="array_record")
-    except (RequestException, DownloadError) as error:
-        raise _by_hand(name, builder, folder, f"which cannot be downloaded ({type(error).__name__})") from error
-    except NonMatchingChecksumError as error:
-        artifact = str(error).partition(", has wrong checksum")[0]
-        raise _by_hand(name, builder, folder, f"whose archive is not the original one ({artifact})") from error
-    except ExtractError as error:
-        raise _by_hand(name, builder, folder, f"whose archive cannot be unpacked ({error})") from error
-    except AssertionError as error:
-        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        _download_and_prepare(job)
+    except Exception as error:
+        explained = _explain(error, job)
+        if explained is None:
             raise
-        instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-        raise UserError(
-            f"given {name}, which has to be downloaded by hand; expected: {instructions}; then run: "
-            f"python -m cnn_jax.data prepare {name} --data-dir {folder} --manual-dir FOLDER"
-        ) from error
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"given {name}, whose preparation needs {error.name}; expected that installed; "
-            f"run: pip install {error.name}, then the same command again"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"given {name}, which cannot be prepared in {folder} ({error}); expected a disk with room to write on; "
-            "choose another --data-dir"
-        ) from error
-    return Path(builder.data_path)
+        raise explained from error
+    return Path(job.builder.data_path)
 
 
-def _by_hand(name: str, builder: Any, folder: Path, problem: str) -> UserError:
-    """The error that lists the original files and the command that takes them from a folder."""
-    urls = list(builder.url_infos or {})
-    listed = " and ".join(urls[:4]) + (f" and {len(urls) - 4} more" if len(urls) > 4 else "")
+def _builder(name: str, folder: Path) -> Any:
+    """TFDS's builder of the set; the error where TFDS has no such set, config or version."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+    try:
+        return tfds.builder(name, data_dir=str(folder), file_format="array_record")
+    except DatasetNotFoundError as error:
+        raise absent(name, folder) from error
+    except (AssertionError, ValueError) as error:
+        base = re.split("[:/]", name)[0]
+        kind: Any = tfds.builder_cls(base)
+        known = [f"{base}/{config.name}" for config in kind.BUILDER_CONFIGS] or [base]
+        raise UserError(
+            f"given data set {name!r}, which TFDS cannot prepare; expected {_listed(known)}, "
+            f"version {kind.VERSION or 'left out'}; choose one of these"
+        ) from error
+
+
+def _download_and_prepare(job: _Job) -> None:
+    """Lets TFDS work, silently; whatever the end, nothing half-written is left."""
+    import tensorflow_datasets as tfds
+
+    with (
+        _no_empty_folders(job),
+        _scratch(job.folder) as unpacked,
+        _silence(f"preparing {job.name} in {job.folder} …"),
+        tfds_without_tensorflow.allowed(job.builder),
+        _workers(job.begun),
+    ):
+        config = tfds.download.DownloadConfig(
+            manual_dir=None if job.manual_dir is None else str(job.manual_dir),
+            extract_dir=str(unpacked),
+            try_download_gcs=False,
+        )
+        job.builder.download_and_prepare(download_config=config, file_format="array_record")
+
+
+@contextlib.contextmanager
+def _no_empty_folders(job: _Job) -> Iterator[None]:
+    """Removes, when preparing fails, the folders that it made and left empty: of the set, of downloads, the data folder
+    itself; and with them TFDS's note of a set's default config.
+    """
+    of_set = [path for path in Path(job.builder.data_path).parents if job.folder in path.parents]  # the deepest first
+    note, downloads = job.folder / job.builder.name / ".config", job.folder / "downloads"
+    places = [note, *of_set, downloads / job.builder.name, downloads, job.folder, *job.folder.absolute().parents]
+    made = [path for path in places if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if note in made:
+            shutil.rmtree(note, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):  # not there, or not empty
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for unpacked archives, on the disk of the prepared sets, as they may be large."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".unpacked-", dir=folder))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _silence(message: str) -> Iterator[None]:
+    """In place of what TFDS prints: `message` while it lasts, and only where somebody is at the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    with (
+        Console(stderr=True).status(escape(message)),  # first: it takes stdout for itself
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.object(tqdm_utils, "_active", False),  # the bars
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _workers(begun: dict[str, Path]) -> Iterator[None]:
+    """Gives TFDS threads of its own for downloading and unpacking. At the end those still at work are waited for, and
+    what they have not finished is removed: TFDS goes away when the first of many downloads fails.
+    """
+    from tensorflow_datasets.core.download import download_manager, downloader, extractor
+
+    class Downloader(downloader._Downloader):
+        def download(self, url: str, destination_path: Any, verify: bool = True) -> Any:
+            begun[url] = Path(destination_path)
+            return super().download(url, destination_path, verify)
+
+    workers: list[Any] = []
+
+    def make(kind: Any, **options: Any) -> Any:
+        workers.append(kind(**options))
+        return workers[-1]
+
+    with (
+        mock.patch.object(download_manager, "get_downloader", lambda **options: make(Downloader, **options)),
+        mock.patch.object(extractor, "get_extractor", lambda: make(extractor._Extractor)),
+        mock.patch.object(downloader, "MAX_RETRIES", _RETRIES),
+    ):
+        try:
+            yield
+        finally:
+            for worker in workers:
+                worker._executor.shutdown(wait=True, cancel_futures=True)
+            for unfinished in begun.values():
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _explain(error: Exception, job: _Job) -> UserError | None:
+    """The user's error behind one of TFDS's; None where it is a mistake of ours."""
+    from urllib.error import URLError
+
+    from requests import RequestException
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.extractor import ExtractError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    if isinstance(error, ExtractError) and getattr(error.__cause__, "errno", None):
+        return _explain_disk(error.__cause__, job)
+    match error:
+        case RequestException() | URLError() | DownloadError():
+            return _by_hand(job, f"cannot be downloaded ({type(error).__name__})")
+        case NonMatchingChecksumError():
+            return _not_the_original(str(error), job)
+        case ExtractError():
+            return _by_hand(job, f"cannot be unpacked ({str(error).splitlines()[0]})")
+        case AssertionError() | FileNotFoundError() if job.builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            return _manual_only(job)
+        case ModuleNotFoundError():
+            return UserError(
+                f"given {job.name}, whose preparation needs {error.name}; expected that installed; "
+                f"run: pip install {error.name}, then the same command again"
+            )
+        case OSError():
+            return _explain_disk(error, job)
+    return None
+
+
+def _by_hand(job: _Job, problem: str) -> UserError:
+    """Lists the original files, or those of them that the user's folder lacks, and the command that takes them."""
+    known = job.builder.url_infos or {}
+    names = {url: getattr(known.get(url), "filename", None) or url.rpartition("/")[2] for url in job.begun or known}
+    urls = _listed(names) or job.builder.info.homepage
+    if job.manual_dir is None:
+        return UserError(
+            f"given {job.name}, which {problem}; expected {urls}; fetch by hand into a folder, "
+            f"keep the file names, and run: {job.command('FOLDER')}"
+        )
+    lacking = [name for name in names.values() if not (job.manual_dir / name).exists()]
+    without = f"without {_listed(lacking)}, " if lacking else ""
     return UserError(
-        f"given {name}, {problem}; expected {listed or builder.info.homepage}; fetch by hand into a folder, "
-        f"keep the file names, and run: python -m cnn_jax.data prepare {name} --data-dir {folder} --manual-dir FOLDER"
+        f"given --manual-dir {job.manual_dir} for {job.name}, {without}which {problem}; expected the original files "
+        f"there; fetch {urls}, keep the file names, and run the same command again"
     )
+
+
+def _not_the_original(message: str, job: _Job) -> UserError:
+    """Names the file whose checksum is wrong: one at hand, or (it is no longer there) one just downloaded."""
+    found = re.match(r"Artifact (?P<url>\S+), downloaded to (?P<path>.+), has wrong checksum", message)
+    url, path = (found["url"], found["path"]) if found else ("one of its files", message.splitlines()[0])
+    given = f"the download of {url}" if url in job.begun else path
+    return UserError(
+        f"given {given} for {job.name}, which is not the original file; expected that of {url}; fetch it by hand "
+        f"into a folder, keep the file name, and run: {job.command('FOLDER')}"
+    )
+
+
+def _manual_only(job: _Job) -> UserError:
+    """Of a set whose files have a licence to be agreed to."""
+    given = f"--manual-dir {job.manual_dir} for {job.name}, without" if job.manual_dir else f"{job.name}, which needs"
+    instructions = " ".join(job.builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split()).rstrip(".")
+    place = "FOLDER" if job.manual_dir is None else shlex.quote(str(job.manual_dir))
+    return UserError(
+        f"given {given} files to be downloaded by hand; expected: {instructions}; then run: {job.command(place)}"
+    )
+
+
+def _explain_disk(error: BaseException | None, job: _Job) -> UserError:
+    return UserError(
+        f"given {job.name}, which cannot be prepared in {job.folder} ({error}); expected a disk with room to write on; "
+        "choose another --data-dir"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The names, of many the first few."""
+    all_names = list(names)
+    rest = f" and {len(all_names) - _LISTED} more" if len(all_names) > _LISTED else ""
+    return ", ".join(all_names[:_LISTED]) + rest

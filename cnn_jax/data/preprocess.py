@@ -3,6 +3,7 @@ prediction and export cannot differ. Nothing here imports JAX: the loader's work
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class Preprocess:
       mean: per channel, subtracted from pixels scaled to [0, 1].
       std: per channel, that the difference is divided by; positive.
 
+    Raises:
+      UserError: sizes that are not positive, or not one finite mean and one finite positive std for each channel.
+
     >>> preprocess = Preprocess((1, 2, 1), mean=(0.5,), std=(0.5,))
     >>> preprocess.normalize(np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)).ravel().tolist()
     [-1.0, 1.0]
@@ -38,11 +42,13 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __post_init__(self):
-        if not len(self.mean) == len(self.std) == self.image_shape[-1] or min(self.std) <= 0:
+    def __post_init__(self) -> None:
+        shaped = len(self.image_shape) == 3 and min(self.image_shape) > 0
+        matching = shaped and len(self.mean) == len(self.std) == self.image_shape[-1]
+        if not matching or not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise UserError(
-                f"given image shape {self.image_shape}, mean {self.mean} and std {self.std}; "
-                "expected one mean and one positive std for each channel; correct them"
+                f"given image shape {self.image_shape}, mean {self.mean} and std {self.std}; expected height, width "
+                "and channels, and one mean and one positive std for each channel; correct them"
             )
 
     def normalize(self, images: Any) -> Any:
@@ -64,17 +70,28 @@ class Preprocess:
         return read_image(path, self.image_shape)
 
     def to_json(self) -> str:
+        """Returns the preprocessing as JSON, for `from_json`."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Preprocess":
-        """Raises UserError when `text` is not what `to_json` writes."""
+    def from_json(cls, text: str, file: str | Path = "preprocessing") -> "Preprocess":
+        """Reads what `to_json` gave.
+
+        Args:
+          text: the JSON.
+          file: what the text was read from, for the error.
+
+        Raises:
+          UserError: naming `file`, when `text` is something else.
+        """
         try:
             fields = {name: tuple(values) for name, values in json.loads(text).items()}
+            if not all(type(size) is int for size in fields["image_shape"]):
+                raise UserError(f"image_shape {list(fields['image_shape'])} is not whole numbers")
             return cls(**fields)
-        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # the last may be our own UserError
             raise UserError(
-                f"given preprocessing that cannot be read ({error}); expected JSON with image_shape, mean and std; "
+                f"given {file} that cannot be read ({error}); expected JSON with image_shape, mean and std; "
                 "take preprocess.json of a run"
             ) from error
 
@@ -87,6 +104,9 @@ class Preprocess:
             images, evenly spaced, is used.
           normalize: `dataset` for zero mean and unit variance of each channel over the training images; `half` for
             [-1, 1]; `none` for [0, 1].
+
+        Raises:
+          UserError: another `normalize`, or (`dataset`) an image that cannot be read.
         """
         shape = images.shape[1:] if isinstance(images, np.ndarray) else images.image_shape
         height, width, channels = (int(size) for size in shape)
@@ -149,6 +169,9 @@ def fit_image(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarr
     """Resizes until the image covers (height, width), bilinear with antialiasing, and cuts out the centre.
 
     Returns uint8 HxWxC. An image that has the size already keeps its pixels as they are.
+
+    Raises:
+      UserError: other than 1 or 3 channels are asked for.
     """
     height, width, channels = image_shape
     if channels not in (1, 3):

@@ -68,6 +68,7 @@ class ArraySource:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 

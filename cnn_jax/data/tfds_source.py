@@ -5,12 +5,16 @@ TFDS takes a second to import, so only the functions here import it.
 
 import io
 import os
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from cnn_jax.config import Config
 from cnn_jax.data.preprocess import fit_image
 from cnn_jax.data.sources import Example, Splits
 from cnn_jax.errors import UserError, nearest, unknown
@@ -21,6 +25,7 @@ _DEFAULT_SPLITS = {
     "cifar10": Splits("train[:45000]", "train[45000:]", "test"),
     "cifar100": Splits("train[:45000]", "train[45000:]", "test"),
 }
+_OWN_TO_A_SET = ("--dataset", "--data-dir", "--train-split", "--validation-split", "--test-split")  # each with a value
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,12 @@ def data_folder(data_dir: str | None) -> Path:
 
 
 def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | None) -> TfdsSource:
-    """Opens a split of the set `name`, `name:version` or `name/config`. See `cnn_jax.data.open_source`."""
+    """Opens a split of the set `name`, `name:version` or `name/config`. See `cnn_jax.data.open_source`.
+
+    Raises:
+      UserError: when the set is unknown, not prepared, prepared as something else than array_record or not one for
+        classification, or there is no such split.
+    """
     import tensorflow_datasets as tfds
 
     builder = _find(name, data_dir)
@@ -63,7 +73,7 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
     except NotImplementedError as error:
         raise UserError(
             f"given {name}, prepared in {builder.data_path} as {builder.info.file_format}; expected array_record; "
-            f"move that folder away and run: python -m cnn_jax.data prepare {name} --data-dir {data_folder(data_dir)}"
+            f"move that folder away and run: {_prepare_command(name, data_folder(data_dir))}"
         ) from error
     except ValueError as error:
         parts = ", ".join(f"{part} ({info.num_examples} examples)" for part, info in builder.info.splits.items())
@@ -86,6 +96,9 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
 def default_splits(name: str, data_dir: str | None) -> Splits:
     """Returns TFDS's own splits where it has all three; otherwise parts of `train`, in tenths, take the place of those
     it lacks. For MNIST the last 5,000 of 60,000 training images validate, for CIFAR the last 5,000 of 50,000.
+
+    Raises:
+      UserError: when the set is unknown or not prepared (but for these), or has nothing to train on.
     """
     if known := _DEFAULT_SPLITS.get(name.partition(":")[0]):
         return known
@@ -112,7 +125,11 @@ def _find(name: str, data_dir: str | None) -> Any:
 
 
 def find_prepared(name: str, folder: Path) -> Any | None:
-    """Returns TFDS's builder of a set that is prepared in `folder`, or None where it is not."""
+    """Returns TFDS's builder of a set that is prepared in `folder`, or None where it is not.
+
+    Raises:
+      UserError: when `name` is not of the form of a name.
+    """
     from tensorflow_datasets.core import read_only_builder, registered
 
     try:
@@ -142,9 +159,37 @@ def absent(name: str, folder: Path) -> UserError:
     found = f" (found there: {', '.join(versions)})" if versions else ""
     return UserError(
         f"given data set {name!r}, which is not in {folder}{found}; expected it prepared there; run: "
-        f"python -m cnn_jax.data prepare {name} --data-dir {folder}; "
-        "or take data that ships with the package: --dataset digits"
+        f"{_prepare_command(name, folder)}; or take data that ships with the package: {_same_on_digits()}"
     )
+
+
+def _prepare_command(name: str, folder: Path) -> str:
+    return f"python -m cnn_jax.data prepare {name} --data-dir {shlex.quote(str(folder))}"
+
+
+def _same_on_digits() -> str:
+    """The experiment's command as it was typed, but on digits; of anything else, such as a notebook, one that works.
+
+    An experiment is a program with a `CONFIG`.
+    """
+    main = sys.modules["__main__"]
+    module, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if (module is None and file is None) or not isinstance(getattr(main, "CONFIG", None), Config):
+        return "python -m experiments.digits_lenet5"
+    program = f"python -m {module.name}" if module is not None else shlex.join(["python", sys.argv[0]])
+    return f"{program} {shlex.join([*_without(sys.argv[1:], _OWN_TO_A_SET), '--dataset', 'digits'])}"
+
+
+def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words of a command without some flags and the value of each: `--flag value` or `--flag=value`."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        flag, equals, _ = word.partition("=")
+        if flag.replace("_", "-") not in flags:
+            kept.append(word)
+        elif not equals:
+            next(rest, None)
+    return kept
 
 
 def _image_and_label(name: str, features: Any, supervised_keys: Any) -> tuple[str, str]:
