@@ -3,17 +3,17 @@
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnn_jax.committee import Network
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 
 
 def predict_logits(
-    model: nn.Module,
+    model: Network,
     variables: Any,
     preprocess: Preprocess,
     images: np.ndarray,
@@ -46,7 +46,7 @@ def predict_logits(
 
 
 def predict_probabilities(
-    model: nn.Module,
+    model: Network,
     variables: Any,
     preprocess: Preprocess,
     images: np.ndarray,
@@ -58,6 +58,6 @@ def predict_probabilities(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))
-def _logits(model: nn.Module, preprocess: Preprocess, variables: Any, images: jax.Array) -> jax.Array:
+def _logits(model: Network, preprocess: Preprocess, variables: Any, images: jax.Array) -> jax.Array:
     logits: Any = model.apply(variables, preprocess.normalize(images), train=False)
     return logits.astype(jnp.float32)

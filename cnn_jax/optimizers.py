@@ -145,6 +145,7 @@ def make_optimizer(
     decay_all: bool = False,
     clip_norm: float | None = None,
     freeze: str | None = None,
+    freeze_until: Sequence[tuple[str, int]] = (),
     rate_groups: Sequence[str] = (),
 ) -> Optimizer:
     """Builds the optimizer of a run.
@@ -163,6 +164,8 @@ def make_optimizer(
         decay_all: leave none out.
         clip_norm: largest global norm of the gradient.
         freeze: parameters whose path, such as "block1/conv/kernel", this regular expression matches do not move.
+        freeze_until: (regex, step) pairs: the parameters that it matches do not move before that step; the first
+            that matches a path counts.
         rate_groups: each regex=multiplier; the first that matches a path multiplies the update of that parameter.
 
     Raises:
@@ -183,14 +186,16 @@ def make_optimizer(
     optimizer = _build(name, method, args, own, peak if fixed else rate)
 
     frozen = [Rule(freeze, 0.0)] if freeze is not None else []
+    held = frozen + [Rule(regex, 0.0, until) for regex, until in freeze_until]
     groups = [parse_rule(text) for text in rate_groups]
     l2 = weight_decay > 0 and not own
     chain = optax.chain(
-        multiply(frozen),
+        multiply(held),
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
         optax.add_decayed_weights(weight_decay, mask=_decay_mask(decay_all)) if l2 else optax.identity(),
         optimizer,
-        multiply(frozen + groups),
+        multiply(held),
+        multiply(groups),
     )
     told = [
         f"{name} ({method.reference})",
@@ -201,6 +206,7 @@ def make_optimizer(
         f"weight decay {weight_decay:g} ({'L2' if l2 else 'its own'})" if weight_decay else "",
         f"clipped to {clip_norm:g}" if clip_norm is not None else "",
         f"frozen {freeze}" if frozen else "",
+        *(f"frozen before step {until}: {regex}" for regex, until in freeze_until),
         f"rates {' '.join(rate_groups)}" if groups else "",
     ]
     return Optimizer(_contain(chain), rate, peak, ", ".join(filter(None, told)))

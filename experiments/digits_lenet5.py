@@ -20,7 +20,6 @@ CONFIG = Config("digits_lenet5").override(
     augment=("affine:degrees=10,translate=0.1",),
     batch_size=64,
     epochs=30,
-    eval_every=3,
 )
 
 if __name__ == "__main__":

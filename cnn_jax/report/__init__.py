@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cnn_jax import run_folder as files
+from cnn_jax.committee import member
 from cnn_jax.errors import UserError
 from cnn_jax.report import curves, figures, html, measures, sections
 from cnn_jax.report.curves import Row
@@ -56,6 +57,8 @@ def write_report(
     worst = measures.worst_mistakes(predictions.probabilities, predictions.labels, MISTAKES)
     mistakes = [(np.asarray(images[int(i)]), sections.caption(predictions, int(i))) for i in worst]
     params = load_weights(run / files.WEIGHTS)[0]["params"] if (run / files.WEIGHTS).is_file() else {}
+    if config.train.members > 1:
+        params = member(params, 0)
     height, width, channels = np.asarray(images[0]).shape
     filters = first_layer(params, (height, width, channels))
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnn_jax.committee import Committee, train_members
 from cnn_jax.config import Config
 from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
@@ -20,6 +22,7 @@ from cnn_jax.training.loop import Plan, make_plan
 from cnn_jax.training.parallel import Parallel, Step, make_parallel
 from cnn_jax.training.state import TrainState, init_state
 from cnn_jax.training.step import Augment, Loss, make_eval_step, make_train_step
+from cnn_jax.training.transfer import freeze_until, initial_variables, rate_groups
 
 
 @dataclass(frozen=True)
@@ -48,25 +51,37 @@ class Experiment:
     @property
     def train_step(self) -> Step:
         """The pure step `(state, batch) -> (state, metrics)`."""
-        config = self.config
-        return make_train_step(
-            self.model,
-            self.optimizer.tx,
-            self.loss,
-            self.augment,
-            self.preprocess.normalize,
-            seed=config.train.seed,
-            label_smoothing=config.optim.label_smoothing,
-            accumulate=config.optim.accumulate,
-            ema_decay=config.optim.ema_decay,
-            axis_name=self.parallel.axis_name,
-        )
+        optim = self.config.optim
+
+        def make(seed: int | jax.Array) -> Step:
+            return make_train_step(
+                self.model,
+                self.optimizer.tx,
+                self.loss,
+                self.augment,
+                self.preprocess.normalize,
+                seed=seed,
+                label_smoothing=optim.label_smoothing,
+                accumulate=optim.accumulate,
+                ema_decay=optim.ema_decay,
+                frozen=optim.freeze,
+                axis_name=self.parallel.axis_name,
+            )
+
+        seeds = member_seeds(self.config)
+        return make(seeds[0]) if len(seeds) == 1 else train_members(make, seeds)
 
     def evaluator(self, split: str) -> Evaluator:
         """Evaluates variables on "train", "validation" or "test"."""
         normalize, classes = self.preprocess.normalize, len(self.class_names)
-        step = make_eval_step(self.model, self.loss, normalize, classes, axis_name=self.parallel.axis_name)
+        network = self.model if self.config.train.members == 1 else Committee(self.model)
+        step = make_eval_step(network, self.loss, normalize, classes, axis_name=self.parallel.axis_name)
         return Evaluator(step, self.data[split], self.parallel)
+
+
+def member_seeds(config: Config) -> range:
+    """Seeds of the networks that are trained at once; of one, the seed of the run."""
+    return range(config.train.seed, config.train.seed + config.train.members)
 
 
 def _loss(name: str) -> Loss:
@@ -101,6 +116,12 @@ def make_experiment(config: Config) -> Experiment:
         axis_name=parallel.axis_name,
         args=config.model.model_args,
     )
+    shape = preprocess.image_shape
+    variables = None
+    if config.model.init_from is not None:
+        variables, published = initial_variables(config, model, shape)
+        if published is not None:
+            preprocess = Preprocess(shape, published.mean, published.std)
     data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
     plan = make_plan(config, data["train"].num_examples, scan=_scans(parallel, data["train"]))
     optimizer = make_optimizer(
@@ -115,12 +136,14 @@ def make_experiment(config: Config) -> Experiment:
         decay_all=optim.decay_all,
         clip_norm=optim.clip_norm,
         freeze=optim.freeze,
-        rate_groups=optim.rate_groups,
+        freeze_until=freeze_until(optim, plan.steps_per_epoch),
+        rate_groups=rate_groups(optim, model, shape),
     )
-    shape = preprocess.image_shape
     # A model that cannot take these images says so here, before anything is compiled.
     jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), train=False))
-    state = init_state(model, optimizer.tx, shape, config.train.seed, ema=optim.ema_decay is not None)
+    init = partial(init_state, model, optimizer.tx, shape, ema=optim.ema_decay is not None, variables=variables)
+    seeds = member_seeds(config)
+    state = init(seeds[0]) if len(seeds) == 1 else jax.vmap(init)(jnp.asarray(seeds, jnp.uint32))
     return Experiment(
         config,
         parallel,
@@ -133,7 +156,7 @@ def make_experiment(config: Config) -> Experiment:
         optimizer,
         plan,
         state,
-        parameters=count_parameters(state.params),
+        parameters=count_parameters(state.params) // len(seeds),
         flops_per_image=count_flops(model, shape),
     )
 

@@ -46,6 +46,7 @@ def init_state(
     seed: int | jax.Array,
     *,
     ema: bool = False,
+    variables: Tree = None,
 ) -> TrainState:
     """Initialises parameters from `seed`, and the optimizer on them.
 
@@ -55,15 +56,21 @@ def init_state(
         image_shape: (H, W, C) of one image.
         seed: of the run.
         ema: whether the state carries a moving average of the weights.
+        variables: to start from, instead of drawing them.
     """
-    images_1xHxWxC = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    # Lazy: nothing but the draws is computed, one small program for each shape of a parameter. As one program of all
-    # layers, a deep network would take minutes to compile.
-    variables = model.lazy_init({"params": stream(seed, "init")}, images_1xHxWxC, train=False)
+    if variables is None:
+        variables = _draw(model, image_shape, seed)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     # Copies: a donated state must own each of its arrays once.
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
+
+
+def _draw(model: nn.Module, image_shape: tuple[int, int, int], seed: int | jax.Array) -> Tree:
+    images_1xHxWxC = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    # Lazy: nothing but the draws is computed, one small program for each shape of a parameter. As one program of all
+    # layers, a deep network would take minutes to compile.
+    return model.lazy_init({"params": stream(seed, "init")}, images_1xHxWxC, train=False)
 
 
 def variables_for_evaluation(state: TrainState) -> dict[str, Tree]:

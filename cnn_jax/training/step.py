@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cnn_jax.committee import Network
 from cnn_jax.losses import smooth
+from cnn_jax.parameter_groups import hold_statistics
 from cnn_jax.training.state import TrainState, Tree, stream
 
 Batch = dict[str, jax.Array]
@@ -28,6 +30,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     ema_decay: float | None = None,
+    frozen: str | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch) -> (state, metrics)`, pure and ready for `jit`, `pmap`, `vmap` or `scan`.
@@ -42,6 +45,8 @@ def make_train_step(
         label_smoothing: share of the target spread over all classes.
         accumulate: parts into which the batch is cut; their gradients are averaged.
         ema_decay: decay of the moving average in `state.ema`; after t updates it is at most (1 + t)/(10 + t).
+        frozen: regular expression: BatchNorm layers whose parameters it matches use their running statistics. (That
+            the parameters do not move is the optimizer's doing.)
         axis_name: the mapped axis when the step runs under `pmap`; None under plain `jit`, where the batch is global.
 
     Returns:
@@ -51,13 +56,14 @@ def make_train_step(
 
     def loss_of(params: Tree, batch_stats: Tree, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
-        logits_BxK, updates = model.apply(
-            variables,
-            normalize(images),
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats", "auxiliary"],
-        )
+        with hold_statistics(frozen):
+            logits_BxK, updates = model.apply(
+                variables,
+                normalize(images),
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats", "auxiliary"],
+            )
         smoothed = smooth(targets, label_smoothing)
         loss_B = loss(logits_BxK, smoothed)
         hits_B = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets, -1)
@@ -119,7 +125,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: nn.Module,
+    model: Network,
     loss: Loss,
     normalize: Callable[[jax.Array], jax.Array],
     num_classes: int,

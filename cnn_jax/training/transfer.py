@@ -1,0 +1,79 @@
+"""Transfer learning: weights to start from, rates and freezing by layer."""
+
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.config import Config, OptimConfig
+from cnn_jax.data import Preprocess
+from cnn_jax.errors import UserError
+from cnn_jax.models.summary import layer_table
+from cnn_jax.optimizers import find_method
+from cnn_jax.parameter_groups import parse_pair
+from cnn_jax.weights import load_pretrained
+from cnn_jax.weights_file import match
+
+HEAD = "output"  # the classifier's name in every model
+
+
+def initial_variables(
+    config: Config, model: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[dict[str, Any], Preprocess | None]:
+    """The variables of `--init-from` for this model, and the preprocessing that they were trained with, if known.
+
+    Raises:
+        UserError: they cannot be had, are of another model or image size, or there is more than one member to start.
+    """
+    source = config.model.init_from
+    assert source is not None
+    if config.train.members > 1:
+        raise UserError(
+            f"given --init-from with --members {config.train.members}; expected one of them; drop the other"
+        )
+    _, variables, preprocess = load_pretrained(
+        source, model=model, num_classes=model.num_classes, classifier=config.model.init_head, seed=config.train.seed
+    )
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
+    size = "x".join(map(str, image_shape))
+    match(variables, expected, given=source, wanted=f"weights of {config.model.model} for {size} images")
+    return variables, preprocess
+
+
+def freeze_until(optim: OptimConfig, steps_per_epoch: float) -> list[tuple[str, int]]:
+    """(regex, step) pairs of `--freeze-until`, whose unit is the epoch.
+
+    Raises:
+        UserError: one is not regex=epochs.
+    """
+    example = "regex=epochs, such as stage1=3"
+    pairs = [parse_pair(text, "--freeze-until", example) for text in optim.freeze_until]
+    return [(regex, round(epochs * steps_per_epoch)) for regex, epochs in pairs]
+
+
+def rate_groups(optim: OptimConfig, model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    """regex=multiplier pairs of `--head-learning-rate`, `--rate-groups` and `--layer-decay`, the first to match counts.
+
+    A layer is what the model calls at its top level, such as conv1 or stage1_block1. With layer decay d, the last of n
+    layers has the whole rate and the first d^(n-1) of it (Howard & Ruder 2018, §3.2, with one factor for all).
+
+    Raises:
+        UserError: a rate for the head of an optimizer without a usual one.
+    """
+    groups = []
+    if optim.head_learning_rate is not None:
+        peak = optim.learning_rate or find_method(optim.optimizer).learning_rate
+        if peak is None:
+            raise UserError(
+                f"given --head-learning-rate with {optim.optimizer}, which has no usual rate; give --learning-rate"
+            )
+        groups.append(f"^{HEAD}/={optim.head_learning_rate / peak}")
+    groups += optim.rate_groups
+    if optim.layer_decay is not None:
+        rows = [row for row in layer_table(model, image_shape) if row.parameters]
+        layers = list(dict.fromkeys(row.name.split("/")[0] for row in rows))
+        rates = {layer: optim.layer_decay ** (len(layers) - 1 - depth) for depth, layer in enumerate(layers)}
+        groups += [f"^{re.escape(layer)}/={rate}" for layer, rate in rates.items()]
+    return groups

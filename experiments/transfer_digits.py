@@ -1,0 +1,42 @@
+"""Few labels: LeNet-5, trained on MNIST, moved to 50 of the small digits that ship with the package.
+
+    python -m experiments.mnist_lenet5
+    python -m experiments.transfer_digits                        # all layers move, the early ones slowly
+    python -m experiments.transfer_digits --preset probe         # a new classifier on frozen features
+    python -m experiments.transfer_digits --preset gradual       # layers are released one after another
+    python -m experiments.transfer_digits --preset scratch       # without MNIST
+    python -m experiments.transfer_digits --dataset folder:PATH --train-split "train[:100]"
+
+Yosinski et al., "How transferable are features in deep neural networks?" (2014). `experiments.transfer_labels` draws
+accuracy against the number of labels. Nothing is selected by validation: the labels there would be labels, too.
+"""
+
+from cnn_jax.cli import run
+from cnn_jax.config import Config
+
+CONFIG = Config("transfer_digits").override(
+    dataset="digits",
+    image_size=28,
+    train_split="train[:50]",
+    model="lenet5",
+    init_from="runs/mnist_lenet5",
+    init_head="replace",
+    optimizer="adam",
+    learning_rate=1e-3,
+    layer_decay=0.5,
+    schedule="cosine",
+    augment=("affine:degrees=10,translate=0.1",),
+    batch_size=50,
+    steps=200,
+    epochs=None,
+    eval_every=50,
+    select="last",
+)
+PRESETS = {
+    "probe": CONFIG.override(layer_decay=None, freeze="^(?!output/)", learning_rate=1e-2),
+    "gradual": CONFIG.override(layer_decay=None, freeze_until=("^conv=100", "^fc1=50", "^fc2=25")),
+    "scratch": CONFIG.override(init_from=None, layer_decay=None, learning_rate=2e-3),
+}
+
+if __name__ == "__main__":
+    run(CONFIG, __doc__, PRESETS)

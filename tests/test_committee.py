@@ -1,0 +1,90 @@
+"""Members trained at once are those trained alone; a committee averages probabilities; views mean the same image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_jax.committee import Committee, Views, average, flip, member, shift
+from cnn_jax.config import Config
+from cnn_jax.errors import UserError
+from cnn_jax.models import build
+from cnn_jax.training.experiment import make_experiment
+
+CONFIG = Config("members").override(
+    dataset="synthetic:8x8x1:3:40", model="mlp", model_args=("hidden=8",), batch_size=16, steps=2, epochs=None, seed=4
+)
+
+
+def trained(**changes):
+    """State after two steps."""
+    experiment = make_experiment(CONFIG.override(**changes))
+    data = experiment.data["train"]
+    arrays, state, items = jax.device_put(data.arrays), experiment.state, data.train_items(0)
+    step = jax.jit(experiment.train_step)
+    metrics = {}
+    for _ in range(2):
+        state, metrics = step(state, data.gather(arrays, next(items)))
+    return experiment, state, metrics
+
+
+def test_members_are_the_networks_of_their_seeds():
+    experiment, state, metrics = trained(members=3, augment=("pad_crop:padding=1",))
+    assert experiment.parameters == 8 * 8 * 8 + 8 + 8 * 3 + 3
+    assert metrics["loss"][1] == 3 * 16
+    # The third draws what a run of seed 6 draws, but sees the batches of seed 4.
+    alone = make_experiment(CONFIG.override(seed=6, augment=("pad_crop:padding=1",)))
+    data = experiment.data["train"]
+    arrays, items, own = jax.device_put(data.arrays), data.train_items(0), alone.state
+    for _ in range(2):
+        own, _ = jax.jit(alone.train_step)(own, data.gather(arrays, next(items)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), member(state.params, 2), own.params)
+
+
+def test_a_committee_is_evaluated_as_the_mean_of_its_members():
+    experiment, state, _ = trained(members=2)
+    metrics, labels, logits = experiment.evaluator("test").predictions({"params": state.params})
+    source = experiment.sources["test"]
+    images = experiment.preprocess.normalize(np.stack([source[i]["image"] for i in range(len(source))]))
+    each = [experiment.model.apply(member({"params": state.params}, i), images, train=False) for i in (0, 1)]
+    mean = np.mean([jax.nn.softmax(x) for x in each], axis=0)
+    np.testing.assert_allclose(jax.nn.softmax(logits), mean, atol=1e-6)
+    assert metrics["accuracy"] == pytest.approx(np.mean(mean.argmax(-1) == labels))
+
+
+def test_average_is_of_probabilities_not_of_logits():
+    logits_MxBxK = jnp.array([[[10.0, 0.0]], [[0.0, 1.0]]])
+    expected = np.mean(jax.nn.softmax(logits_MxBxK), axis=0)
+    np.testing.assert_allclose(jnp.exp(average(logits_MxBxK)), expected, rtol=1e-6)
+
+
+def test_views():
+    images = jnp.arange(2 * 4 * 5, dtype=jnp.float32).reshape(2, 4, 5, 1)
+    (mirrored,) = flip(images)
+    np.testing.assert_array_equal(flip(mirrored)[0], images)
+    up_left, down_right = shift(images, pixels=1)
+    np.testing.assert_array_equal(up_left[:, 1:, 1:], images[:, :-1, :-1])
+    np.testing.assert_array_equal(down_right[:, :-1, :-1], images[:, 1:, 1:])
+
+
+def test_a_network_with_views_does_not_mind_a_mirror():
+    model = build("mlp", 3, args=["hidden=8"])
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    variables = model.init(jax.random.key(1), images, train=False)
+    views = Views(model, ("flip", "shift:pixels=2"))
+    plain = views.apply(variables, images, train=False)
+    assert not np.allclose(model.apply(variables, images, train=False), plain)
+    np.testing.assert_allclose(jnp.exp(plain).sum(-1), 1.0, rtol=1e-5)
+    only = Views(model, ("flip",))
+    np.testing.assert_allclose(
+        only.apply(variables, images, train=False), only.apply(variables, images[:, :, ::-1], train=False), atol=1e-5
+    )
+    committee = Committee(model).apply(jax.tree.map(lambda x: jnp.stack([x, x]), variables), images, train=False)
+    np.testing.assert_allclose(committee, jax.nn.log_softmax(model.apply(variables, images, train=False)), atol=1e-5)
+
+
+def test_an_unknown_view_is_refused_when_it_is_named():
+    with pytest.raises(UserError, match="unknown view 'flop'; perhaps you meant flip"):
+        Views(build("mlp", 3), ("flop",))
+    with pytest.raises(UserError, match="pixels=0"):
+        shift(jnp.zeros((1, 4, 4, 1)), pixels=0)
