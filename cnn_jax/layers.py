@@ -1,6 +1,8 @@
-"""What the models share: activations and initialisers by name, layers that check that images fit, stage recording."""
+"""Layers that the models share, and how a model exposes what happens inside.
 
-from collections.abc import Callable, Sequence
+Activations, initialisers and poolings are in modules of their own; all of them can be had from here.
+"""
+
 from typing import Any
 
 import flax.linen as nn
@@ -8,79 +10,43 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax import ops
-from cnn_jax.errors import UserError, unknown
+from cnn_jax.activations import ACTIVATIONS, Activation, activation, hard_sigmoid, linear, scaled_tanh
+from cnn_jax.errors import UserError
+from cnn_jax.initializers import INITIALIZERS, Initializer, dirac, initializer
+from cnn_jax.pooling import POOLS, AvgPool, GlobalAvgPool, L2Pool, MaxPool, MinPool, Pool
+from cnn_jax.sizes import check_fits, pair
 
-Activation = Callable[[jax.Array], jax.Array]
-Initializer = Callable[..., jax.Array]
-
-
-def hard_sigmoid(x: jax.Array) -> jax.Array:
-    """Piecewise linear sigmoid max(0, min(1, 0.2·x + 0.5)), Keras's; Flax's has slope 1/6."""
-    return jnp.clip(0.2 * x + 0.5, 0, 1)
-
-
-def scaled_tanh(x: jax.Array) -> jax.Array:
-    """1.7159·tanh(2x/3), so that f(±1) = ±1 where the curvature is largest (LeCun et al. 1998, LeNet-5, appendix A)."""
-    return 1.7159 * jnp.tanh(2 / 3 * x)
-
-
-def linear(x: jax.Array) -> jax.Array:
-    """No activation."""
-    return x
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": nn.relu,
-    "tanh": jnp.tanh,
-    "sigmoid": nn.sigmoid,
-    "softplus": nn.softplus,
-    "softsign": nn.soft_sign,
-    "hard_sigmoid": hard_sigmoid,
-    "linear": linear,
-    "softmax": nn.softmax,
-    "gelu": nn.gelu,
-    "silu": nn.silu,
-    "scaled_tanh": scaled_tanh,
-}
-
-INITIALIZERS: dict[str, Initializer] = {
-    "zeros": nn.initializers.zeros,
-    "normal_0.05": nn.initializers.normal(0.05),
-    # Xavier: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.
-    "glorot_normal": nn.initializers.glorot_normal(),
-    "glorot_uniform": nn.initializers.glorot_uniform(),
-    # MSRA: He et al. 2015, "Delving deep into rectifiers", eq. 10. Like Keras's, the normal is cut at two deviations.
-    "he_normal": nn.initializers.he_normal(),
-    "he_uniform": nn.initializers.he_uniform(),
-    # LeCun et al. 1998, "Efficient BackProp", eq. 16.
-    "lecun_normal": nn.initializers.lecun_normal(),
-    "lecun_uniform": nn.initializers.lecun_uniform(),
-}
-
-
-def activation(name: str) -> Activation:
-    """Looks an activation up.
-
-    >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
-    [0.0, 2.0]
-
-    Raises:
-        UserError: no activation has this name.
-    """
-    if name not in ACTIVATIONS:
-        raise unknown("activation", name, ACTIVATIONS)
-    return ACTIVATIONS[name]
-
-
-def initializer(name: str) -> Initializer:
-    """Looks an initialiser up.
-
-    Raises:
-        UserError: no initialiser has this name.
-    """
-    if name not in INITIALIZERS:
-        raise unknown("initializer", name, INITIALIZERS)
-    return INITIALIZERS[name]
+__all__ = [
+    "ACTIVATIONS",
+    "INITIALIZERS",
+    "POOLS",
+    "Activation",
+    "AvgPool",
+    "BatchNorm",
+    "Conv",
+    "DropPath",
+    "GlobalAvgPool",
+    "Initializer",
+    "L2Pool",
+    "LocalResponseNorm",
+    "LocallyConnected",
+    "MaxPool",
+    "MinPool",
+    "Pool",
+    "SqueezeExcite",
+    "activation",
+    "auxiliary",
+    "check_fits",
+    "dirac",
+    "flatten",
+    "hard_sigmoid",
+    "images",
+    "initializer",
+    "linear",
+    "record",
+    "scaled_tanh",
+    "space_to_depth",
+]
 
 
 class Conv(nn.Conv):
@@ -90,8 +56,30 @@ class Conv(nn.Conv):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolves (B, H, W, C) maps; raises UserError if the filter does not fit into them."""
-        check_fits(self, inputs.shape[1:3], _pair(self.kernel_size), _pair(self.strides), self.padding)
+        _check_fits(self, inputs)
         return super().__call__(inputs)
+
+
+class LocallyConnected(nn.ConvLocal):
+    """Convolution whose weights are not shared: every output position has filters of its own (DeepFace 2014, §3.1).
+
+    The kernel is (H', W', C·kh·kw, F), input maps slowest, and the bias (H', W', F): the layer takes maps of the size
+    that it was initialised for only. A `kernel_init` that scales by the fan-in must leave out the two axes of
+    positions, as the default does; otherwise the weights start far too small.
+    """
+
+    kernel_init: Initializer = nn.initializers.lecun_normal(batch_axis=(0, 1))
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H', W', F); raises UserError if the filter does not fit."""
+        _check_fits(self, inputs)
+        return super().__call__(inputs)
+
+
+def _check_fits(conv: nn.Conv | nn.ConvLocal, inputs: jax.Array) -> None:
+    dilated = ((k - 1) * d + 1 for k, d in zip(pair(conv.kernel_size), pair(conv.kernel_dilation), strict=True))
+    rows, columns = dilated
+    check_fits(conv, inputs.shape[1:3], (rows, columns), pair(conv.strides), conv.padding)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -103,46 +91,106 @@ class BatchNorm(nn.BatchNorm):
             return super().__call__(x, *args, **kwargs)
 
 
-class _Pool(nn.Module):
-    """One number for each window of (B, H, W, C) maps; `strides` default to the window."""
+class LocalResponseNorm(nn.Module):
+    """Divides by the activity of neighbouring maps, b = a / (k + alpha·sum a²)^beta (AlexNet 2012, §3.3).
 
-    window: tuple[int, int] = (2, 2)
-    strides: tuple[int, int] | None = None
-    padding: str | Sequence[tuple[int, int]] = "VALID"
+    The sum goes over `size` maps, the one itself in the middle, fewer at the ends. Computed in float32.
 
-    def _reduce(self, *arguments: Any) -> jax.Array:
-        raise TypeError("use MaxPool or AvgPool")
+    Attributes:
+        size: maps; one of an even number lies below the middle more than above, as in PyTorch.
+        alpha: of the sum; frameworks that speak of alpha/size mean the mean instead (Caffe, PyTorch).
+        beta: exponent.
+        k: keeps the denominator from 0.
+    """
 
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Pools; raises UserError if the window does not fit."""
-        strides = self.strides or self.window
-        check_fits(self, x_BxHxWxC.shape[1:3], self.window, strides, self.padding)
-        return self._reduce(x_BxHxWxC, self.window, strides, self.padding)
-
-
-class MaxPool(_Pool):
-    """The maximum of each window."""
-
-    def _reduce(self, *arguments: Any) -> jax.Array:
-        return ops.max_pool(*arguments)
-
-
-class AvgPool(_Pool):
-    """The mean of each window, padding counted as zeros."""
-
-    def _reduce(self, *arguments: Any) -> jax.Array:
-        return ops.avg_pool(*arguments)
-
-
-class GlobalAvgPool(nn.Module):
-    """(B, H, W, C) → (B, C): the mean of each map (Lin et al. 2013, "Network in network", §3.2)."""
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Averages over rows and columns."""
-        return jnp.mean(x_BxHxWxC, axis=(1, 2))
+        """Normalizes; shape and type stay."""
+        x = x_BxHxWxC.astype(jnp.float32)
+        maps, below = x.shape[-1], self.size // 2
+        squares = jnp.pad(jnp.square(x), [(0, 0)] * (x.ndim - 1) + [(below, self.size - 1 - below)])
+        total = sum(squares[..., i : i + maps] for i in range(self.size))
+        return (x / (self.k + self.alpha * total) ** self.beta).astype(x_BxHxWxC.dtype)
 
 
-POOLS: dict[str, type[MaxPool] | type[AvgPool]] = {"max": MaxPool, "average": AvgPool}
+class DropPath(nn.Module):
+    """Stochastic depth: drops the branch of a residual block, for some examples (Huang et al. 2016, §3).
+
+    What is kept grows by 1/(1 - rate), so that the mean stays and evaluation needs no factor; the paper scales in
+    evaluation instead, and draws once a batch. Keys come from the rng stream "dropout", another one for each layer.
+
+    Attributes:
+        rate: share of examples dropped, from 0 to 1.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        """Returns x / (1 - rate) or 0 for each example (leading axis); x itself if `deterministic`.
+
+        Raises:
+            UserError: a rate outside [0, 1].
+        """
+        if not 0 <= self.rate <= 1:
+            raise UserError(f"given a drop-path rate of {self.rate}; expected a number from 0 to 1")
+        if deterministic or self.rate == 0:
+            return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(x), *(1,) * (x.ndim - 1)))
+        return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each map by a gate computed from the means of all (Hu, Shen and Sun 2017, "Squeeze-and-excitation", §3).
+
+    Attributes:
+        squeezed: maps of the bottleneck; the paper's is C/16.
+        activation: after it, a name of `ACTIVATIONS`.
+        gate: on its output, a name of `ACTIVATIONS`.
+        kernel_init: of both 1×1 convolutions.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    squeezed: int
+    activation: str = "relu"
+    gate: str = "sigmoid"
+    kernel_init: Initializer = INITIALIZERS["lecun_normal"]
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """Returns the maps, scaled."""
+        types: Any = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = jnp.mean(x_BxHxWxC, axis=(1, 2), keepdims=True)
+        x = activation(self.activation)(Conv(self.squeezed, (1, 1), name="reduce", **types)(x))
+        x = activation(self.gate)(Conv(x_BxHxWxC.shape[-1], (1, 1), name="expand", **types)(x))
+        return x_BxHxWxC * x
+
+
+def space_to_depth(x_BxHxWxC: jax.Array, block: int) -> jax.Array:
+    """Moves each block×block square of pixels into the channels: (B, H, W, C) → (B, H/block, W/block, block·block·C).
+
+    Rows of the square are slowest, then columns, then channels (TensorFlow's order).
+
+    Raises:
+        UserError: `block` does not divide H and W.
+
+    >>> space_to_depth(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0, 0].tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7]]
+    """
+    batch, height, width, channels = x_BxHxWxC.shape
+    if height % block or width % block:
+        raise UserError(f"given {height}x{width} maps for space_to_depth; expected a multiple of {block} of each side")
+    x = x_BxHxWxC.reshape(batch, height // block, block, width // block, block, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // block, width // block, -1)
 
 
 def flatten(x: jax.Array) -> jax.Array:
@@ -174,52 +222,7 @@ def record(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     return x
 
 
-def output_size(size: int, filter_size: int, stride: int = 1, padding: int = 0) -> int:
-    """Outputs of a filter along one axis; `padding` counts both ends together. Not positive: it does not fit.
-
-    >>> output_size(227, 11, stride=4)
-    55
-    >>> output_size(32, 3, padding=2)
-    32
-    """
-    return (size + padding - filter_size) // stride + 1
-
-
-def check_fits(
-    layer: nn.Module,
-    size: tuple[int, ...],
-    window: tuple[int, int],
-    strides: tuple[int, int],
-    padding: Any,
-) -> None:
-    """Refuses maps into which the layer's window does not fit.
-
-    Raises:
-        UserError: names the layer and shows the arithmetic.
-    """
-    if padding == "SAME" and min(size) > 0:
-        return
-    pads = (0, 0) if isinstance(padding, str) else tuple(map(_both_ends, _pair(padding)))
-    for length, k, stride, pad in zip(size, window, strides, pads, strict=True):
-        if output_size(length, k, stride, pad) < 1:
-            top = layer
-            while isinstance(top.parent, nn.Module):
-                top = top.parent
-            usual = getattr(top, "input_shape", None)
-            hint = f" (the usual size is {usual[0]}x{usual[1]})" if usual else ""
-            raise UserError(
-                f"{'.'.join([type(top).__name__, *layer.path])}: given a {size[0]}x{size[1]} map; "
-                f"a {window[0]}x{window[1]} filter with stride {stride} and padding {pad} in all needs "
-                f"({length} + {pad} - {k})/{stride} + 1 >= 1; use larger images{hint}"
-            )
-
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    """What Flax takes as one number for both axes, or none for 1, as two."""
-    if value is None:
-        return 1, 1
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _both_ends(pad: int | tuple[int, int]) -> int:
-    return 2 * pad if isinstance(pad, int) else sum(pad)
+def auxiliary(module: nn.Module, name: str, logits_BxK: jax.Array, weight: float) -> None:
+    """Offers the logits of a side head: training adds `weight` times their loss (Szegedy et al. 2014, §5)."""
+    if module.is_mutable_collection("auxiliary") and not module.is_initializing():
+        module.put_variable("auxiliary", name, {"logits": logits_BxK, "weight": jnp.float32(weight)})

@@ -1,6 +1,7 @@
-"""Activations, initialisers, size checks and stage recording, against their definitions."""
+"""Activations, initialisers, layers, size checks and stage recording, against their definitions."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,21 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cnn_jax.arithmetic import output_size
 from cnn_jax.errors import UserError
 from cnn_jax.layers import (
     ACTIVATIONS,
     INITIALIZERS,
-    AvgPool,
     Conv,
-    GlobalAvgPool,
-    MaxPool,
+    DropPath,
+    LocallyConnected,
+    LocalResponseNorm,
+    SqueezeExcite,
     activation,
     flatten,
     images,
     initializer,
-    output_size,
     record,
+    space_to_depth,
 )
+from cnn_jax.models.summary import count_parameters
 
 DEFINITIONS = {
     "relu": lambda x: max(x, 0),
@@ -33,16 +37,23 @@ DEFINITIONS = {
     "hard_sigmoid": lambda x: min(1, max(0, 0.2 * x + 0.5)),
     "linear": lambda x: x,
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: x * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x / (1 + math.exp(-x)),
+    "relu6": lambda x: min(max(x, 0), 6),
+    "hard_swish": lambda x: x * min(max(x + 3, 0), 6) / 6,
     "scaled_tanh": lambda x: 1.7159 * math.tanh(2 * x / 3),
 }
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_activation_is_its_definition(name):
-    x = [-4.0, -1.0, -0.3, 0.0, 0.2, 1.0, 3.0]
-    tolerance = 1e-3 if name == "gelu" else 1e-6  # Flax's gelu is the tanh approximation
-    np.testing.assert_allclose(activation(name)(jnp.array(x)), [DEFINITIONS[name](v) for v in x], atol=tolerance)
+    x = [-4.0, -1.0, -0.3, 0.0, 0.2, 1.0, 3.0, 7.0]
+    np.testing.assert_allclose(activation(name)(jnp.array(x)), [DEFINITIONS[name](v) for v in x], atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_keeps_bfloat16(name):
+    assert activation(name)(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_softmax_is_over_the_last_axis_and_completes_the_list():
@@ -60,7 +71,9 @@ def test_scaled_tanh_is_one_at_one():
 # Variance of each initialiser for a 5×5 kernel of 20 → 40 maps: fan-in 500, fan-out 1000.
 VARIANCES = {
     "zeros": 0.0,
+    "normal_0.01": 0.01**2,
     "normal_0.05": 0.05**2,
+    "he_normal_fan_out": 2 / 1000,
     "glorot_normal": 2 / 1500,
     "glorot_uniform": 2 / 1500,
     "he_normal": 2 / 500,
@@ -70,27 +83,37 @@ VARIANCES = {
 }
 
 
-@pytest.mark.parametrize("name", INITIALIZERS)
+@pytest.mark.parametrize("name", VARIANCES)
 def test_initialiser_has_the_variance_of_its_paper(name):
     kernel = initializer(name)(jax.random.key(0), (5, 5, 20, 40), jnp.float32)
     assert float(jnp.mean(kernel)) == pytest.approx(0, abs=2e-3)
     assert float(jnp.var(kernel)) == pytest.approx(VARIANCES[name], rel=0.05)
     if name.endswith("uniform"):
         assert float(jnp.abs(kernel).max()) <= math.sqrt(3 * VARIANCES[name])
+    # Fan-in normals are cut at two deviations; those of a given deviation, and PyTorch's, are not.
+    cut = {"normal_0.01": False, "normal_0.05": False, "he_normal_fan_out": False, "he_normal": True}
+    if name in cut:
+        assert (float(jnp.abs(kernel).max()) < 2.5 * math.sqrt(VARIANCES[name])) == cut[name]
+
+
+@pytest.mark.parametrize("maps", [(4, 4), (3, 5), (5, 3)])
+def test_dirac_kernel_copies_the_maps(maps):
+    kernel = initializer("dirac")(jax.random.key(0), (3, 3, *maps), jnp.float32)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, maps[0]))
+    y = Conv(maps[1], (3, 3), padding="SAME", use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    expected = np.zeros((2, 5, 6, maps[1]), np.float32)
+    expected[..., : min(maps)] = x[..., : min(maps)]
+    np.testing.assert_array_equal(np.asarray(y), expected)
+
+
+def test_every_initialiser_is_tested():
+    assert set(INITIALIZERS) == {*VARIANCES, "dirac"}
 
 
 @pytest.mark.parametrize(("lookup", "name", "nearest"), [(activation, "rellu", "relu"), (initializer, "he", "zeros")])
 def test_unknown_name_is_refused_with_the_known_ones(lookup, name, nearest):
     with pytest.raises(UserError, match=f"{name}.*{nearest}"):
         lookup(name)
-
-
-def test_output_size_of_the_lecture_examples():
-    assert output_size(7, 3) == 5
-    assert output_size(7, 3, stride=2) == 3
-    assert output_size(32, 5, padding=4) == 32
-    assert output_size(227, 11, stride=4) == 55
-    assert output_size(4, 5) == 0
 
 
 class Two(nn.Module):
@@ -116,23 +139,169 @@ def test_too_small_map_names_the_layer_and_shows_the_arithmetic():
 def test_smallest_map_that_fits_is_taken(size):
     y = Two().init_with_output(jax.random.key(0), jnp.zeros((1, size, size, 1)))[0]
     assert isinstance(y, jax.Array)
-    assert y.shape == (1, output_size(size, 5, 2, 2), output_size(size, 5, 2, 2), 3)
+    outputs = output_size(size, 5, 2, 1, rounding="floor")
+    assert y.shape == (1, outputs, outputs, 3)
 
 
-@pytest.mark.parametrize("pool", [MaxPool, AvgPool])
-def test_pooling_layers_refuse_maps_smaller_than_their_window(pool):
-    with pytest.raises(UserError, match="given a 1x4 map; a 2x2 filter"):
-        pool(name="pool").apply({}, jnp.zeros((1, 1, 4, 3)))
+def test_dilated_filter_needs_the_room_of_its_holes():
+    layer = Conv(1, (3, 3), padding="VALID", kernel_dilation=2, name="holes")
+    with pytest.raises(UserError, match="given a 5x4 map; a 5x5 filter"):
+        layer.init(jax.random.key(0), jnp.zeros((1, 5, 4, 1)))
+    assert layer.init_with_output(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))[0].shape == (1, 1, 1, 1)  # type: ignore
 
 
-def test_pooling_layers_pool():
-    x = jnp.arange(32.0).reshape(1, 4, 4, 2)
-    windows = np.arange(32.0).reshape(2, 2, 2, 2, 2).transpose(0, 2, 1, 3, 4).reshape(2, 2, 4, 2)
-    np.testing.assert_array_equal(MaxPool().apply({}, x), windows.max(2)[None])
-    np.testing.assert_array_equal(AvgPool().apply({}, x), windows.mean(2)[None])
-    np.testing.assert_array_equal(GlobalAvgPool().apply({}, x), [[15.0, 16.0]])
-    overlapping = MaxPool((3, 3), (2, 2), ((1, 1), (1, 1))).apply({}, x)
-    np.testing.assert_array_equal(overlapping, [[[[10, 11], [14, 15]], [[26, 27], [30, 31]]]])
+def conditions() -> Any:
+    """A (2, 4, 5, 12) array that is large enough for normalisation to matter."""
+    return 30 * np.random.default_rng(0).normal(size=(2, 4, 5, 12)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [5, 4, 1])
+def test_local_response_norm_is_the_formula_of_the_paper(size):
+    x = conditions()
+    expected = np.empty_like(x)
+    for i in range(12):
+        seen = x[..., max(0, i - size // 2) : i + (size - 1) // 2 + 1]
+        expected[..., i] = x[..., i] / (2 + 1e-4 * (seen.astype(np.float64) ** 2).sum(-1)) ** 0.75
+    y = LocalResponseNorm(size).apply({}, jnp.asarray(x))
+    np.testing.assert_allclose(np.asarray(y), expected, rtol=1e-5)
+    half = LocalResponseNorm(size).apply({}, jnp.asarray(x, jnp.bfloat16))
+    assert isinstance(half, jax.Array) and half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, rtol=2e-2)
+
+
+@pytest.mark.parametrize("size", [5, 4])
+def test_local_response_norm_is_that_of_torch_with_alpha_over_size(size):
+    torch = pytest.importorskip("torch")
+    x = conditions()
+    ours = LocalResponseNorm(size, alpha=2e-3, beta=0.6, k=1.5)
+    theirs = torch.nn.LocalResponseNorm(size, alpha=2e-3 * size, beta=0.6, k=1.5)
+    x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    y = theirs(x_torch)
+    np.testing.assert_allclose(
+        np.asarray(ours.apply({}, jnp.asarray(x))), y.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4
+    )
+    y.square().sum().backward()
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.square(ours.apply({}, x)))))(jnp.asarray(x))  # type: ignore
+    np.testing.assert_allclose(gradient, x_torch.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-3, atol=1e-3)
+
+
+LOCAL = LocallyConnected(4, (3, 2), (2, 1), padding=((1, 0), (0, 1)))
+
+
+def test_locally_connected_layer_has_filters_for_every_position():
+    x = np.random.default_rng(0).normal(size=(2, 6, 5, 3)).astype(np.float32)
+    variables = jax.jit(LOCAL.init)(jax.random.key(0), jnp.asarray(x))
+    variables["params"]["bias"] = jax.random.normal(jax.random.key(1), (3, 5, 4))
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    y = jax.jit(LOCAL.apply)(variables, jnp.asarray(x))
+    assert isinstance(y, jax.Array) and y.shape == (2, 3, 5, 4)
+    assert kernel.shape == (3, 5, 3 * 2 * 3, 4) and bias.shape == (3, 5, 4)
+    assert count_parameters(variables) == 3 * 5 * 4 * (3 * 2 * 3 + 1)
+    padded = np.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)))
+    for i in range(3):
+        for j in range(5):
+            patch = padded[:, 2 * i : 2 * i + 3, j : j + 2].transpose(0, 3, 1, 2).reshape(2, -1)  # maps slowest
+            expected = patch @ np.asarray(kernel[i, j]) + np.asarray(bias[i, j])
+            np.testing.assert_allclose(y[:, i, j], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_locally_connected_layer_with_equal_filters_is_a_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    rows = kernel.transpose(2, 0, 1, 3).reshape(27, 4)
+    local = LocallyConnected(4, (3, 3), padding="SAME", use_bias=False)
+    y = jax.jit(local.apply)({"params": {"kernel": jnp.broadcast_to(rows[None, None], (5, 5, 27, 4))}}, x)
+    shared = Conv(4, (3, 3), padding="SAME", use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_allclose(np.asarray(y), np.asarray(shared), rtol=1e-4, atol=1e-5)
+
+
+def test_locally_connected_layer_starts_with_the_variance_of_its_own_fan_in():
+    # One filter sees 3·3·20 numbers, wherever it stands. Flax's default divides by the number of positions too.
+    variables = jax.jit(LocallyConnected(30, (3, 3), padding="VALID").init)(jax.random.key(0), jnp.zeros((1, 8, 8, 20)))
+    assert float(jnp.var(variables["params"]["kernel"])) == pytest.approx(1 / 180, rel=0.05)
+
+
+def test_locally_connected_layer_computes_in_bfloat16_and_refuses_small_maps():
+    x = jnp.ones((1, 6, 5, 3), jnp.bfloat16)
+    y, variables = jax.eval_shape(LOCAL.clone(dtype=jnp.bfloat16).init_with_output, jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16 and variables["params"]["kernel"].dtype == jnp.float32
+    with pytest.raises(UserError, match="LocallyConnected.*given a 1x5 map"):
+        LOCAL.init(jax.random.key(0), x[:, :1])
+
+
+def test_space_to_depth_orders_row_column_channel():
+    x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    y = space_to_depth(x, 2)
+    assert y.shape == (2, 2, 3, 12)
+    for i, j, c in np.ndindex(4, 6, 3):
+        np.testing.assert_array_equal(y[:, i // 2, j // 2, (i % 2 * 2 + j % 2) * 3 + c], x[:, i, j, c])
+    np.testing.assert_array_equal(space_to_depth(x, 1), x)
+    with pytest.raises(UserError, match="given 4x6 maps.*multiple of 4"):
+        space_to_depth(x, 4)
+
+
+def drop(rate: float, x: jax.Array, seed: int = 0, deterministic: bool = False) -> Any:
+    rngs = {"dropout": jax.random.key(seed)}
+    return DropPath(rate).apply({}, x, deterministic=deterministic, rngs=rngs)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    x = 1 + jax.random.uniform(jax.random.key(1), (4000, 2, 1, 3))
+    y = drop(0.3, x)
+    dropped = np.asarray(y == 0).all(axis=(1, 2, 3))
+    # Five standard deviations of a binomial share.
+    assert dropped.mean() == pytest.approx(0.3, abs=5 * math.sqrt(0.3 * 0.7 / 4000))
+    np.testing.assert_allclose(y[~dropped], x[~dropped] / 0.7, rtol=1e-6)
+    assert not np.array_equal(drop(0.3, x, 1), y)
+
+
+def test_drop_path_does_nothing_in_evaluation_or_at_rate_0_and_needs_no_key():
+    x = jnp.ones((3, 2, 2, 1))
+    np.testing.assert_array_equal(np.asarray(DropPath(0.5).apply({}, x, deterministic=True)), x)
+    np.testing.assert_array_equal(np.asarray(DropPath(0.0).apply({}, x, deterministic=False)), x)
+    np.testing.assert_array_equal(drop(1.0, x), 0 * x)
+    assert drop(0.5, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    with pytest.raises(UserError, match="drop-path rate of 1.5"):
+        drop(1.5, x)
+
+
+def test_drop_path_cuts_what_it_drops_off_even_the_infinite():
+    kept = np.asarray(drop(0.5, jnp.ones((8, 3))))[:, 0] != 0
+    assert 0 < kept.sum() < 8
+    x = jnp.where(jnp.asarray(kept)[:, None], jnp.ones((8, 3)), jnp.inf)
+    y, gradient = jax.value_and_grad(lambda x: jnp.sum(drop(0.5, x)))(x)
+    assert float(y) == 2 * 3 * kept.sum()
+    np.testing.assert_array_equal(gradient, np.repeat(2.0 * kept[:, None], 3, axis=1))
+
+
+def test_every_drop_path_draws_for_itself():
+    class Paths(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return [DropPath(0.5, name=f"block{i}")(x, deterministic=False) for i in range(3)]
+
+    blocks: Any = Paths().apply({}, jnp.ones((64, 1)), rngs={"dropout": jax.random.key(0)})
+    assert len({np.asarray(block).tobytes() for block in blocks}) == 3
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid"])
+def test_squeeze_and_excitation_is_its_definition(gate):
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
+    layer = SqueezeExcite(2, activation="silu", gate=gate)
+    y, variables = jax.jit(layer.init_with_output)(jax.random.key(1), x)
+    params = variables["params"]
+    assert {name: p["kernel"].shape for name, p in params.items()} == {"reduce": (1, 1, 6, 2), "expand": (1, 1, 2, 6)}
+    means = np.asarray(x).mean((1, 2))
+    squeezed = activation("silu")(jnp.asarray(means @ np.asarray(params["reduce"]["kernel"])[0, 0]))
+    gates = activation(gate)(squeezed @ params["expand"]["kernel"][0, 0])
+    np.testing.assert_allclose(np.asarray(y), x * gates[:, None, None], rtol=1e-4, atol=1e-5)
+
+
+def test_squeeze_and_excitation_computes_in_bfloat16():
+    x = jnp.ones((1, 3, 3, 8), jnp.bfloat16)
+    y, variables = jax.eval_shape(SqueezeExcite(2, dtype=jnp.bfloat16).init_with_output, jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
 def test_flatten_keeps_the_batch():

@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -132,8 +135,44 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+; .*--learning-rate") as stopped:
         run.train(config)
     assert stopped.value.code == 1
-    for folder in (tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*"):
-        assert int(folder.name) < 5, "a state after a bad loss was saved"
+    assert list((tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")) == [], "a state after a bad loss was saved"
+
+
+@pytest.mark.parametrize("at", [7, 10])
+def test_a_bad_loss_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, at):
+    original, done = run.CompiledSteps.__call__, 0
+
+    def call(steps, state, items, count):
+        nonlocal done
+        done += count
+        state, metrics = original(steps, state, items, count)
+        return state, metrics | {"loss": metrics["loss"] * (np.inf if done == at else 1)}
+
+    monkeypatch.setattr(run.CompiledSteps, "__call__", call)
+    with pytest.raises(TrainingStopped, match=f"loss is inf at step {at}; .* last good checkpoint: step 5 in "):
+        run.train(CONFIG.override(workdir=str(tmp_path / "run"), model="mlp", model_args=("hidden=8",)))
+    assert [folder.name for folder in (tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")] == ["5"]
+
+
+def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path):
+    command = [sys.executable, "-m", "experiments.digits_lenet5", "--epochs", "4", "--eval-every", "0.5", "--workdir"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = subprocess.Popen([*command, str(whole)], stdout=subprocess.DEVNULL)
+    victim = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL)
+    while victim.poll() is None and not any(p.name.isdigit() for p in (killed / files.CHECKPOINTS).glob("*")):
+        time.sleep(0.002)
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL, "it ended by itself"
+    assert not (killed / files.WEIGHTS).exists()
+    assert undisturbed.wait() == 0
+    again = subprocess.run([*command, str(killed)], capture_output=True, text=True)
+    assert again.returncode == 0 and "resuming   from step" in again.stdout, again.stderr
+    assert (killed / files.WEIGHTS).read_bytes() == (whole / files.WEIGHTS).read_bytes()
+    rows = [
+        [(r["kind"], r["step"], r["loss"], r["accuracy"]) for r in files.read_metrics(f) if r["kind"] != "train"]
+        for f in (whole, killed)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 9, "eight validations and the test"
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, finished, capsys):

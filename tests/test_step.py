@@ -10,6 +10,7 @@ import pytest
 from cnn_jax.data.augment import make_augment
 from cnn_jax.losses import LOSSES
 from cnn_jax.models import build
+from cnn_jax.models.small import Filters, SmallCnn
 from cnn_jax.training.state import init_state, stream, variables_for_evaluation
 from cnn_jax.training.step import make_eval_step, make_train_step
 
@@ -74,6 +75,20 @@ def test_draws_depend_on_seed_name_and_step_only():
     bits = {jax.random.bits(stream(*at)).item() for at in [(0, "augment", 1), (0, "augment", 2), (0, "dropout", 1)]}
     assert len(bits) == 3
     assert jax.random.bits(stream(0, "augment", 1)).item() in bits
+
+
+def test_mapped_parts_of_a_batch_drop_other_units():
+    model = SmallCnn(CLASSES, blocks=((Filters(4, 3, "SAME"),),), dense=(16,), dense_dropout=0.5)
+    step, state = pieces(model, optax.sgd(0.1), axis_name="data")
+    mapped = jax.vmap(step, in_axes=(None, 0), axis_name="data")
+
+    def mean_loss(parts: int) -> float:
+        same = jax.tree.map(lambda x: jnp.stack([x] * parts), batch_of(1))
+        total, count = mapped(state, same)[1]["loss"][0]
+        assert count == parts
+        return float(total / count)
+
+    assert mean_loss(8) != pytest.approx(mean_loss(1), rel=1e-3)
 
 
 def test_masked_rows_count_nowhere():

@@ -1,7 +1,11 @@
 """Weights survive the way to disk and back; what is wrong with them is said in one line."""
 
+import json
 import os
 import stat
+import struct
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +92,58 @@ def test_absent_file(tmp_path):
     assert "none.safetensors" in one_line(error)
 
 
-def test_match_accepts_equal_trees_of_shapes():
-    shapes = jax.eval_shape(lambda: {"params": {"a": jnp.zeros((2, 3)), "deep": {"b": jnp.zeros(())}}})
-    match({"params": {"deep": {"b": np.float32(1)}, "a": np.ones((2, 3))}}, shapes)
+def write_raw(path, dtype: str, content: bytes) -> None:
+    """Writes a file with the one array "x", two numbers of a type that safetensors names `dtype`."""
+    about = {"dtype": dtype, "shape": [2], "data_offsets": [0, len(content)]}
+    header = json.dumps({"x": about}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content)
+
+
+def test_bfloat16_is_read_without_jax(tmp_path):
+    write_raw(tmp_path / "w.safetensors", "BF16", b"\x00\x3f\x00\xc0")
+    code = (
+        "import sys; from cnn_jax.weights_file import load_weights; print(load_weights(sys.argv[1])[0]['x'].tolist())"
+    )
+    command = [sys.executable, "-c", code + "; assert 'jax' not in sys.modules", tmp_path / "w.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "[0.5, -2.0]\n", done.stderr
+
+
+def test_types_that_numpy_lacks(tmp_path):
+    write_raw(tmp_path / "w.safetensors", "F8_E5M2", b"\x00\x00")
+    with pytest.raises(UserError) as error:
+        load_weights(tmp_path / "w.safetensors")
+    assert "float8_e5m2" in one_line(error) and "bfloat16" in one_line(error)
+
+
+def test_an_array_inside_an_array_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"conv": np.ones(1), "conv/bias": np.ones(1), "fc": np.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError) as error:
+        load_weights(tmp_path / "w.safetensors")
+    assert "'conv' is an array and holds others" in one_line(error)
+
+
+def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
+    wanted = jax.eval_shape(lambda: {"params": {"a": jnp.zeros((2, 3)), "deep": {"b": jnp.zeros(())}}})
+    a, deep = np.ones((2, 3)), {"b": np.float32(1)}
+    for same in (
+        {"params": {"deep": deep, "a": a}},
+        {"params": {"a": a.astype(np.float16), "deep": deep}},
+        {"params": {"a": jnp.ones((2, 3), jnp.bfloat16), "deep": {"b": np.int8(1)}}},
+    ):
+        match(same, wanted)  # raises nothing, while each of the following does
+    for other, said in (
+        ({"a": a}, "missing: params/deep/b"),
+        ({"a": a, "deep": deep, "c": a}, "extra: params/c"),
+        ({"a": a.T, "deep": deep}, "wrong shape: params/a"),
+        ({"a": a, "deep": {"b": np.ones(1)}}, "wrong shape: params/deep/b"),
+        ({"a": a, "deep": {"b": np.float16(np.inf)}}, "not finite: params/deep/b"),
+        ({"a": jnp.full((2, 3), jnp.nan, jnp.bfloat16), "deep": deep}, "not finite: params/a"),
+    ):
+        with pytest.raises(UserError, match=said):
+            match({"params": other}, wanted)
 
 
 def test_match_tells_all_differences_in_one_line():

@@ -1,15 +1,24 @@
-"""Lists the models, or prints the layers of one: `python -m cnn_jax.models [NAME] [--input HxWxC] [--classes K]`."""
+"""Lists the models, or prints the layers of one: `python -m cnn_jax.models [NAME] [--input HxWxC] [--classes K]`.
 
+The list is read from table.csv beside this file; `--measure` computes it anew (a minute) and writes it there.
+"""
+
+import csv
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
 from cnn_jax.models import MODELS, build, default_input_shape
 from cnn_jax.models.summary import LayerRow, layer_table
 
+TABLE = Path(__file__).parent / "table.csv"
+
 _HE = "He et al. 2015, Deep residual learning"
+_ABLATIONS = ("fc7", "fc6_fc7", "conv3_conv4", "conv3_conv4_fc6_fc7")
+_VGG = {11: "A", 13: "B", 16: "D", 19: "E"}
 SOURCES = {
     "softmax_regression": "TensorFlow tutorial, MNIST for beginners",
     "mlp": "any dense network: --model-args hidden=500/500",
@@ -23,6 +32,29 @@ SOURCES = {
     "xo_cnn": "this project",
     **{f"resnet{depth}": f"{_HE}, table 6" for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}": f"{_HE}, table 1" for depth in (18, 34, 50, 101, 152)},
+    **{f"resnext{kind}": "Xie et al. 2016, table 1" for kind in ("50_32x4d", "101_32x8d")},
+    **{f"wide_resnet{depth}_2": "Zagoruyko and Komodakis 2016, as torchvision has it" for depth in (50, 101)},
+    **{f"preact_resnet{depth}": "He et al. 2016, Identity mappings" for depth in (110, 164, 1001, 18, 50)},
+    **{name: "Zagoruyko and Komodakis 2016, table 4" for name in ("wrn16_4", "wrn28_10", "wrn40_2")},
+    "alexnet": "Krizhevsky et al. 2012",
+    "alexnet_ungrouped": "Krizhevsky et al. 2012, without groups",
+    "alexnet_one_tower": "Krizhevsky 2014, One weird trick, torchvision's",
+    **{f"alexnet_no_{parts}": "Zeiler and Fergus 2013, table 3" for parts in _ABLATIONS},
+    "zfnet": "Zeiler and Fergus 2013, figure 3",
+    **{f"vgg{depth}": f"Simonyan and Zisserman 2014, table 1 {row}" for depth, row in _VGG.items()},
+    **{f"vgg{depth}_bn": f"Simonyan and Zisserman 2014, table 1 {row}, with BN" for depth, row in _VGG.items()},
+    **{f"all_cnn_{row}": "Springenberg et al. 2014, tables 1 and 2" for row in "abc"},
+    "googlenet": "Szegedy et al. 2014, table 1",
+    "googlenet_torchvision": "Szegedy et al. 2014, as torchvision has it",
+    "bn_inception": "Ioffe and Szegedy 2015, figure 5",
+    "inception_v3": "Szegedy et al. 2015, as torchvision has it",
+    **{f"densenet{depth}": "Huang et al. 2016, table 1" for depth in (121, 161, 169, 201)},
+    "densenet_bc100": "Huang et al. 2016, table 2",
+    "mobilenet_v2": "Sandler et al. 2018, table 2",
+    "efficientnet_b0": "Tan and Le 2019, table 1",
+    **{f"convnext_{size}": "Liu et al. 2022, section 3" for size in ("tiny", "small", "base")},
+    **{f"speednet{kind}": "Jordan 2024, CIFAR-10 speed records" for kind in ("94", "94_muon", "95", "96")},
+    "pattern": "any network of the lectures' pattern: --model-args pattern=…",
 }
 
 
@@ -37,7 +69,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--input", help="image size, such as 32x32x3; default: the published one")
     parser.add_argument("--classes", type=int, help="number of classes; default: the published one")
     parser.add_argument("--model-args", nargs="*", default=[], metavar="KEY=VALUE", help="such as shortcut=B")
+    parser.add_argument("--measure", action="store_true", help="compute the list anew")
     arguments = parser.parse_args(argv)
+    if arguments.measure:
+        with TABLE.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ("model", "input", "classes", "parameters", "flops"), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(measure, MODELS))
     if arguments.name is None:
         if arguments.input or arguments.classes or arguments.model_args:
             raise UserError("given options without a model; expected NAME; see python -m cnn_jax.models --help")
@@ -46,16 +84,32 @@ def main(argv: Sequence[str]) -> None:
         print(model_table(arguments.name, arguments.input, arguments.classes, arguments.model_args))
 
 
+def measure(name: str) -> dict[str, str | int]:
+    """One row of the table: name, input, classes, parameters, forward FLOPs of one image."""
+    model, shape = build(name), default_input_shape(name)
+    rows = layer_table(model, shape)
+    return {
+        "model": name,
+        "input": "x".join(map(str, shape)),
+        "classes": model.num_classes,
+        "parameters": sum(row.parameters for row in rows),
+        "flops": sum(row.flops for row in rows),
+    }
+
+
+def read_table() -> list[dict[str, str]]:
+    """The rows of table.csv, in the order of `MODELS`."""
+    with TABLE.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def model_list() -> str:
     """A line for each model: name, input, classes, parameters, forward FLOPs, paper."""
-    lines = [f"{'model':<20} {'input':>10} {'classes':>7} {'parameters':>11} {'FLOPs':>8}  source"]
-    for name in MODELS:
-        model, shape = build(name), default_input_shape(name)
-        rows = layer_table(model, shape)
-        parameters = sum(row.parameters for row in rows)
-        flops = sum(row.flops for row in rows)
-        size = "x".join(map(str, shape))
-        lines.append(f"{name:<20} {size:>10} {model.num_classes:>7} {parameters:>11,} {si(flops):>8}  {SOURCES[name]}")
+    width = max(map(len, MODELS))
+    lines = [f"{'model':<{width}} {'input':>10} {'classes':>7} {'parameters':>11} {'FLOPs':>8}  source"]
+    for row in read_table():
+        numbers = f"{row['classes']:>7} {int(row['parameters']):>11,} {si(int(row['flops'])):>8}"
+        lines.append(f"{row['model']:<{width}} {row['input']:>10} {numbers}  {SOURCES[row['model']]}")
     return "\n".join([*lines, "FLOPs: forward, one image, two a multiply-add."])
 
 

@@ -6,6 +6,14 @@ CIFAR-10 with flips and 4-pixel crops: 20 layers 8.75 %, 32 7.51 %, 44 7.17 %, 5
 
 ImageNet family (table 1): 18, 34, 50, 101 and 152 layers with 11,689,512; 21,797,672; 25,557,032; 44,549,160 and
 60,192,808 parameters for 1000 classes (projection shortcuts where the shape changes, the paper's option B).
+
+ResNeXt: Xie, Girshick, Dollár, Tu and He 2016, "Aggregated residual transformations for deep neural networks", table 1.
+The bottleneck's 3×3 convolution works in `groups` groups of `base_width` maps (in the first stage): 50 layers 32×4d
+have 25,028,904 parameters and the published top-1 error 22.2 %; 101 layers 32×8d, torchvision's form, 88,791,336.
+
+Bottlenecks twice as wide inside: Zagoruyko and Komodakis 2016, "Wide residual networks": 50 layers with 68,883,240
+parameters (top-1 error 21.9 %) and 101 with 126,886,696. The wide networks for CIFAR are in `preact_resnet`.
+
 Where ours differs:
 - The bottleneck's stride is on its 3×3 convolution, not on the first 1×1 ("v1.5": same parameters, a little more
   computation and accuracy), as in today's frameworks and the weights they publish.
@@ -23,13 +31,26 @@ import jax.numpy as jnp
 from cnn_jax.errors import UserError
 from cnn_jax.layers import BatchNorm, Conv, GlobalAvgPool, MaxPool, images, initializer, record
 
-_he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
-
-def _conv(features: int, size: int, stride: int = 1, **kwargs: Any) -> Conv:
+def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> Conv:
     """Convolution without bias (the norm after it has one), padded explicitly so that the centre stays the centre."""
     pads = ((size // 2, size // 2),) * 2
-    return Conv(features, (size, size), (stride, stride), padding=pads, use_bias=False, **kwargs)
+    return Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        padding=pads,
+        feature_group_count=groups,
+        use_bias=False,
+        **kwargs,
+    )
+
+
+def subsample_and_pad(x_BxHxWxC: jax.Array, features: int, stride: int) -> jax.Array:
+    """Shortcut "A": every `stride`-th pixel, with zero maps before and after the C given ones to make `features`."""
+    extra = features - x_BxHxWxC.shape[-1]
+    pads = ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2))
+    return jnp.pad(x_BxHxWxC[:, ::stride, ::stride], pads)
 
 
 class Block(nn.Module):
@@ -43,6 +64,8 @@ class Block(nn.Module):
         conv: makes a convolution.
         norm: makes a batch normalisation.
         zero_init: start with F = 0, by the scale of its last norm.
+        groups: of a bottleneck's 3×3 convolution.
+        base_width: width of a bottleneck's 3×3 convolution, in 64ths of `features` for each group.
     """
 
     features: int
@@ -52,17 +75,20 @@ class Block(nn.Module):
     conv: Any
     norm: Any
     zero_init: bool
+    groups: int = 1
+    base_width: int = 64
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H/stride, W/stride, C')."""
         last_scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        layers = [(self.features, 3, self.stride), (self.features, 3, 1)]
+        layers = [(self.features, 3, self.stride, 1), (self.features, 3, 1, 1)]
         if self.bottleneck:
-            layers = [(self.features, 1, 1), (self.features, 3, self.stride), (4 * self.features, 1, 1)]
+            inner = self.features * self.base_width // 64 * self.groups
+            layers = [(inner, 1, 1, 1), (inner, 3, self.stride, self.groups), (4 * self.features, 1, 1, 1)]
         y = x_BxHxWxC
-        for i, (features, size, stride) in enumerate(layers, start=1):
-            y = self.conv(features, size, stride, name=f"conv{i}")(y)
+        for i, (features, size, stride, groups) in enumerate(layers, start=1):
+            y = self.conv(features, size, stride, groups, name=f"conv{i}")(y)
             if i < len(layers):
                 y = nn.relu(self.norm(name=f"bn{i}")(y))
         y = self.norm(scale_init=last_scale, name=f"bn{len(layers)}")(y)
@@ -73,9 +99,7 @@ class Block(nn.Module):
             return x
         if self.shortcut == "B":
             return self.norm(name="shortcut_bn")(self.conv(features, 1, self.stride, name="shortcut_conv")(x))
-        extra = features - x.shape[-1]
-        pads = ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2))
-        return jnp.pad(x[:, :: self.stride, :: self.stride], pads)
+        return subsample_and_pad(x, features, self.stride)
 
 
 class ResNet(nn.Module):
@@ -87,8 +111,11 @@ class ResNet(nn.Module):
         width: filters of the first stage.
         bottleneck: kind of block.
         shortcut: "A" or "B", see `Block`.
+        groups: of each bottleneck's 3×3 convolution (ResNeXt's cardinality).
+        base_width: maps of a group in the first stage, for a `width` of 64.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         zero_init_residual: start every block as the identity (Goyal et al. 2017, §5.1).
+        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other that fits works.
         dtype: of the computation (batch statistics are float32 in any case).
@@ -100,8 +127,11 @@ class ResNet(nn.Module):
     width: int = 16
     bottleneck: bool = False
     shortcut: Literal["A", "B"] = "A"
+    groups: int = 1
+    base_width: int = 64
     imagenet_stem: bool = False
     zero_init_residual: bool = False
+    remat: bool = False
     axis_name: str | None = None
     input_shape: tuple[int, int, int] = (32, 32, 3)
     dtype: Any = jnp.float32
@@ -111,7 +141,7 @@ class ResNet(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(_conv, kernel_init=_he_fan_out, **types)
+        conv = partial(centered_conv, kernel_init=initializer("he_normal_fan_out"), **types)
         norm = partial(
             BatchNorm,
             use_running_average=not train,
@@ -122,6 +152,17 @@ class ResNet(nn.Module):
         )
         if self.shortcut == "A" and self.bottleneck:
             raise UserError("given shortcut=A with bottleneck blocks; expected B, as in the paper")
+        if not self.bottleneck and (self.groups, self.base_width) != (1, 64):
+            raise UserError(
+                f"given groups={self.groups} and base_width={self.base_width} with blocks of two 3x3 convolutions; "
+                "expected groups=1 and base_width=64; use bottleneck=true"
+            )
+        if self.groups < 1 or self.width * self.base_width < 64:
+            raise UserError(
+                f"given groups={self.groups}, base_width={self.base_width} and width={self.width}; expected at least "
+                "one group and one map in it (width*base_width/64); use larger ones"
+            )
+        make_block: Any = nn.remat(Block) if self.remat else Block
         x = images(x_BxHxWxC, self.dtype)
         x = conv(self.width, 7, 2, name="conv1")(x) if self.imagenet_stem else conv(self.width, 3, name="conv1")(x)
         x = record(self, "conv1", nn.relu(norm(name="bn1")(x)))
@@ -130,7 +171,7 @@ class ResNet(nn.Module):
         for s, count in enumerate(self.blocks, start=1):
             for b in range(1, count + 1):
                 name = f"stage{s}_block{b}"
-                block = Block(
+                block = make_block(
                     features=self.width * 2 ** (s - 1),
                     stride=2 if s > 1 and b == 1 else 1,
                     bottleneck=self.bottleneck,
@@ -138,6 +179,8 @@ class ResNet(nn.Module):
                     conv=conv,
                     norm=norm,
                     zero_init=self.zero_init_residual,
+                    groups=self.groups,
+                    base_width=self.base_width,
                     name=name,
                 )
                 x = record(self, name, block(x))
@@ -150,7 +193,7 @@ def _cifar(depth: int) -> partial[ResNet]:
     return partial(ResNet, blocks=((depth - 2) // 6,) * 3)
 
 
-def _imagenet(blocks: Sequence[int], bottleneck: bool) -> partial[ResNet]:
+def _imagenet(blocks: Sequence[int], bottleneck: bool, groups: int = 1, base_width: int = 64) -> partial[ResNet]:
     return partial(
         ResNet,
         num_classes=1000,
@@ -158,6 +201,8 @@ def _imagenet(blocks: Sequence[int], bottleneck: bool) -> partial[ResNet]:
         width=64,
         bottleneck=bottleneck,
         shortcut="B",
+        groups=groups,
+        base_width=base_width,
         imagenet_stem=True,
         input_shape=(224, 224, 3),
     )
@@ -169,3 +214,7 @@ resnet34 = _imagenet((3, 4, 6, 3), bottleneck=False)
 resnet50 = _imagenet((3, 4, 6, 3), bottleneck=True)
 resnet101 = _imagenet((3, 4, 23, 3), bottleneck=True)
 resnet152 = _imagenet((3, 8, 36, 3), bottleneck=True)
+resnext50_32x4d = _imagenet((3, 4, 6, 3), bottleneck=True, groups=32, base_width=4)
+resnext101_32x8d = _imagenet((3, 4, 23, 3), bottleneck=True, groups=32, base_width=8)
+wide_resnet50_2 = _imagenet((3, 4, 6, 3), bottleneck=True, base_width=128)
+wide_resnet101_2 = _imagenet((3, 4, 23, 3), bottleneck=True, base_width=128)

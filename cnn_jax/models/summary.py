@@ -1,14 +1,15 @@
 """What a model is made of: layers with shapes, parameters, FLOPs and receptive fields. Computes no activations."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from cnn_jax.layers import AvgPool, MaxPool
+from cnn_jax.models.receptive_field import receptive_fields
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class LayerRow:
         output_shape: of one example.
         parameters: number of its trainable numbers.
         flops: of its kernel in one forward pass of one image, two a multiply-add; biases, norms, activations and
-            poolings, a few per cent together, are not counted.
-        receptive_field: side in pixels of the square of the image that one output sees, on the longest path; None where
-            an output sees the whole map.
+            poolings, a few per cent together, are not counted. Those of auxiliary heads count only in training.
+        receptive_field: side in pixels of the square of the image that one output sees; None where it sees the whole
+            image. Gates that see all of it, such as those of squeeze and excitation, are not counted.
     """
 
     name: str
@@ -37,8 +38,6 @@ class LayerRow:
 def layer_table(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> list[LayerRow]:
     """Lists the layers of a model in the order in which they are called.
 
-    Layers whose name begins with "shortcut" lie beside the main path, and do not change the receptive field.
-
     Raises:
         UserError: the model does not take images of this size.
 
@@ -47,7 +46,6 @@ def layer_table(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> list
     7850
     """
     rows: list[LayerRow] = []
-    field = _ReceptiveField()
 
     def watch(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module, before = context.module, len(rows)
@@ -59,59 +57,32 @@ def layer_table(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> list
         own = {k: v for k, v in parameters.items() if isinstance(v, jax.Array)}
         if name in inner or (inner and not own):
             return y  # the call of a base class is listed already, or the layers that this one is made of
-        field.see(module, y)
         rows.append(
             LayerRow(
                 name=name,
                 kind=type(module).__name__,
                 output_shape=y.shape[1:],
                 parameters=count_parameters(own),
-                flops=2 * math.prod(own["kernel"].shape) * math.prod(y.shape[1:-1]) if "kernel" in own else 0,
-                receptive_field=field.size,
+                flops=_flops(module, own, y.shape),
+                receptive_field=None,
             )
         )
-        return y
+        return checkpoint_name(y, name)  # by which its receptive field is found
 
-    def init() -> Any:
+    def init(x_1xHxWxC: jax.Array) -> Any:
         with nn.intercept_methods(watch):
-            return model.init(jax.random.key(0), jnp.zeros((1, *input_shape_HWC)), train=False)
+            return model.init(jax.random.key(0), x_1xHxWxC, train=False)
 
-    jax.eval_shape(init)
-    return rows
-
-
-class _ReceptiveField:
-    """Size and step, in pixels of the image, of what neighbouring outputs see; grows layer by layer."""
-
-    def __init__(self) -> None:
-        self.size: int | None = 1
-        self.step = 1
-
-    def see(self, module: nn.Module, y: Any) -> None:
-        if y.ndim < 4:
-            self.size = None
-        window = _window(module)
-        if self.size is None or window is None or module.path[-1].startswith("shortcut"):
-            return
-        size, stride = window
-        self.size += (size - 1) * self.step
-        self.step *= stride
+    fields = receptive_fields(jax.make_jaxpr(init)(jax.ShapeDtypeStruct((1, *input_shape_HWC), jnp.float32)))
+    return [replace(row, receptive_field=fields.get(row.name)) for row in rows]
 
 
-def _window(module: nn.Module) -> tuple[int, int] | None:
-    """Side and stride of the window of a layer that has one; square ones only, as all of ours are."""
-    if isinstance(module, nn.Conv):
-        strides = module.strides or 1
-        size = module.kernel_size
-        return _first(size), _first(strides)
-    if isinstance(module, MaxPool | AvgPool):
-        return module.window[0], (module.strides or module.window)[0]
-    kernel = module.variables.get("params", {}).get("kernel")
-    return (kernel.shape[0], 1) if kernel is not None and kernel.ndim > 2 else None
-
-
-def _first(value: Any) -> int:
-    return value if isinstance(value, int) else value[0]
+def _flops(layer: nn.Module, parameters: dict[str, jax.Array], output_shape: tuple[int, ...]) -> int:
+    if "kernel" not in parameters:
+        return 0
+    # Each weight of a shared kernel is used once at every position; those of a locally connected layer once in all.
+    positions = 1 if isinstance(layer, nn.ConvLocal) else math.prod(output_shape[1:-1])
+    return 2 * parameters["kernel"].size * positions
 
 
 def count_parameters(params: Any) -> int:

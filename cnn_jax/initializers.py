@@ -1,0 +1,53 @@
+"""Initialisers of weights by name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.errors import unknown
+
+Initializer = Callable[..., jax.Array]
+
+
+def dirac(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Kernel (…, C, F) of a convolution that copies map i to map i: 1 at the centre of filter i, 0 elsewhere.
+
+    With F > C the other maps are 0 (Zagoruyko and Komodakis 2017, "DiracNets", §2, without its normalisation).
+    """
+    del key  # nothing is drawn
+    *size, inputs, outputs = shape
+    centre = tuple(side // 2 for side in size)
+    return jnp.zeros(shape, dtype).at[centre].set(jnp.eye(inputs, outputs, dtype=dtype))
+
+
+INITIALIZERS: dict[str, Initializer] = {
+    "zeros": nn.initializers.zeros,
+    "normal_0.01": nn.initializers.normal(0.01),
+    "normal_0.05": nn.initializers.normal(0.05),
+    # Xavier: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.
+    "glorot_normal": nn.initializers.glorot_normal(),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+    # MSRA: He et al. 2015, "Delving deep into rectifiers", eq. 10. Like Keras's, the normal is cut at two deviations.
+    "he_normal": nn.initializers.he_normal(),
+    "he_uniform": nn.initializers.he_uniform(),
+    # The same paper's eq. 14, for the gradient's sake; not cut, as PyTorch's kaiming_normal_(mode="fan_out").
+    "he_normal_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    # LeCun et al. 1998, "Efficient BackProp", eq. 16.
+    "lecun_normal": nn.initializers.lecun_normal(),
+    "lecun_uniform": nn.initializers.lecun_uniform(),
+    "dirac": dirac,
+}
+
+
+def initializer(name: str) -> Initializer:
+    """Looks an initialiser up.
+
+    Raises:
+        UserError: no initialiser has this name.
+    """
+    if name not in INITIALIZERS:
+        raise unknown("initializer", name, INITIALIZERS)
+    return INITIALIZERS[name]

@@ -1,0 +1,143 @@
+"""AlexNet: Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep convolutional neural networks".
+
+    name                                  parameters   top-5   what it is
+    alexnet                               60,965,224    18.2   the paper's: conv2, conv4 and conv5 in two groups (§3.2)
+    alexnet_ungrouped                     62,378,344           every filter sees all maps, as in most later copies
+    alexnet_one_tower                     61,100,840           Krizhevsky 2014, "One weird trick", as torchvision has it
+    alexnet_no_fc7                        44,183,912    18.4   the paper's without that layer
+    alexnet_no_conv3_conv4                59,268,712    22.1
+    alexnet_no_fc6_fc7                    11,551,080    22.4
+    alexnet_no_conv3_conv4_fc6_fc7         9,854,568    50.1
+
+top-5: error in % on the validation set of ILSVRC-2012; of the first row the paper's (one network, table 2), of the
+networks without layers those of Zeiler and Fergus 2013, "Visualizing and understanding convolutional networks",
+table 3, whose copy of the whole network has 18.1.
+
+Volumes: 227×227×3 → conv1 55×55×96 → pool1 27×27 → conv2 27×27×256 → pool2 13×13 → conv3, conv4
+13×13×384 → conv5 13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. Response normalization follows conv1 and
+conv2 (§3.3), before the pooling; lecture slides and CaffeNet put it after. Pooling overlaps: 3×3, stride 2 (§3.4).
+Weights start normal with deviation 0.01; biases at 1 in conv2, conv4, conv5, fc6 and fc7, at 0 elsewhere (§5).
+
+Where ours differs:
+- Images are 227×227; the paper says 224, with which its volumes do not come out.
+- `alexnet_one_tower` starts as the paper's network too (torchvision: uniform, PyTorch's default). Like torchvision's,
+  it has no response normalization and drops the inputs of fc6 and fc7 rather than their outputs.
+- The dense layers take whatever pool5 yields: other image sizes make fc6 narrower or wider. See `head_map`.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.errors import UserError
+from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, flatten, images, initializer, record
+from cnn_jax.models.vgg import AdaptiveAvgPool
+
+REMOVABLE = ("conv3", "conv4", "conv5", "fc6", "fc7")
+
+
+class AlexNet(nn.Module):
+    """Five convolutions, three of them pooled, and three dense layers.
+
+    Attributes:
+        num_classes: K.
+        features: filters of conv1 to conv5.
+        dense: units of fc6 and fc7.
+        groups: of conv2, conv4 and conv5, each of which sees its share of the maps only; 2 in the paper.
+        first_padding: rows and columns of zeros on each side of the image.
+        normalize: response normalization after conv1 and conv2.
+        dropout: share of the activations of fc6 and fc7 dropped in training.
+        dropout_inputs: drop the inputs of these layers instead of their outputs.
+        without: layers to leave out, any of `REMOVABLE`.
+        head_map: side of the map that fc6 sees; maps of another size are averaged to it, as in torchvision, where it is
+            6, so that weights fit images of every size. None: the map as it is.
+        input_shape: (H, W, C) of the paper; any other that fits works.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 1000
+    features: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
+    dense: tuple[int, int] = (4096, 4096)
+    groups: int = 2
+    first_padding: int = 0
+    normalize: bool = True
+    dropout: float = 0.5
+    dropout_inputs: bool = False
+    without: tuple[str, ...] = ()
+    head_map: int | None = None
+    input_shape: tuple[int, int, int] = (227, 227, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training draws from the rng stream "dropout".
+
+        Raises:
+            UserError: a layer that cannot be left out, groups that do not divide the filters, or images that are too
+                small.
+        """
+        if not set(self.without) <= set(REMOVABLE):
+            raise UserError(f"given without={'/'.join(self.without)}; expected some of {'/'.join(REMOVABLE)}")
+        if self.groups < 1 or any(features % self.groups for features in self.features):
+            widths = "/".join(map(str, self.features))
+            raise UserError(
+                f"given groups={self.groups} with features={widths}; expected groups that divide each of them"
+            )
+        types: Any = {
+            "kernel_init": initializer("normal_0.01"),
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        x = images(x_BxHxWxC, self.dtype)
+        for i, (features, size) in enumerate(zip(self.features, (11, 5, 3, 3, 3), strict=True), start=1):
+            name = f"conv{i}"
+            if name not in self.without:
+                conv = Conv(
+                    features,
+                    (size, size),
+                    (4, 4) if i == 1 else (1, 1),
+                    padding=self.first_padding if i == 1 else size // 2,
+                    feature_group_count=self.groups if i in (2, 4, 5) else 1,
+                    bias_init=_ones if i in (2, 4, 5) else _zeros,
+                    name=name,
+                    **types,
+                )
+                x = record(self, name, nn.relu(conv(x)))
+            if i <= 2 and self.normalize:
+                x = record(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
+            if i in (1, 2, 5):
+                x = record(self, f"pool{i}", MaxPool((3, 3), (2, 2), name=f"pool{i}")(x))
+        if self.head_map is not None:
+            x = AdaptiveAvgPool(self.head_map, name="head_pool")(x)
+        x = flatten(x)
+        for name, units in zip(("fc6", "fc7"), self.dense, strict=True):
+            if name not in self.without:
+                drop = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{name[-1]}")
+                x = drop(x) if self.dropout_inputs else x
+                x = record(self, name, nn.relu(nn.Dense(units, bias_init=_ones, name=name, **types)(x)))
+                x = x if self.dropout_inputs else drop(x)
+        return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
+
+
+_ones, _zeros = nn.initializers.ones, nn.initializers.zeros
+
+alexnet = AlexNet
+alexnet_ungrouped = partial(AlexNet, groups=1)
+alexnet_one_tower = partial(
+    AlexNet,
+    features=(64, 192, 384, 256, 256),
+    groups=1,
+    first_padding=2,
+    normalize=False,
+    dropout_inputs=True,
+    input_shape=(224, 224, 3),
+)
+alexnet_no_fc7 = partial(AlexNet, without=("fc7",))
+alexnet_no_fc6_fc7 = partial(AlexNet, without=("fc6", "fc7"))
+alexnet_no_conv3_conv4 = partial(AlexNet, without=("conv3", "conv4"))
+alexnet_no_conv3_conv4_fc6_fc7 = partial(AlexNet, without=("conv3", "conv4", "fc6", "fc7"))

@@ -1,0 +1,145 @@
+"""DenseNet: Huang, Liu, van der Maaten and Weinberger 2016, "Densely connected convolutional networks".
+
+DenseNet-BC: a 1×1 convolution of 4k maps before each 3×3 of k maps, and half of the maps after each transition (§3).
+
+ImageNet family (table 1): 121, 169, 201 layers with k = 32, 161 with k = 48; 7,978,856; 14,149,480; 20,013,928 and
+28,681,000 parameters. Top-1 / top-5 error, one crop (table 3): 121 25.02 / 7.71 %, 169 23.80 / 6.85 %, 201 22.58 /
+6.34 %.
+
+CIFAR family (§3, §4.1), three blocks: `densenet_bc100` has 100 layers, k = 12 and 769,162 parameters for ten classes;
+4.51 % error on CIFAR-10 with flips and crops, 5.92 % without, then with `dropout=0.2` (table 2).
+
+Initialised as the authors' code: convolutions He-normal from the fan-in, the classifier uniform within 1/sqrt(fan-in).
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, images, record
+
+_he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+_within_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class DenseLayer(nn.Module):
+    """k new maps from all maps so far: norm, relu, 1×1 convolution, norm, relu, 3×3 convolution (paper, §3).
+
+    Attributes:
+        growth: k.
+        conv: makes a convolution.
+        norm: makes a batch normalisation.
+        drop: makes a dropout, or the identity.
+    """
+
+    growth: int
+    conv: Any
+    norm: Any
+    drop: Any
+
+    @nn.compact
+    def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
+        """Each (B, H, W, any number) → (B, H, W, k).
+
+        The maps come one by one and are joined here, so that with `nn.remat` the joint maps of all layers, whose memory
+        grows with the square of their number, are not kept (Pleiss et al. 2017, "Memory-efficient implementation of
+        DenseNets").
+        """
+        x = jnp.concatenate(maps, axis=-1)
+        x = nn.relu(self.norm(name="bn1")(x))
+        x = self.drop(name="drop1")(self.conv(4 * self.growth, (1, 1), name="conv1")(x))
+        x = nn.relu(self.norm(name="bn2")(x))
+        return self.drop(name="drop2")(self.conv(self.growth, (3, 3), padding=((1, 1), (1, 1)), name="conv2")(x))
+
+
+class Transition(nn.Module):
+    """Norm, relu, 1×1 convolution to half of the maps, 2×2 mean (paper, §3).
+
+    Attributes:
+        conv: makes a convolution.
+        norm: makes a batch normalisation.
+        drop: makes a dropout, or the identity.
+    """
+
+    conv: Any
+    norm: Any
+    drop: Any
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H/2, W/2, C/2)."""
+        x = nn.relu(self.norm(name="bn")(x_BxHxWxC))
+        x = self.drop(name="drop")(self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x))
+        return AvgPool(name="pool")(x)
+
+
+class DenseNet(nn.Module):
+    """Stem of 2k filters, dense blocks with transitions between them, norm, mean over the maps, classifier.
+
+    Attributes:
+        num_classes: K.
+        blocks: layers of each dense block.
+        growth: k, new maps of a layer.
+        imagenet_stem: 7×7 stride 2, norm, relu and 3×3 max pooling stride 2, instead of one 3×3 convolution.
+        dropout: share of activations dropped after each convolution but the first; 0.2 in the paper, which has it where
+            it does not augment.
+        remat: compute the inside of each layer anew in the backward pass instead of keeping it, see `DenseLayer`.
+        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
+        input_shape: (H, W, C) of the paper; any other that fits works.
+        dtype: of the computation (batch statistics are float32 in any case).
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 1000
+    blocks: tuple[int, ...] = (6, 12, 24, 16)
+    growth: int = 32
+    imagenet_stem: bool = True
+    dropout: float = 0.0
+    remat: bool = False
+    axis_name: str | None = None
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training updates "batch_stats", and draws from "dropout" if there is any."""
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, use_bias=False, kernel_init=_he_normal, **types)
+        norm = partial(
+            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, **types
+        )
+        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
+        layer = nn.remat(DenseLayer) if self.remat else DenseLayer
+
+        x = images(x_BxHxWxC, self.dtype)
+        if self.imagenet_stem:
+            x = conv(2 * self.growth, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="conv1")(x)
+            x = record(self, "conv1", nn.relu(norm(name="bn1")(x)))
+            x = record(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
+        else:
+            x = conv(2 * self.growth, (3, 3), padding=((1, 1), (1, 1)), name="conv1")(x)
+            x = record(self, "conv1", x)
+        for b, count in enumerate(self.blocks, start=1):
+            maps = (x,)
+            for i in range(1, count + 1):
+                maps += (layer(self.growth, conv, norm, drop, name=f"block{b}_layer{i}")(maps),)
+            x = record(self, f"block{b}", jnp.concatenate(maps, axis=-1))
+            if b < len(self.blocks):
+                x = record(self, f"transition{b}", Transition(conv, norm, drop, name=f"transition{b}")(x))
+        x = nn.relu(norm(name="last_bn")(x))
+        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        head = nn.Dense(self.num_classes, kernel_init=_within_fan_in, name="output", **types)
+        return head(x).astype(jnp.float32)
+
+
+densenet121 = DenseNet
+densenet161 = partial(DenseNet, blocks=(6, 12, 36, 24), growth=48)
+densenet169 = partial(DenseNet, blocks=(6, 12, 32, 32))
+densenet201 = partial(DenseNet, blocks=(6, 12, 48, 32))
+densenet_bc100 = partial(
+    DenseNet, num_classes=10, blocks=(16, 16, 16), growth=12, imagenet_stem=False, input_shape=(32, 32, 3)
+)

@@ -1,0 +1,247 @@
+"""GoogLeNet: Szegedy et al. 2014, "Going deeper with convolutions", table 1; 6.67 % top-5 error at ILSVRC-2014 (seven
+networks, 144 crops).
+
+`googlenet` is the paper's: biases, local response normalisation, no batch normalisation. 13,378,280 parameters, of
+which the two side heads of §5, dropped after training, have 6,379,728: 6,998,552 without (`aux_heads=false`).
+Where ours differs:
+- The constants of the normalisation, which the paper does not give, are those of AlexNet (§3.3 there).
+- Weights start uniform with standard deviation 1/sqrt(fan-in), biases of convolutions at 0.2, as in the replica of the
+  Caffe model zoo; the paper does not say.
+
+`googlenet_torchvision` is PyTorch's, which its public weights fit: 13,004,888 parameters, 6,624,904 without the heads;
+30.22 / 10.47 % top-1 / top-5 error. It has batch normalisation, and more is different, hence the name: the "5×5"
+filters are 3×3, the last max pooling is 2×2, the heads pool to 4×4 maps whatever the image size, dropout is 0.2 instead
+of 0.4. Weights start normal with deviation 0.01, as there.
+
+Max poolings overhang the edge, as in Caffe and PyTorch, so that 112×112 maps become 56×56.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.layers import (
+    AvgPool,
+    BatchNorm,
+    Conv,
+    GlobalAvgPool,
+    LocalResponseNorm,
+    MaxPool,
+    auxiliary,
+    flatten,
+    images,
+    initializer,
+    record,
+)
+from cnn_jax.models.vgg import adaptive_avg_pool
+
+# Paper, table 1: filters #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
+TABLE = {
+    3: {"a": (64, 96, 128, 16, 32, 32), "b": (128, 128, 192, 32, 96, 64)},
+    4: {
+        "a": (192, 96, 208, 16, 48, 64),
+        "b": (160, 112, 224, 24, 64, 64),
+        "c": (128, 128, 256, 24, 64, 64),
+        "d": (112, 144, 288, 32, 64, 64),
+        "e": (256, 160, 320, 32, 128, 128),
+    },
+    5: {"a": (256, 160, 320, 32, 128, 128), "b": (384, 192, 384, 48, 128, 128)},
+}
+AUX_WEIGHT = 0.3  # §5
+
+
+class Filters(NamedTuple):
+    """One convolution.
+
+    Attributes:
+        count: of filters.
+        height: of a filter, in pixels.
+        width: of a filter, in pixels.
+        stride: both ways.
+        padded: with half a filter at each edge, so that the centre stays the centre; else not at all.
+    """
+
+    count: int
+    height: int
+    width: int
+    stride: int = 1
+    padded: bool = True
+
+
+class Branch(NamedTuple):
+    """One way through an inception block: a pooling, convolutions one after another, convolutions side by side.
+
+    Attributes:
+        name: of its layers, which are numbered if there are several: NAME_1, NAME_2, a fork NAME_3a, NAME_3b.
+        chain: the convolutions one after another.
+        fork: the convolutions side by side, on the output of the chain; their outputs are concatenated.
+        pool: makes the pooling.
+    """
+
+    name: str
+    chain: tuple[Filters, ...] = ()
+    fork: tuple[Filters, ...] = ()
+    pool: Any = None
+
+
+class ConvUnit(nn.Module):
+    """relu(norm(conv(x))), or relu(conv(x) + bias) without a norm.
+
+    Attributes:
+        filters: of the convolution.
+        conv: makes a convolution.
+        norm: makes a batch normalisation; None: a bias instead.
+    """
+
+    filters: Filters
+    conv: Any
+    norm: Any = None
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H/stride, W/stride, count)."""
+        count, height, width, stride, padded = self.filters
+        pads = ((height // 2,) * 2, (width // 2,) * 2) if padded else "VALID"
+        use_bias = self.norm is None
+        conv = self.conv(count, (height, width), (stride, stride), padding=pads, use_bias=use_bias, name="conv")
+        x = conv(x_BxHxWxC)
+        return nn.relu(x if self.norm is None else self.norm(name="bn")(x))
+
+
+class Inception(nn.Module):
+    """Branches side by side on the same maps; their outputs are concatenated (paper, figure 2b).
+
+    Attributes:
+        branches: in the order of their outputs.
+        unit: makes a `ConvUnit` of `Filters`.
+    """
+
+    branches: tuple[Branch, ...]
+    unit: Any
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H/stride, W/stride, filters of all branches)."""
+        return jnp.concatenate([self._through(branch, x_BxHxWxC) for branch in self.branches], axis=-1)
+
+    def _through(self, branch: Branch, x: jax.Array) -> jax.Array:
+        if branch.pool is not None:
+            x = branch.pool(name="pool")(x)
+        several = len(branch.chain) + len(branch.fork) > 1
+        for i, filters in enumerate(branch.chain, start=1):
+            x = self.unit(filters, name=f"{branch.name}_{i}" if several else branch.name)(x)
+        if not branch.fork:
+            return x
+        prefix = f"{branch.name}_{len(branch.chain) + 1}"
+        sides = [self.unit(filters, name=prefix + letter)(x) for letter, filters in zip("ab", branch.fork, strict=True)]
+        return jnp.concatenate(sides, axis=-1)
+
+
+class AuxiliaryHead(nn.Module):
+    """Side head: pooling to 4×4 maps, 128 1×1 filters, a dense layer of 1024 units, dropout, classifier (paper, §5).
+
+    Attributes:
+        num_classes: K.
+        adaptive: pool to 4×4 maps whatever the size; else by 5×5 windows with stride 3, which make 4×4 of 14×14.
+        unit: makes a `ConvUnit` of `Filters`.
+        dense: makes a dense layer.
+        train: whether to drop 70 % of the units.
+    """
+
+    num_classes: int
+    adaptive: bool
+    unit: Any
+    dense: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """Returns logits (B, K), float32."""
+        x = adaptive_avg_pool(x_BxHxWxC, 4) if self.adaptive else AvgPool((5, 5), (3, 3), name="pool")(x_BxHxWxC)
+        x = self.unit(Filters(128, 1, 1), name="conv")(x)
+        x = nn.relu(self.dense(1024, name="fc")(flatten(x)))
+        x = nn.Dropout(0.7, deterministic=not self.train, name="drop")(x)
+        return self.dense(self.num_classes, name="output")(x).astype(jnp.float32)
+
+
+def _branches(widths: tuple[int, ...], largest: int) -> tuple[Branch, ...]:
+    """A row of the table; `largest` is the side of the filters that it calls 5×5."""
+    single, reduce3, count3, reduce5, count5, projection = widths
+    return (
+        Branch("branch1x1", (Filters(single, 1, 1),)),
+        Branch("branch3x3", (Filters(reduce3, 1, 1), Filters(count3, 3, 3))),
+        Branch("branch5x5", (Filters(reduce5, 1, 1), Filters(count5, largest, largest))),
+        Branch("branch_pool", (Filters(projection, 1, 1),), pool=partial(MaxPool, (3, 3), (1, 1), ((1, 1), (1, 1)))),
+    )
+
+
+class GoogLeNet(nn.Module):
+    """Stem, nine inception blocks, mean over the maps, dropout, classifier; two side heads in training.
+
+    Attributes:
+        num_classes: K.
+        form: "paper" or "torchvision", see above.
+        aux_heads: whether to have the side heads. The paper's take images from 79×79.
+        remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
+        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
+        input_shape: (H, W, C) of the paper; any other that fits works, but in the paper's form the size of the images
+            decides the number of parameters of the heads.
+        dtype: of the computation (batch statistics are float32 in any case).
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 1000
+    form: Literal["paper", "torchvision"] = "paper"
+    aux_heads: bool = True
+    remat: bool = False
+    axis_name: str | None = None
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side heads."""
+        paper = self.form == "paper"
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kernel_init = initializer("lecun_uniform" if paper else "normal_0.01")
+        dense = partial(nn.Dense, kernel_init=kernel_init, **types)
+        conv = partial(Conv, kernel_init=kernel_init, bias_init=nn.initializers.constant(0.2), **types)
+        norm = partial(
+            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
+        )
+        unit = partial(ConvUnit, conv=conv, norm=None if paper else norm)
+        block = nn.remat(Inception) if self.remat else Inception
+        heads = {"inception4a": "aux1", "inception4d": "aux2"} if self.aux_heads else {}
+
+        x = images(x_BxHxWxC, self.dtype)
+        x = record(self, "conv1", unit(Filters(64, 7, 7, stride=2), name="conv1")(x))
+        x = self._halve(x, 1)
+        x = record(self, "norm1", LocalResponseNorm(name="norm1")(x)) if paper else x
+        x = unit(Filters(64, 1, 1), name="conv2_reduce")(x)
+        x = record(self, "conv2", unit(Filters(192, 3, 3), name="conv2")(x))
+        x = record(self, "norm2", LocalResponseNorm(name="norm2")(x)) if paper else x
+        x = self._halve(x, 2)
+        for stage, rows in TABLE.items():
+            for letter, widths in rows.items():
+                name = f"inception{stage}{letter}"
+                x = record(self, name, block(_branches(widths, 5 if paper else 3), unit, name=name)(x))
+                if name in heads and (train or self.is_initializing()):
+                    head = AuxiliaryHead(self.num_classes, not paper, unit, dense, train, name=heads[name])
+                    auxiliary(self, heads[name], head(x), AUX_WEIGHT)
+            if stage < 5:
+                x = self._halve(x, stage, size=3 if paper or stage < 4 else 2)
+        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = nn.Dropout(0.4 if paper else 0.2, deterministic=not train, name="drop")(x)
+        return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+
+    def _halve(self, x: jax.Array, number: int, size: int = 3) -> jax.Array:
+        name = f"pool{number}"
+        return record(self, name, MaxPool((size, size), (2, 2), ceil_mode=True, name=name)(x))
+
+
+googlenet = GoogLeNet
+googlenet_torchvision = partial(GoogLeNet, form="torchvision")

@@ -1,0 +1,176 @@
+"""Inception-v3: Szegedy et al. 2015, "Rethinking the Inception architecture for computer vision", §6, figures 5 to 10.
+
+27,161,264 parameters, of which the side head, dropped after training, has 3,326,696: 23,834,568 without
+(`aux_heads=false`). The paper's error on ImageNet, one network, one crop of 299×299: 21.2 / 5.6 % top-1 / top-5; that
+of torchvision's weights, which came from the authors: 22.71 / 6.55 %.
+
+Layer by layer this is torchvision's network, which follows the authors' code. Where that differs from the paper, whose
+table 1 gives no widths inside the blocks:
+- In the stem, the 80 filters are 1×1, and a max pooling halves the maps after the 192 filters. In the table the 80 are
+  3×3, the 192 have stride 2, and 288 more follow.
+- The side head's weight, 0.4, is that of the authors' code.
+Weights start normal with deviation 0.1 (0.01 and 0.001 in the side head), as in torchvision.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, auxiliary, images, record
+from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
+
+AUX_WEIGHT = 0.4
+_average = partial(AvgPool, (3, 3), (1, 1), ((1, 1), (1, 1)))
+_halve = partial(MaxPool, (3, 3), (2, 2))
+
+
+def _pool_branch(count: int) -> Branch:
+    return Branch("branch_pool", (Filters(count, 1, 1),), pool=_average)
+
+
+def _square(projection: int) -> tuple[Branch, ...]:
+    """35×35 maps: the 5×5 of GoogLeNet beside two 3×3 (figure 5)."""
+    return (
+        Branch("branch1x1", (Filters(64, 1, 1),)),
+        Branch("branch5x5", (Filters(48, 1, 1), Filters(64, 5, 5))),
+        Branch("branch3x3dbl", (Filters(64, 1, 1), Filters(96, 3, 3), Filters(96, 3, 3))),
+        _pool_branch(projection),
+    )
+
+
+def _factorized(inner: int) -> tuple[Branch, ...]:
+    """17×17 maps: 7×7 filters as 1×7 and 7×1, once and twice (figure 6); `inner` filters but the last."""
+    row, column = Filters(inner, 1, 7), Filters(inner, 7, 1)
+    reduce = Filters(inner, 1, 1)
+    return (
+        Branch("branch1x1", (Filters(192, 1, 1),)),
+        Branch("branch7x7", (reduce, row, Filters(192, 7, 1))),
+        Branch("branch7x7dbl", (reduce, column, row, column, Filters(192, 1, 7))),
+        _pool_branch(192),
+    )
+
+
+def _expanded() -> tuple[Branch, ...]:
+    """8×8 maps: 1×3 and 3×1 filters side by side (figure 7)."""
+    fork = (Filters(384, 1, 3), Filters(384, 3, 1))
+    return (
+        Branch("branch1x1", (Filters(320, 1, 1),)),
+        Branch("branch3x3", (Filters(384, 1, 1),), fork),
+        Branch("branch3x3dbl", (Filters(448, 1, 1), Filters(384, 3, 3)), fork),
+        _pool_branch(192),
+    )
+
+
+def _reduction(*chains: Branch) -> tuple[Branch, ...]:
+    """Halves the maps: convolutions with stride 2 beside a pooling, so that there is no bottleneck (figure 10)."""
+    return (*chains, Branch("branch_pool", pool=_halve))
+
+
+def _last(count: int) -> Filters:
+    return Filters(count, 3, 3, stride=2, padded=False)
+
+
+BLOCKS: dict[str, tuple[Branch, ...]] = {
+    "mixed5b": _square(32),
+    "mixed5c": _square(64),
+    "mixed5d": _square(64),
+    "mixed6a": _reduction(
+        Branch("branch3x3", (_last(384),)),
+        Branch("branch3x3dbl", (Filters(64, 1, 1), Filters(96, 3, 3), _last(96))),
+    ),
+    "mixed6b": _factorized(128),
+    "mixed6c": _factorized(160),
+    "mixed6d": _factorized(160),
+    "mixed6e": _factorized(192),
+    "mixed7a": _reduction(
+        Branch("branch3x3", (Filters(192, 1, 1), _last(320))),
+        Branch("branch7x7x3", (Filters(192, 1, 1), Filters(192, 1, 7), Filters(192, 7, 1), _last(192))),
+    ),
+    "mixed7b": _expanded(),
+    "mixed7c": _expanded(),
+}
+
+
+class AuxiliaryHead(nn.Module):
+    """Side head on the 17×17 maps: 5×5 mean with stride 3, 1×1 and 5×5 filters, classifier (paper, §4, figure 8).
+
+    Attributes:
+        num_classes: K.
+        conv: makes a convolution.
+        norm: makes a batch normalisation.
+        dense: makes a dense layer.
+    """
+
+    num_classes: int
+    conv: Any
+    norm: Any
+    dense: Any
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """Returns logits (B, K), float32."""
+        small = partial(self.conv, kernel_init=nn.initializers.normal(0.01))
+        x = AvgPool((5, 5), (3, 3), name="pool1")(x_BxHxWxC)
+        x = ConvUnit(Filters(128, 1, 1), self.conv, self.norm, name="conv1")(x)
+        x = ConvUnit(Filters(768, 5, 5, padded=False), small, self.norm, name="conv2")(x)
+        x = GlobalAvgPool(name="pool2")(x)
+        head = self.dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), name="output")
+        return head(x).astype(jnp.float32)
+
+
+class InceptionV3(nn.Module):
+    """Stem, eleven inception blocks, mean over the maps, dropout, classifier; a side head in training.
+
+    Attributes:
+        num_classes: K.
+        aux_heads: whether to have the side head. It takes images from 299×299, the network alone from 75×75.
+        remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
+        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
+        input_shape: (H, W, C) of the paper; any other that fits works.
+        dtype: of the computation (batch statistics are float32 in any case).
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 1000
+    aux_heads: bool = True
+    remat: bool = False
+    axis_name: str | None = None
+    input_shape: tuple[int, int, int] = (299, 299, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side head."""
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, **types)
+        conv = partial(Conv, kernel_init=nn.initializers.normal(0.1), **types)
+        norm = partial(
+            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
+        )
+        unit = partial(ConvUnit, conv=conv, norm=norm)
+        block = nn.remat(Inception) if self.remat else Inception
+
+        x = images(x_BxHxWxC, self.dtype)
+        x = record(self, "conv1a", unit(Filters(32, 3, 3, stride=2, padded=False), name="conv1a")(x))
+        x = record(self, "conv2a", unit(Filters(32, 3, 3, padded=False), name="conv2a")(x))
+        x = record(self, "conv2b", unit(Filters(64, 3, 3), name="conv2b")(x))
+        x = record(self, "pool1", _halve(name="pool1")(x))
+        x = record(self, "conv3b", unit(Filters(80, 1, 1), name="conv3b")(x))
+        x = record(self, "conv4a", unit(Filters(192, 3, 3, padded=False), name="conv4a")(x))
+        x = record(self, "pool2", _halve(name="pool2")(x))
+        for name, branches in BLOCKS.items():
+            x = record(self, name, block(branches, unit, name=name)(x))
+            if name == "mixed6e" and self.aux_heads and (train or self.is_initializing()):
+                head = AuxiliaryHead(self.num_classes, conv, norm, dense, name="aux")
+                auxiliary(self, "aux", head(x), AUX_WEIGHT)
+        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = nn.Dropout(0.5, deterministic=not train, name="drop")(x)
+        head = dense(self.num_classes, kernel_init=nn.initializers.normal(0.1), name="output")
+        return head(x).astype(jnp.float32)
+
+
+inception_v3 = InceptionV3

@@ -1,0 +1,203 @@
+"""MobileNet-v2: Sandler, Howard, Zhu, Zhmoginov, Chen 2018, "MobileNetV2: inverted residuals and linear bottlenecks".
+
+Table 2: seven stages of blocks that widen by a 1×1 convolution, filter each map by itself (3×3), and narrow again
+without an activation. 3,504,872 parameters for 1000 classes; published top-1 accuracy 72.0 % (table 4). `width` is the
+paper's multiplier: 0.5 has 1,968,680 parameters, 1.4 has 6,108,776.
+
+As torchvision's: symmetric padding (TensorFlow's is not); dropout 0.2 before the classifier; He-normal from the
+fan-out, not truncated; the classifier normal(0, 0.01).
+
+`InvertedResidualNet` is the EfficientNet of `efficientnet`, too.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.layers import (
+    BatchNorm,
+    DropPath,
+    GlobalAvgPool,
+    Initializer,
+    SqueezeExcite,
+    activation,
+    images,
+    initializer,
+    record,
+)
+from cnn_jax.models.resnet import centered_conv
+
+
+class Stage(NamedTuple):
+    """Blocks of one width: expansion, filters, their size in pixels, number of blocks, stride of the first one."""
+
+    expansion: int
+    features: int
+    size: int
+    blocks: int
+    stride: int
+
+
+# Paper, table 2.
+STAGES = (
+    Stage(1, 16, 3, 1, 1),
+    Stage(6, 24, 3, 2, 2),
+    Stage(6, 32, 3, 3, 2),
+    Stage(6, 64, 3, 4, 2),
+    Stage(6, 96, 3, 3, 1),
+    Stage(6, 160, 3, 3, 2),
+    Stage(6, 320, 3, 1, 1),
+)
+
+
+def scaled_width(features: int, width: float) -> int:
+    """Filters times `width`, to the nearest multiple of 8 that takes away at most a tenth, as in the authors' code.
+
+    >>> scaled_width(24, 0.5), scaled_width(24, 1.4)
+    (16, 32)
+    """
+    exact = features * width
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * exact else rounded + 8
+
+
+class InvertedResidual(nn.Module):
+    """1×1 convolution to `expansion` times the maps, a filter for each map, 1×1 convolution to `features` maps.
+
+    The input is added where neither the size of the maps nor their number changes. With an expansion of 1 there is no
+    first convolution.
+
+    Attributes:
+        features: maps of the output.
+        expansion: how many times as many maps are inside.
+        size: of the filters, in pixels.
+        stride: of the filters.
+        activation: a name of `layers.ACTIVATIONS`, after the first two convolutions.
+        squeezed: units of the squeeze and excitation after the filters; 0: there is none.
+        drop_path: share of the examples that skip the block in training.
+        train: whether they do.
+        conv: makes a convolution.
+        norm: makes a batch normalisation.
+        squeeze: makes a squeeze and excitation.
+    """
+
+    features: int
+    expansion: int
+    size: int
+    stride: int
+    activation: str
+    squeezed: int
+    drop_path: float
+    train: bool
+    conv: Any
+    norm: Any
+    squeeze: Any
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H/stride, W/stride, features)."""
+        act, inside = activation(self.activation), self.expansion * x_BxHxWxC.shape[-1]
+        y = x_BxHxWxC
+        if self.expansion > 1:
+            y = act(self.norm(name="expand_bn")(self.conv(inside, 1, name="expand_conv")(y)))
+        y = self.conv(inside, self.size, self.stride, groups=inside, name="depthwise_conv")(y)
+        y = act(self.norm(name="depthwise_bn")(y))
+        if self.squeezed:
+            y = self.squeeze(self.squeezed, activation=self.activation, name="se")(y)
+        y = self.norm(name="project_bn")(self.conv(self.features, 1, name="project_conv")(y))
+        if self.stride > 1 or y.shape[-1] != x_BxHxWxC.shape[-1]:
+            return y
+        return x_BxHxWxC + DropPath(self.drop_path, name="drop_path")(y, deterministic=not self.train)
+
+
+class InvertedResidualNet(nn.Module):
+    """Stem with stride 2, stages of inverted residuals, 1×1 convolution, mean over the maps, dropout, classifier.
+
+    Attributes:
+        num_classes: K.
+        stages: the seven of MobileNet-v2, or others.
+        stem_features: filters of the first convolution.
+        head_features: filters of the last convolution; not made fewer by a `width` below 1.
+        width: multiplies the filters, see `scaled_width`.
+        depth: multiplies the blocks of each stage, rounded up.
+        activation: a name of `layers.ACTIVATIONS`.
+        squeeze: whether the blocks have a squeeze and excitation, to a quarter of the block's input maps.
+        dropout: share of the features dropped before the classifier, in training.
+        drop_path: share of the examples that skip a block in training; it grows linearly from 0 in the first block to
+            this in the one after the last.
+        output_init: initialiser of the classifier.
+        bn_epsilon: added to the variances of batch normalisation.
+        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
+        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
+        input_shape: (H, W, C) of the paper; any other works.
+        dtype: of the computation (batch statistics are float32 in any case).
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 1000
+    stages: tuple[Stage, ...] = STAGES
+    stem_features: int = 32
+    head_features: int = 1280
+    width: float = 1.0
+    depth: float = 1.0
+    activation: str = "relu6"
+    squeeze: bool = False
+    dropout: float = 0.2
+    drop_path: float = 0.0
+    output_init: Initializer = nn.initializers.normal(0.01)
+    bn_epsilon: float = 1e-5
+    remat: bool = False
+    axis_name: str | None = None
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training updates "batch_stats" and draws from the rng stream "dropout"."""
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        act = activation(self.activation)
+        conv = partial(centered_conv, kernel_init=initializer("he_normal_fan_out"), **types)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=self.bn_epsilon,
+            axis_name=self.axis_name,
+            **types,
+        )
+        make_block: Any = nn.remat(InvertedResidual) if self.remat else InvertedResidual
+        counts = [math.ceil(self.depth * stage.blocks) for stage in self.stages]
+        before = 0
+        x = conv(scaled_width(self.stem_features, self.width), 3, 2, name="stem_conv")(images(x_BxHxWxC, self.dtype))
+        x = record(self, "stem", act(norm(name="stem_bn")(x)))
+        for s, (stage, count) in enumerate(zip(self.stages, counts), start=1):
+            for b in range(1, count + 1):
+                block = make_block(
+                    features=scaled_width(stage.features, self.width),
+                    expansion=stage.expansion,
+                    size=stage.size,
+                    stride=stage.stride if b == 1 else 1,
+                    activation=self.activation,
+                    squeezed=max(1, x.shape[-1] // 4) if self.squeeze else 0,
+                    drop_path=self.drop_path * before / sum(counts),
+                    train=train,
+                    conv=conv,
+                    norm=norm,
+                    squeeze=partial(SqueezeExcite, kernel_init=initializer("he_normal_fan_out"), **types),
+                    name=f"stage{s}_block{b}",
+                )
+                x, before = record(self, f"stage{s}_block{b}", block(x)), before + 1
+        x = conv(scaled_width(self.head_features, max(1.0, self.width)), 1, name="head_conv")(x)
+        x = record(self, "head", act(norm(name="head_bn")(x)))
+        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train, name="drop")(x)
+        output = nn.Dense(self.num_classes, kernel_init=self.output_init, name="output", **types)
+        return output(x).astype(jnp.float32)
+
+
+mobilenet_v2 = InvertedResidualNet

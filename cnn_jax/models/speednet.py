@@ -1,0 +1,252 @@
+"""The network of the CIFAR-10 speed records: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", and after.
+
+A frozen 2×2 whitening convolution with trained bias, GELU, three groups (convolution, 2×2 max pooling, norm, GELU; then
+convolution, norm, GELU), 3×3 max pooling, a linear layer without bias, logits divided by 9 (appendix A of the paper and
+its released code). Published mean accuracies with the recipes of that code, on an A100:
+
+    name              groups' widths   depth   trainable    accuracy   time
+    speednet94        64 256 256       2       1,971,352    94.01 %    3.83 s
+    speednet94_muon   64 256 256       2       1,971,352    94.01 %    2.59 s    other initialisation, logits / 256
+    speednet95        128 384 384      2       4,604,440    95.01 %    10.4 s
+    speednet96        128 384 512      3       9,915,416    96.03 %    34.7 s    the third convolution is residual
+
+The 288 weights of the whitening convolution are no parameters but in the collection "batch_stats": they are statistics
+of the data, no optimizer touches them, and they are saved with the rest. `model.init` draws a rotation in their place,
+right for white noise; `whitened(variables, images)` puts the ones for the data there, before training:
+
+    variables = whitened(model.init(key, images[:1], train=False), images[:5000])
+
+Initialised as the released code: convolutions uniform within ±1/sqrt(fan-in), then the first filters, as many as there
+are input maps, become the identity (so all of them in most layers); the scale of the norms is fixed at 1.
+
+Where ours differs:
+- The running variance is the mean of the batches' own variances, not corrected by n/(n - 1) with n above 9,000.
+- The last pooling takes the maximum of the whole map, which at 32×32 pixels is 3×3, so that images of any size work.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax import ops
+from cnn_jax.errors import UserError
+from cnn_jax.layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    Initializer,
+    MaxPool,
+    activation,
+    check_fits,
+    dirac,
+    images,
+    record,
+)
+
+_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
+_SIDE = 2  # of the whitening filters, in pixels
+
+
+def whitening(images_BxHxWxC: jax.Array, epsilon: float = 5e-4) -> jax.Array:
+    """Filters that make 2×2 patches white: uncorrelated outputs of second moment 1 (paper, §3.2).
+
+    They are the eigenvectors of the patches' second moments (means are not taken off), each divided by the root of its
+    eigenvalue.
+
+    Args:
+        images_BxHxWxC: normalized images to learn from; the records take the first 5,000.
+        epsilon: added to the eigenvalues, so that noise is not blown up.
+
+    Returns:
+        Kernel (2, 2, C, 8·C), float32: the 4·C filters, largest eigenvalue first, and then their negatives.
+    """
+    x, channels = images_BxHxWxC.astype(jnp.float32), images_BxHxWxC.shape[-1]
+    height, width = x.shape[1] - _SIDE + 1, x.shape[2] - _SIDE + 1
+    corners = [x[:, i : i + height, j : j + width] for i in range(_SIDE) for j in range(_SIDE)]
+    patches_NxD = jnp.concatenate(corners, axis=-1).reshape(-1, len(corners) * channels)
+    moments_DxD = jnp.matmul(patches_NxD.T, patches_NxD, precision="highest") / len(patches_NxD)
+    eigenvalues_D, eigenvectors_DxD = jnp.linalg.eigh(moments_DxD)
+    filters_DxD = (eigenvectors_DxD / jnp.sqrt(eigenvalues_D + epsilon).reshape(1, -1))[:, ::-1]
+    return _with_negatives(filters_DxD).reshape(_SIDE, _SIDE, channels, -1)
+
+
+def whitened(variables: Mapping[str, Any], images_BxHxWxC: jax.Array) -> dict[str, Any]:
+    """Returns a SpeedNet's variables with the whitening filters of these normalized images (see `whitening`).
+
+    Raises:
+        UserError: the variables are not a SpeedNet's, or for images with another number of channels.
+    """
+    statistics = variables.get("batch_stats", {})
+    old = statistics.get("whiten", {}).get("kernel")
+    if old is None or old.shape[2] != images_BxHxWxC.shape[-1]:
+        expected = "variables of a SpeedNet" if old is None else f"images with {old.shape[2]} channels"
+        raise UserError(
+            f"given images of shape {images_BxHxWxC.shape} to whiten; expected {expected}; "
+            "initialise a speednet model with images of the same number of channels"
+        )
+    kernel = whitening(images_BxHxWxC).astype(old.dtype)
+    return {**variables, "batch_stats": {**statistics, "whiten": {"kernel": kernel}}}
+
+
+def _with_negatives(filters_DxF: jax.Array) -> jax.Array:
+    return jnp.concatenate([filters_DxF, -filters_DxF], axis=1)
+
+
+def partial_dirac(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Kernel (h, w, C, F) whose first C filters copy their map, the others uniform within ±1/sqrt(h·w·C)."""
+    copies = jnp.arange(shape[-1]) < shape[-2]
+    return jnp.where(copies.reshape(1, 1, 1, -1), dirac(key, shape, dtype), _uniform_fan_in(key, shape, dtype))
+
+
+def _uniform(limit: float) -> Initializer:
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def _unit_deviation(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    kernel = _uniform_fan_in(key, shape, dtype)
+    return kernel / jnp.std(kernel, ddof=1)
+
+
+class Whitening(nn.Module):
+    """2×2 convolution with fixed filters, in the collection "batch_stats", and a bias.
+
+    Attributes:
+        bias_limit: the bias starts uniform within ± this.
+        train_bias: whether the bias gets a gradient.
+        dtype: of the computation.
+        param_dtype: of the filters and the bias.
+    """
+
+    bias_limit: float
+    train_bias: bool
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H-1, W-1, 8·C)."""
+        check_fits(self, x_BxHxWxC.shape[1:3], (_SIDE, _SIDE), (1, 1), "VALID")
+        channels = x_BxHxWxC.shape[-1]
+
+        def rotation() -> jax.Array:
+            size = _SIDE * _SIDE * channels
+            square = nn.initializers.orthogonal()(self.make_rng("params"), (size, size), self.param_dtype)
+            return _with_negatives(square).reshape(_SIDE, _SIDE, channels, -1)
+
+        kernel: Any = self.variable("batch_stats", "kernel", rotation).value
+        bias = self.param("bias", _uniform(self.bias_limit), (kernel.shape[-1],), self.param_dtype)
+        bias = bias if self.train_bias else jax.lax.stop_gradient(bias)
+        y = ops.conv_general_dilated(
+            x_BxHxWxC,
+            jax.lax.stop_gradient(kernel).astype(self.dtype),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+
+class Group(nn.Module):
+    """Convolution, 2×2 max pooling, norm, activation; then `depth` - 1 times convolution, norm, activation.
+
+    Attributes:
+        features: filters of each convolution.
+        depth: number of convolutions.
+        residual: the first activation is added before the last one.
+        activation: a name of `layers.ACTIVATIONS`.
+        conv: makes a convolution.
+        norm: makes a batch normalisation.
+    """
+
+    features: int
+    depth: int
+    residual: bool
+    activation: str
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, H/2, W/2, features)."""
+        act = activation(self.activation)
+        x = MaxPool(name="pool")(self.conv(self.features, name="conv1")(x_BxHxWxC))
+        x = first = act(self.norm(name="bn1")(x))
+        for i in range(2, self.depth + 1):
+            x = self.norm(name=f"bn{i}")(self.conv(self.features, name=f"conv{i}")(x))
+            x = act(x + first if self.residual and i == self.depth else x)
+        return x
+
+
+class SpeedNet(nn.Module):
+    """Whitening, GELU, groups, maximum over the maps, linear classifier.
+
+    Attributes:
+        num_classes: K.
+        widths: filters of each group; each group halves the maps.
+        depth: convolutions of each group.
+        residual: see `Group`.
+        activation: within the groups, a name of `layers.ACTIVATIONS`; after the whitening it is always the exact GELU.
+        logit_scale: factor of the logits.
+        momentum: of the running means and variances: running = momentum·running + (1 - momentum)·batch.
+        unit_output: the classifier's weights start with deviation 1, instead of uniform within ±1/sqrt(fan-in).
+        whitening_bias: the whitening's bias starts uniform within ± this.
+        train_whitening_bias: whether that bias gets a gradient. The records freeze it after the first epochs, by
+            `model.clone(train_whitening_bias=False)`: then no gradient is computed for the largest maps.
+        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
+        input_shape: (H, W, C) of the records; any other from 17×17 works.
+        dtype: of the computation (batch statistics are float32 in any case).
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 10
+    widths: tuple[int, ...] = (64, 256, 256)
+    depth: int = 2
+    residual: bool = False
+    activation: str = "gelu"
+    logit_scale: float = 1 / 9
+    momentum: float = 0.6
+    unit_output: bool = False
+    whitening_bias: float = 0.0
+    train_whitening_bias: bool = True
+    axis_name: str | None = None
+    input_shape: tuple[int, int, int] = (32, 32, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(
+            Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False, kernel_init=partial_dirac, **types
+        )
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=1e-12,
+            use_scale=False,
+            axis_name=self.axis_name,
+            **types,
+        )
+        x = images(x_BxHxWxC, self.dtype)
+        x = Whitening(self.whitening_bias, self.train_whitening_bias, name="whiten", **types)(x)
+        x = record(self, "whiten", ACTIVATIONS["gelu"](x))
+        for g, width in enumerate(self.widths, start=1):
+            group = Group(width, self.depth, self.residual, self.activation, conv, norm, name=f"group{g}")
+            x = record(self, f"group{g}", group(x))
+        x = record(self, "pool", jnp.max(x, axis=(1, 2)))
+        output_init = _unit_deviation if self.unit_output else _uniform_fan_in
+        output = nn.Dense(self.num_classes, use_bias=False, kernel_init=output_init, name="output", **types)
+        return self.logit_scale * output(x).astype(jnp.float32)
+
+
+speednet94 = SpeedNet
+speednet94_muon = partial(SpeedNet, logit_scale=1 / 256, unit_output=True, whitening_bias=1 / math.sqrt(12))
+speednet95 = partial(SpeedNet, widths=(128, 384, 384))
+speednet96 = partial(SpeedNet, widths=(128, 384, 512), depth=3, residual=True, momentum=0.9)

@@ -1,0 +1,146 @@
+"""VGG: Simonyan and Zisserman 2014, "Very deep convolutional networks for large-scale image recognition", table 1.
+
+    name                configuration   parameters   top-1 / top-5 error in % (table 3, one scale, validation set)
+    vgg11, vgg11_bn     A               132,863,336   29.6 / 10.4
+    vgg13, vgg13_bn     B               133,047,848   28.7 / 9.9
+    vgg16, vgg16_bn     D               138,357,544   25.6 / 8.1
+    vgg19, vgg19_bn     E               143,667,240   25.5 / 8.0
+
+Five stages of 3×3 convolutions of 64, 128, 256, 512 and 512 filters, each stage followed by 2×2 max pooling, and three
+dense layers. Layers are named as in the weights that the authors released: conv1_1 … conv5_3, fc6, fc7.
+
+Where ours differs:
+- The names with _bn, which the paper does not have, normalize after each convolution (Ioffe and Szegedy 2015), as
+  torchvision's. The convolutions keep their biases, as there: 132,868,840; 133,053,736; 138,365,992; 143,678,248.
+- Weights start as torchvision's: convolutions He-normal from the fan-out, dense layers normal with deviation 0.01,
+  biases 0. The paper starts deeper networks from A's trained layers, and says that Glorot's rule makes that needless.
+- The dense layers take whatever the last pooling yields: 7×7 maps of images of 224×224, 1×1 of 32×32, which makes fc6
+  as much narrower. With `head_map=7` maps of any size are averaged to 7×7 (torchvision's adaptive pooling; at 224×224
+  it changes nothing): every image size then has the parameters, and can have the weights, of 224×224.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.errors import UserError
+from cnn_jax.layers import BatchNorm, Conv, MaxPool, flatten, images, initializer, record
+
+
+def adaptive_avg_pool(x_BxHxWxC: jax.Array, size: int) -> jax.Array:
+    """(B, H, W, C) → (B, size, size, C): the mean of each of `size` windows along each axis.
+
+    Window i reaches from floor(i·H/size) to ceil((i + 1)·H/size), PyTorch's rule: windows overlap where `size` does not
+    divide H, repeat pixels where it exceeds H, and are the pixels themselves where it is H.
+
+    Raises:
+        UserError: a size that is no whole number of at least 1.
+
+    >>> adaptive_avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, ..., 0].tolist()
+    [[2.0, 3.0], [5.0, 6.0]]
+    """
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"given {size} as side of an averaged map; expected a whole number of at least 1")
+    rows, columns = (jnp.asarray(_windows(length, size), x_BxHxWxC.dtype) for length in x_BxHxWxC.shape[1:3])
+    return jnp.einsum("bhwc,ih,jw->bijc", x_BxHxWxC, rows, columns)
+
+
+def _windows(length: int, size: int) -> np.ndarray:
+    """(size, length) array; row i averages over window i."""
+    i, pixel = np.arange(size)[:, None], np.arange(length)[None]
+    inside = (pixel >= i * length // size) & (pixel < -(-(i + 1) * length // size))
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
+class AdaptiveAvgPool(nn.Module):
+    """`adaptive_avg_pool` as a layer: listed with the others, and seen where weights are converted."""
+
+    size: int
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, size, size, C)."""
+        return adaptive_avg_pool(x_BxHxWxC, self.size)
+
+
+class VGG(nn.Module):
+    """Stages of 3×3 convolutions and pooling, then dense layers.
+
+    Attributes:
+        num_classes: K.
+        convolutions: of each stage.
+        features: filters of each stage.
+        batch_norm: normalize after each convolution.
+        dense: units of fc6 and fc7.
+        dropout: share of the activations of fc6 and fc7 dropped in training.
+        head_map: side of the map that fc6 sees; maps of another size are averaged to it. None: the map as it is.
+        remat: keep only the output of each stage for the gradient, and compute the rest anew: less memory, more time.
+        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
+        input_shape: (H, W, C) of the paper; any other that fits works.
+        dtype: of the computation (batch statistics are float32 in any case).
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 1000
+    convolutions: tuple[int, ...] = (2, 2, 3, 3, 3)
+    features: tuple[int, ...] = (64, 128, 256, 512, 512)
+    batch_norm: bool = False
+    dense: tuple[int, int] = (4096, 4096)
+    dropout: float = 0.5
+    head_map: int | None = None
+    remat: bool = False
+    axis_name: str | None = None
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training draws from the rng stream "dropout".
+
+        Raises:
+            UserError: other numbers of stages in `convolutions` and `features`, or images that are too small.
+        """
+        if len(self.convolutions) != len(self.features):
+            raise UserError(
+                f"given convolutions of {len(self.convolutions)} stages and features of {len(self.features)}; "
+                "expected as many of one as of the other"
+            )
+        x = images(x_BxHxWxC, self.dtype)
+        for s in range(1, len(self.convolutions) + 1):
+            stage = partial(_stage, number=s, train=train)
+            x = nn.remat(stage)(self, x) if self.remat else stage(self, x)
+        if self.head_map is not None:
+            x = AdaptiveAvgPool(self.head_map, name="head_pool")(x)
+        x = flatten(x)
+        dense = partial(
+            nn.Dense, kernel_init=initializer("normal_0.01"), dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        for i, units in enumerate(self.dense, start=6):
+            x = record(self, f"fc{i}", nn.relu(dense(units, name=f"fc{i}")(x)))
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
+        return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+
+
+def _stage(model: VGG, x_BxHxWxC: jax.Array, *, number: int, train: bool) -> jax.Array:
+    """Convolutions and pooling of one stage, as layers of `model`: (B, H, W, C) → (B, H/2, W/2, features)."""
+    x, types = x_BxHxWxC, {"dtype": model.dtype, "param_dtype": model.param_dtype}
+    init = initializer("he_normal_fan_out")
+    for i in range(1, model.convolutions[number - 1] + 1):
+        name = f"{number}_{i}"
+        x = Conv(model.features[number - 1], (3, 3), padding=1, kernel_init=init, name=f"conv{name}", **types)(x)
+        if model.batch_norm:
+            norm = BatchNorm(not train, momentum=0.9, axis_name=model.axis_name, name=f"bn{name}", **types)
+            x = norm(x)
+        x = record(model, f"conv{name}", nn.relu(x))
+    return record(model, f"pool{number}", MaxPool(name=f"pool{number}")(x))
+
+
+vgg11 = partial(VGG, convolutions=(1, 1, 2, 2, 2))
+vgg13 = partial(VGG, convolutions=(2, 2, 2, 2, 2))
+vgg16 = partial(VGG, convolutions=(2, 2, 3, 3, 3))
+vgg19 = partial(VGG, convolutions=(2, 2, 4, 4, 4))
+vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (partial(net, batch_norm=True) for net in (vgg11, vgg13, vgg16, vgg19))

@@ -1,0 +1,73 @@
+"""ZFNet: Zeiler and Fergus 2013, "Visualizing and understanding convolutional networks", figure 3.
+
+AlexNet with 7×7 filters of stride 2 in its first layer instead of 11×11 and 4, chosen by looking at AlexNet's filters:
+fewer of them are dead, and the second layer shows no aliasing (§4.1). 62,357,608 parameters. Top-1 and top-5 error of
+one network on the validation set of ILSVRC-2012 (table 3): 38.4 % and 16.5 %, their copy of AlexNet 40.5 % and 18.1 %;
+with `features=96/256/512/1024/512` 37.5 % and 16.0 %.
+
+Volumes: 224×224×3 → conv1 110×110×96 → pool1 55×55 → conv2 26×26×256 → pool2 13×13 → conv3, conv4 13×13×384 → conv5
+13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. After a pooling comes the response normalization, the reverse of
+AlexNet's order. Weights start normal with deviation 0.01, biases at 0 (§3.1).
+
+Where ours differs:
+- The figure does not give the padding. Ours is 1 before conv1 and none before conv2, and windows of the poolings may
+  overhang the lower and right edges, which yields the figure's volumes.
+- The paper's training rescales filters whose root mean square exceeds 0.1 (§3.1), which is no part of the network.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, flatten, images, initializer, record
+
+
+class ZFNet(nn.Module):
+    """Five convolutions, three of them pooled, and three dense layers.
+
+    Attributes:
+        num_classes: K.
+        features: filters of conv1 to conv5.
+        dense: units of fc6 and fc7.
+        dropout: share of the activations of fc6 and fc7 dropped in training.
+        input_shape: (H, W, C) of the paper; any other that fits works, and changes the width of fc6.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 1000
+    features: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
+    dense: tuple[int, int] = (4096, 4096)
+    dropout: float = 0.5
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
+        types: Any = {
+            "kernel_init": initializer("normal_0.01"),
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        pool = partial(MaxPool, (3, 3), (2, 2), ceil_mode=True)
+        sizes_strides_pads = ((7, 2, 1), (5, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1))
+        x = images(x_BxHxWxC, self.dtype)
+        for i, (features, (size, stride, pad)) in enumerate(zip(self.features, sizes_strides_pads, strict=True), 1):
+            conv = Conv(features, (size, size), (stride, stride), padding=pad, name=f"conv{i}", **types)
+            x = record(self, f"conv{i}", nn.relu(conv(x)))
+            if i <= 2:
+                x = record(self, f"pool{i}", pool(name=f"pool{i}")(x))
+                x = record(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
+        x = flatten(record(self, "pool5", pool(name="pool5")(x)))
+        for i, units in enumerate(self.dense, start=6):
+            x = record(self, f"fc{i}", nn.relu(nn.Dense(units, name=f"fc{i}", **types)(x)))
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
+        return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
+
+
+zfnet = ZFNet

@@ -1,0 +1,506 @@
+"""GoogLeNet, BN-Inception and Inception-v3 are the published ones to the digit; side heads act in training only."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from cnn_jax.errors import UserError
+from cnn_jax.layers import AvgPool, BatchNorm, Conv
+from cnn_jax.models import inception_v3 as v3
+from cnn_jax.models import stages
+from cnn_jax.models.googlenet import (
+    AuxiliaryHead,
+    Branch,
+    ConvUnit,
+    Filters,
+    Inception,
+    googlenet,
+    googlenet_torchvision,
+)
+from cnn_jax.models.inception_bn import bn_inception
+from cnn_jax.models.inception_v3 import inception_v3
+from cnn_jax.models.summary import count_flops, count_parameters, layer_table
+
+FACTORIES = {
+    "googlenet": googlenet,
+    "googlenet_torchvision": googlenet_torchvision,
+    "bn_inception": bn_inception,
+    "inception_v3": inception_v3,
+}
+WITH_HEADS = {"googlenet": ("aux1", "aux2"), "googlenet_torchvision": ("aux1", "aux2"), "inception_v3": ("aux",)}
+# Parameters with the side heads, and without.
+PARAMETERS = {
+    "googlenet": (13_378_280, 6_998_552),
+    "googlenet_torchvision": (13_004_888, 6_624_904),
+    "inception_v3": (27_161_264, 23_834_568),
+}
+PADS = ((1, 1), (1, 1))
+QUICK = {"xla_backend_optimization_level": 0}  # of whole networks that run once: half the time to compile
+NORM = partial(BatchNorm, use_running_average=True, epsilon=1e-3)
+UNIT = partial(ConvUnit, conv=Conv, norm=NORM)
+
+# Ioffe and Szegedy 2015, figure 5, copied a second time: by it, the network is counted independently of its code.
+FIGURE_5 = """
+3a  64  64  64   64  96  32
+3b  64  64  96   64  96  64
+3c   0 128 160   64  96   0
+4a 224  64  96   96 128 128
+4b 192  96 128   96 128 128
+4c 160 128 160  128 160 128
+4d  96 128 192  160 192 128
+4e   0 128 192  192 256   0
+5a 352 192 320  160 224 128
+5b 352 192 320  192 224 128
+"""
+
+
+def shapes(model: nn.Module, *input_shape: int) -> Any:
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False))
+
+
+def volumes(model: nn.Module, *input_shape: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the stages, without the batch."""
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    _, seen = jax.eval_shape(lambda v, x: stages(model, v, x), shapes(model, *input_shape), x)
+    return {name: a.shape[1:] for name, a in seen.items()}
+
+
+def drawn(like: Any) -> Any:
+    """Random variables; scales and variances are positive, no bias or statistic has its trivial value."""
+    numbers = np.random.default_rng(0)
+
+    def draw(leaf: Any) -> jax.Array:
+        if leaf.ndim == 1:
+            return jnp.asarray(numbers.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+        return jnp.asarray(numbers.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
+
+    return jax.tree.map(draw, like)
+
+
+def largest(gradients: Any) -> dict[str, float]:
+    flat: dict[str, Any] = traverse_util.flatten_dict(gradients, sep="/")
+    return {path: float(np.abs(g).max()) for path, g in flat.items()}
+
+
+def kernels(params: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each kernel, (height, width, inputs, outputs), by the path of its `ConvUnit`."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    return {path.removesuffix("/conv/kernel"): a.shape for path, a in flat.items() if path.endswith("/conv/kernel")}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count_is_the_published_one(name):
+    with_heads, without = PARAMETERS[name]
+    model = FACTORIES[name]()
+    tree, bare = (shapes(m, *model.input_shape) for m in (model, FACTORIES[name](aux_heads=False)))
+    assert count_parameters(tree["params"]) == with_heads
+    assert count_parameters(bare["params"]) == without
+    for collection in bare:
+        kept = {layer: leaves for layer, leaves in tree[collection].items() if layer not in WITH_HEADS[name]}
+        assert kept == bare[collection]
+
+
+def figure_5() -> tuple[int, int, int]:
+    """Weights of the convolutions from the first inception block on, their filters, and maps at the end."""
+    weights = filters = 0
+    maps = 192
+    for row in FIGURE_5.split("\n")[1:-1]:
+        single, reduce, count, reduce_double, double, projection = map(int, row.split()[1:])
+        weights += maps * (single + reduce + reduce_double + projection)
+        weights += 9 * (reduce * count + reduce_double * double + double * double)
+        filters += single + reduce + count + reduce_double + 2 * double + projection
+        maps = single + count + double + (projection if single else maps)
+    return weights, filters, maps
+
+
+def test_parameter_count_of_bn_inception_is_that_of_its_figure():
+    weights, filters, maps = figure_5()
+    assert maps == 1024
+    weights += 64 * 64 + 9 * 64 * 192
+    filters += 64 + 64 + 192
+    classifier = maps * 1000 + 1000
+    plain, separable = 7 * 7 * 3 * 64, 7 * 7 * 3 * 8 + 3 * 8 * 64
+    count = count_parameters(shapes(bn_inception(), 224, 224, 3)["params"])
+    assert count == weights + separable + 2 * filters + classifier == 11_278_528
+    # A replica in Caffe, known by this count, has the plain first convolution and a needless bias before every norm.
+    of_the_replica = count_parameters(shapes(bn_inception(separable_stem=False), 224, 224, 3)["params"]) + filters
+    assert of_the_replica == weights + plain + 3 * filters + classifier == 11_295_240
+
+
+def test_output_sizes_of_the_figure_take_96_filters_after_two_poolings():
+    printed = {"3a": 256, "3b": 320, "3c": 576, "4a": 576, "4b": 576, "4c": 576, "4d": 576, "4e": 1024, "5b": 1024}
+    as_google, as_filters = (volumes(bn_inception(projection_4cd=n), 224, 224, 3) for n in (96, 128))
+    assert {row: as_google[f"inception{row}"][-1] for row in printed} == printed
+    differ = {row: as_filters[f"inception{row}"][-1] for row in printed} | {"4c": 576, "4d": 576, "4e": 1024}
+    assert differ == printed
+    assert [as_filters[f"inception{row}"][-1] for row in ("4c", "4d", "4e")] == [608, 608, 1056]
+
+
+# torchvision's GMAC; the paper of GoogLeNet says 1.5, with the "5×5" of torchvision it is a little less.
+@pytest.mark.parametrize(
+    ("model", "gmac"),
+    [(googlenet_torchvision(aux_heads=False), 1.498), (inception_v3(aux_heads=False), 5.713)],
+    ids=["googlenet_torchvision", "inception_v3"],
+)
+def test_flops_are_the_published_ones(model, gmac):
+    assert count_flops(model, model.input_shape) / 2e9 == pytest.approx(gmac, abs=6e-4)
+
+
+@pytest.mark.parametrize("form", ["paper", "torchvision"])
+def test_maps_of_googlenet_are_those_of_table_1(form):
+    seen = volumes(googlenet(form=form), 224, 224, 3)
+    assert ("norm1" in seen, "norm2" in seen) == (form == "paper",) * 2
+    assert {name: seen[name] for name in seen if not name.startswith("norm")} == {
+        "conv1": (112, 112, 64),
+        "pool1": (56, 56, 64),
+        "conv2": (56, 56, 192),
+        "pool2": (28, 28, 192),
+        "inception3a": (28, 28, 256),
+        "inception3b": (28, 28, 480),
+        "pool3": (14, 14, 480),
+        "inception4a": (14, 14, 512),
+        "inception4b": (14, 14, 512),
+        "inception4c": (14, 14, 512),
+        "inception4d": (14, 14, 528),
+        "inception4e": (14, 14, 832),
+        "pool4": (7, 7, 832),
+        "inception5a": (7, 7, 832),
+        "inception5b": (7, 7, 1024),
+        "pool": (1024,),
+    }
+
+
+def test_filters_of_googlenet_are_those_of_table_1():
+    paper, other = (kernels(shapes(googlenet(form=form), 224, 224, 3)["params"]) for form in ("paper", "torchvision"))
+    assert {path.removeprefix("inception4d/"): paper[path] for path in paper if path.startswith("inception4d/")} == {
+        "branch1x1": (1, 1, 512, 112),
+        "branch3x3_1": (1, 1, 512, 144),
+        "branch3x3_2": (3, 3, 144, 288),
+        "branch5x5_1": (1, 1, 512, 32),
+        "branch5x5_2": (5, 5, 32, 64),
+        "branch_pool": (1, 1, 512, 64),
+    }
+    differ = {path for path in paper if paper[path] != other[path]}
+    assert differ == {path for path in paper if path.endswith("branch5x5_2")} and len(differ) == 9
+    assert {other[path][:2] for path in differ} == {(3, 3)}
+    assert sum(path.startswith("inception") for path in paper) + 3 + 1 == 58  # layers with weights, heads aside
+
+
+def test_maps_of_bn_inception():
+    seen = volumes(bn_inception(), 224, 224, 3)
+    sides = {"conv1": 112, "pool1": 56, "pool2": 28, "inception3b": 28, "inception3c": 14, "inception4e": 7}
+    assert {name: seen[name][0] for name in sides} == sides
+    assert seen["inception5b"] == (7, 7, 1024)
+    odd = volumes(bn_inception(), 90, 61, 1)
+    assert (odd["inception3c"], odd["inception5b"]) == ((6, 4, 576), (3, 2, 1024))
+
+
+def test_maps_of_inception_v3_are_those_of_table_1():
+    seen = volumes(inception_v3(), 299, 299, 3)
+    assert {
+        name: shape for name, shape in seen.items() if not name.startswith("mixed") or name[5:] in ("5b", "5d", "7a")
+    } == {
+        "conv1a": (149, 149, 32),
+        "conv2a": (147, 147, 32),
+        "conv2b": (147, 147, 64),
+        "pool1": (73, 73, 64),
+        "conv3b": (73, 73, 80),
+        "conv4a": (71, 71, 192),
+        "pool2": (35, 35, 192),
+        "mixed5b": (35, 35, 256),
+        "mixed5d": (35, 35, 288),
+        "mixed7a": (8, 8, 1280),
+        "pool": (2048,),
+    }
+    assert {seen[f"mixed6{letter}"] for letter in "abcde"} == {(17, 17, 768)}
+    assert {seen[f"mixed7{letter}"] for letter in "bc"} == {(8, 8, 2048)}
+
+
+def test_filters_of_inception_v3():
+    seen = kernels(shapes(inception_v3(), 299, 299, 3)["params"])
+
+    def block(name: str) -> dict[str, tuple[int, ...]]:
+        return {path.partition("/")[2]: shape for path, shape in seen.items() if path.startswith(f"{name}/")}
+
+    assert block("mixed6c") == {
+        "branch1x1": (1, 1, 768, 192),
+        "branch7x7_1": (1, 1, 768, 160),
+        "branch7x7_2": (1, 7, 160, 160),
+        "branch7x7_3": (7, 1, 160, 192),
+        "branch7x7dbl_1": (1, 1, 768, 160),
+        "branch7x7dbl_2": (7, 1, 160, 160),
+        "branch7x7dbl_3": (1, 7, 160, 160),
+        "branch7x7dbl_4": (7, 1, 160, 160),
+        "branch7x7dbl_5": (1, 7, 160, 192),
+        "branch_pool": (1, 1, 768, 192),
+    }
+    assert block("mixed7c") == {
+        "branch1x1": (1, 1, 2048, 320),
+        "branch3x3_1": (1, 1, 2048, 384),
+        "branch3x3_2a": (1, 3, 384, 384),
+        "branch3x3_2b": (3, 1, 384, 384),
+        "branch3x3dbl_1": (1, 1, 2048, 448),
+        "branch3x3dbl_2": (3, 3, 448, 384),
+        "branch3x3dbl_3a": (1, 3, 384, 384),
+        "branch3x3dbl_3b": (3, 1, 384, 384),
+        "branch_pool": (1, 1, 2048, 192),
+    }
+    assert len(block("mixed6a")) == 4  # its pooling passes the maps on
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest", "message"),
+    [
+        ("googlenet", 79, r"GoogLeNet\.aux1\.pool: given a 4x4 map"),
+        ("inception_v3", 299, r"InceptionV3\.aux\.conv2\.conv: given a 4x4 map"),
+    ],
+)
+def test_smallest_images_of_the_side_heads(name, smallest, message):
+    shapes(FACTORIES[name](), smallest, smallest, 3)
+    with pytest.raises(UserError, match=message):
+        shapes(FACTORIES[name](), smallest - 1, smallest - 1, 3)
+    smaller = FACTORIES[name](num_classes=5, aux_heads=False)
+    assert volumes(smaller, 75, 82, 1)["pool"] == volumes(smaller, 224, 160, 1)["pool"]
+
+
+def test_smallest_images_without_side_heads():
+    shapes(inception_v3(aux_heads=False), 75, 75, 3)
+    with pytest.raises(UserError, match=r"InceptionV3\.mixed7a\.branch3x3_2\.conv: given a 2x2 map"):
+        shapes(inception_v3(aux_heads=False), 74, 74, 3)
+    assert shapes(googlenet_torchvision(), 32, 32, 3) == shapes(googlenet_torchvision(), 224, 224, 3)
+
+
+def test_an_inception_block_is_its_branches_side_by_side():
+    branches = (
+        Branch("branch1x1", (Filters(2, 1, 1),)),
+        Branch("branch_forked", (Filters(3, 3, 3),), (Filters(4, 1, 3), Filters(5, 3, 1))),
+        Branch("branch_pool", (Filters(6, 1, 1),), pool=partial(AvgPool, (3, 3), (1, 1), PADS)),
+    )
+    block = Inception(branches, partial(ConvUnit, conv=Conv))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    params = drawn(jax.eval_shape(block.init, jax.random.key(0), x))["params"]
+    assert set(params) == {"branch1x1", "branch_forked_1", "branch_forked_2a", "branch_forked_2b", "branch_pool"}
+
+    def unit(name: str, x: jax.Array) -> jax.Array:
+        layer = params[name]["conv"]
+        y = jax.lax.conv_general_dilated(x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.maximum(y + layer["bias"].reshape(1, 1, 1, -1), 0)
+
+    forked = unit("branch_forked_1", x)
+    parts = [
+        unit("branch1x1", x),
+        unit("branch_forked_2a", forked),
+        unit("branch_forked_2b", forked),
+        unit("branch_pool", AvgPool((3, 3), (1, 1), PADS).apply({}, x)),  # type: ignore[arg-type]
+    ]
+    got = block.apply({"params": params}, x)
+    np.testing.assert_allclose(got, jnp.concatenate(parts, axis=-1), rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_rematerialised_blocks_have_the_same_gradients():
+    branches, x = v3.BLOCKS["mixed6a"], jax.random.normal(jax.random.key(0), (2, 7, 7, 8))
+    variables = drawn(jax.eval_shape(Inception(branches, UNIT).init, jax.random.key(0), x))
+
+    def gradients(block: Any) -> Any:
+        training = partial(ConvUnit, conv=Conv, norm=partial(BatchNorm, use_running_average=False, epsilon=1e-3))
+
+        def loss(params: Any) -> Any:
+            y, _ = block(branches, training).apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y))
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    plain, again = gradients(Inception), gradients(nn.remat(Inception))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, again)
+    assert min(largest(plain).values()) > 0
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_rematerialisation_is_in_the_program_and_changes_no_name(name):
+    programs = []
+    for remat in (False, True):
+        model = FACTORIES[name](remat=remat)
+        tree = shapes(model, *model.input_shape)
+        x = jnp.zeros((1, *model.input_shape))
+        programs.append(str(jax.make_jaxpr(lambda v, m=model, x=x: m.apply(v, x, train=False))(tree)))
+    assert ["remat" in program or "checkpoint" in program for program in programs] == [False, True]
+    assert tree == shapes(FACTORIES[name](), *model.input_shape)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_bfloat16_is_only_inside(name):
+    model = FACTORIES[name](dtype=jnp.bfloat16)
+    variables = shapes(model, *model.input_shape)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+    logits, seen = jax.eval_shape(lambda v, x: stages(model, v, x), variables, x)
+    assert (logits.shape, logits.dtype) == ((1, 1000), jnp.float32)
+    assert {a.dtype for a in seen.values()} == {jnp.dtype("bfloat16")}
+
+
+def train(model: nn.Module, variables: Any, x: jax.Array) -> Any:
+    """Returns (logits, updates) of a forward pass of training."""
+    rngs = {"dropout": jax.random.key(2)}
+    return model.apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats", "auxiliary"])
+
+
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_side_heads_are_offered_in_training_only(name):
+    model = FACTORIES[name](num_classes=7)
+    tree = shapes(model, *model.input_shape)
+    assert set(tree) <= {"params", "batch_stats"}
+    x = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
+    logits, updates = jax.eval_shape(lambda v, x: train(model, v, x), tree, x)
+    assert logits.shape == (2, 7)
+    heads = updates["auxiliary"]
+    assert set(heads) == set(WITH_HEADS[name])
+    assert {(head["logits"].shape, head["logits"].dtype) for head in heads.values()} == {((2, 7), jnp.dtype("float32"))}
+
+    def evaluate(variables: Any, x: jax.Array) -> Any:
+        return model.apply(variables, x, train=False, mutable=["auxiliary"])
+
+    # Without the parameters of the heads: nothing reads them.
+    bare = {kind: {k: v for k, v in leaves.items() if k not in heads} for kind, leaves in tree.items()}
+    assert jax.eval_shape(evaluate, bare, x)[1] == {}
+    without = FACTORIES[name](num_classes=7, aux_heads=False)
+    assert "auxiliary" not in jax.eval_shape(lambda v, x: train(without, v, x), bare, x)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"), [("googlenet", 0.3), ("googlenet_torchvision", 0.3), ("inception_v3", 0.4)]
+)
+def test_weights_of_the_losses_of_the_side_heads(name, weight):
+    model = FACTORIES[name]()
+    tree = shapes(model, *model.input_shape)
+
+    def weights() -> Any:
+        # Only these are computed: the compiler removes all the rest of the forward pass.
+        variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
+        _, updates = train(model, variables, jnp.zeros((1, *model.input_shape)))
+        return [head["weight"] for head in updates["auxiliary"].values()]
+
+    np.testing.assert_allclose(jax.jit(weights)(), weight, rtol=1e-6)
+
+
+def test_losses_of_the_side_heads_reach_every_parameter_of_theirs_and_what_lies_below():
+    model, x = googlenet(num_classes=3), jax.random.normal(jax.random.key(1), (4, 79, 79, 3))
+    variables = drawn(shapes(model, 79, 79, 3))
+    above = ("inception4e", "inception5a", "inception5b", "output")
+    some = {name: leaves for name, leaves in variables["params"].items() if name in ("aux1", "aux2", "conv1", *above)}
+
+    def loss(some: Any) -> Any:
+        _, updates = train(model, {"params": {**variables["params"], **some}}, x)
+        heads = updates["auxiliary"].values()
+        return -sum(head["weight"] * jnp.mean(jax.nn.log_softmax(head["logits"])[:, 0]) for head in heads)
+
+    sizes = largest(jax.jit(jax.grad(loss), compiler_options=QUICK)(some))
+    idle = {path for path, size in sizes.items() if not 0 < size < np.inf}
+    assert idle == {path for path in sizes if path.startswith(above)}
+
+
+@pytest.mark.parametrize(
+    ("head", "maps"),
+    [
+        (AuxiliaryHead(3, True, UNIT, nn.Dense, False), (5, 5, 16)),
+        (v3.AuxiliaryHead(3, Conv, NORM, nn.Dense), (17, 17, 16)),
+    ],
+    ids=["googlenet_torchvision", "inception_v3"],
+)
+def test_every_parameter_of_a_side_head_gets_a_gradient(head, maps):
+    x = jax.random.normal(jax.random.key(0), (4, *maps))
+    variables = drawn(jax.eval_shape(head.init, jax.random.key(0), x))
+
+    def loss(params: Any) -> Any:
+        return -jnp.mean(jax.nn.log_softmax(head.apply({**variables, "params": params}, x))[:, 0])
+
+    sizes = largest(jax.jit(jax.grad(loss))(variables["params"]))
+    assert [path for path, size in sizes.items() if not 0 < size < np.inf] == []
+
+
+def test_all_batch_statistics_move_in_training():
+    model, x = bn_inception(num_classes=3), jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    variables = drawn(shapes(model, 32, 32, 3))
+    logits, updates = jax.jit(lambda v: train(model, v, x), compiler_options=QUICK)(variables)
+    assert np.isfinite(logits).all()
+    moves = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), variables["batch_stats"], updates["batch_stats"])
+    assert all(jax.tree.leaves(moves)), moves
+
+
+@pytest.mark.parametrize(
+    ("name", "rates", "norms"),
+    [
+        ("googlenet", {"drop": 0.4, "aux1/drop": 0.7, "aux2/drop": 0.7}, set()),
+        ("googlenet_torchvision", {"drop": 0.2, "aux1/drop": 0.7, "aux2/drop": 0.7}, {(0.9, 1e-3)}),
+        ("bn_inception", {}, {(0.9, 1e-3)}),
+        ("inception_v3", {"drop": 0.5}, {(0.9, 1e-3)}),
+    ],
+)
+def test_dropout_and_batch_norm_act_in_training_only(name, rates, norms):
+    model = FACTORIES[name](axis_name="data")
+    tree = shapes(model, *model.input_shape)
+    x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+    dropped: dict[str, float] = {}
+    normalized: set[tuple[float, float]] = set()
+
+    def watch(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, nn.Dropout) and not module.deterministic:
+            dropped["/".join(module.path)] = module.rate
+        if isinstance(module, nn.BatchNorm) and not module.use_running_average:
+            assert module.axis_name == "data"
+            normalized.add((module.momentum, module.epsilon))
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), tree, x)
+        assert (dropped, normalized) == ({}, set())
+        mapped = jax.vmap(lambda v, x: train(model, v, x)[0], in_axes=(None, 0), axis_name="data")
+        jax.eval_shape(mapped, tree, jax.ShapeDtypeStruct((2, *x.shape), jnp.float32))
+    assert (dropped, normalized) == (rates, norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "deviations"),
+    [
+        # Uniform with deviation 1/sqrt(fan-in); biases 0.2.
+        ("googlenet", {"conv2": 1 / np.sqrt(9 * 64), "inception4a/branch5x5_2": 1 / np.sqrt(25 * 16)}),
+        ("googlenet_torchvision", {"conv2": 0.01, "inception4a/branch5x5_2": 0.01}),
+        ("bn_inception", {"conv2": np.sqrt(2 / (9 * 64)), "inception4a/branch3x3dbl_3": np.sqrt(2 / (9 * 128))}),
+        ("inception_v3", {"conv4a": 0.1, "mixed5b/branch5x5_2": 0.1, "aux/conv1": 0.1, "aux/conv2": 0.01}),
+    ],
+)
+def test_weights_start_as_said(name, deviations):
+    model = FACTORIES[name]()
+
+    def some() -> Any:
+        # Only these are computed.
+        params = model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)), train=False)["params"]
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return {layer: flat[f"{layer}/conv/kernel"] for layer in deviations}, flat.get("conv2/conv/bias")
+
+    found, bias = jax.jit(some)()
+    assert {layer: float(jnp.std(kernel)) for layer, kernel in found.items()} == pytest.approx(deviations, rel=0.03)
+    if name == "googlenet":
+        np.testing.assert_allclose(bias, 0.2, rtol=1e-6)
+
+
+def test_layers_of_googlenet_are_in_the_order_of_figure_3():
+    rows = {row.name: (row.kind, row.output_shape) for row in layer_table(googlenet(), (224, 224, 3))}
+    stem = ["conv1/conv", "pool1", "norm1", "conv2_reduce/conv", "conv2/conv", "norm2", "pool2"]
+    assert list(rows)[:7] == stem
+    assert rows["inception3a/branch5x5_2/conv"] == ("Conv", (28, 28, 32))
+    assert rows["aux1/pool"] == ("AvgPool", (4, 4, 512))
+    assert rows["aux1/fc"] == ("Dense", (1024,)) and rows["aux2/output"] == ("Dense", (1000,))
+
+
+def test_poolings_of_bn_inception_are_those_of_the_figure():
+    rows = layer_table(bn_inception(), (224, 224, 3))
+    kinds = {row.name.split("/")[0].removeprefix("inception"): row.kind for row in rows if row.name.endswith("/pool")}
+    assert [row for row, kind in kinds.items() if kind == "MaxPool"] == ["3c", "4e", "5b"]
+    assert len(kinds) == 10 and set(kinds.values()) == {"AvgPool", "MaxPool"}

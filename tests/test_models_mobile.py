@@ -1,0 +1,148 @@
+"""MobileNet-v2 and EfficientNet are the published ones to the digit, start as published, and learn."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_checks import (
+    assert_bfloat16_is_only_inside,
+    assert_remat_changes_nothing,
+    assert_statistics_move_in_training_only,
+    drawn,
+    drop_paths,
+    evaluated,
+    shapes,
+    some_images,
+    trained,
+    volumes,
+    without_gradient,
+)
+
+from cnn_jax.models.efficientnet import efficientnet_b0
+from cnn_jax.models.mobilenet import InvertedResidualNet, Stage, mobilenet_v2, scaled_width
+from cnn_jax.models.summary import count_flops, count_parameters
+
+# Parameters for 1000 classes, and GMAC for 224×224 images, as torchvision gives them.
+PUBLISHED = {
+    "mobilenet_v2": (mobilenet_v2, 3_504_872, 0.301),
+    "mobilenet_v2, width 0.5": (partial(mobilenet_v2, width=0.5), 1_968_680, None),
+    "mobilenet_v2, width 1.4": (partial(mobilenet_v2, width=1.4), 6_108_776, None),
+    "efficientnet_b0": (efficientnet_b0, 5_288_548, 0.386),
+    "efficientnet_b1": (partial(efficientnet_b0, depth=1.1), 7_794_184, None),
+    "efficientnet_b7": (partial(efficientnet_b0, width=2.0, depth=3.1), 66_347_960, None),
+}
+# Every kind of block: without expansion, with stride, with shortcut.
+TINY_STAGES = (Stage(1, 8, 3, 1, 1), Stage(2, 16, 5, 2, 2))
+TINY = {
+    "mobilenet": InvertedResidualNet(3, TINY_STAGES, stem_features=8, head_features=16),
+    "efficientnet": efficientnet_b0(3, stages=TINY_STAGES, stem_features=8, head_features=16, drop_path=0.6),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_flops_are_the_published_ones(name):
+    make, parameters, gmac = PUBLISHED[name]
+    assert count_parameters(shapes(make(), 224, 224, 3)["params"]) == parameters
+    if gmac:
+        assert count_flops(make(), (224, 224, 3)) / 2e9 == pytest.approx(gmac, abs=6e-4)
+
+
+def test_maps_of_mobilenet_are_those_of_table_2():
+    seen = volumes(mobilenet_v2(), 224, 224, 3)
+    ends = ("stem", *(f"stage{s}_block{b}" for s, b in enumerate((1, 2, 3, 4, 3, 3, 1), start=1)), "head", "pool")
+    assert [seen[name] for name in ends] == [
+        (112, 112, 32),
+        (112, 112, 16),
+        (56, 56, 24),
+        (28, 28, 32),
+        (14, 14, 64),
+        (14, 14, 96),
+        (7, 7, 160),
+        (7, 7, 320),
+        (7, 7, 1280),
+        (1280,),
+    ]
+
+
+def test_maps_of_efficientnet_are_those_of_table_1_also_for_other_images():
+    features = (16, 24, 40, 80, 112, 192, 320)
+    for shape, sides in [
+        ((224, 224, 3), (112, 56, 28, 14, 14, 7, 7)),
+        ((33, 33, 1), (17, 9, 5, 3, 3, 2, 2)),
+    ]:
+        seen = volumes(efficientnet_b0(7), *shape)
+        ends = [f"stage{s}_block{b}" for s, b in enumerate((1, 2, 2, 3, 3, 4, 1), start=1)]
+        assert [seen[name] for name in ends] == [(side, side, f) for side, f in zip(sides, features)]
+    params = shapes(efficientnet_b0(7), 32, 32, 3)["params"]
+    assert params["output"]["kernel"].shape == (1280, 7)
+    # A quarter of the block's input of 112 maps, not of the 672 inside; 5×5 filters, one for each map.
+    assert params["stage6_block1"]["se"]["reduce"]["kernel"].shape == (1, 1, 672, 28)
+    assert params["stage6_block1"]["depthwise_conv"]["kernel"].shape == (5, 5, 1, 672)
+
+
+def test_width_rounds_to_eights_but_not_far_down():
+    assert [scaled_width(f, 0.35) for f in (16, 24, 32, 64, 320)] == [8, 8, 16, 24, 112]
+    assert [scaled_width(f, 1.0) for f in (16, 24, 1280)] == [16, 24, 1280]
+
+
+def test_drop_path_grows_linearly():
+    rates = drop_paths(efficientnet_b0(3), 32, 32, 3)
+    # Sixteen blocks; those that change the maps have no shortcut, so that dropping them is not possible.
+    order = [f"stage{s}_block{b}" for s, n in enumerate((1, 2, 2, 3, 3, 4, 1), start=1) for b in range(1, n + 1)]
+    expected = {name: 0.2 * i / 16 for i, name in enumerate(order) if not name.endswith("block1")}
+    assert rates == pytest.approx(expected)
+    assert set(drop_paths(mobilenet_v2(3), 32, 32, 3).values()) == {0.0}
+
+
+def test_a_dropped_block_is_its_shortcut():
+    model = TINY["efficientnet"].clone(drop_path=1.5, dropout=0.0)  # of three blocks: 0, 0.5, 1
+    x, variables = some_images(), drawn(TINY["efficientnet"], 16, 16, 3)
+    kernel = variables["params"]["stage2_block2"]["project_conv"]["kernel"]
+    changed = jax.tree.map(lambda a: a, variables)
+    changed["params"]["stage2_block2"]["project_conv"]["kernel"] = 2 * kernel
+    (_, (dropped, _)), (_, (still, _)) = trained(model, variables, x), trained(model, changed, x)
+    np.testing.assert_array_equal(dropped, still)
+    assert not np.allclose(evaluated(model, variables, x), evaluated(model, changed, x))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_parameter_gets_a_gradient(name):
+    gradients, _ = trained(TINY[name], drawn(TINY[name], 16, 16, 3), some_images())
+    assert without_gradient(gradients) == []
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_batch_statistics_move_in_training_only(name):
+    assert_statistics_move_in_training_only(TINY[name], some_images())
+
+
+def test_rematerialisation_changes_nothing_but_the_program():
+    assert_remat_changes_nothing(TINY["efficientnet"], some_images())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_bfloat16_is_only_inside(name):
+    assert_bfloat16_is_only_inside(TINY[name], some_images())
+
+
+def test_weights_start_as_torchvisions():
+    x = jnp.zeros((1, 8, 8, 3))
+    stage = Stage(4, 64, 3, 1, 1)
+    mobile, efficient = (
+        jax.jit(lambda m=m: m.init(jax.random.key(0), x, train=False))()["params"]
+        for m in (
+            InvertedResidualNet(400, (stage,), stem_features=64, head_features=64),
+            efficientnet_b0(400, stages=(stage,), stem_features=64, head_features=64),
+        )
+    )
+    expand = np.asarray(mobile["stage1_block1"]["expand_conv"]["kernel"])
+    assert expand.std() == pytest.approx(np.sqrt(2 / 256), rel=0.03)  # fan-out: 256 maps
+    assert np.abs(expand).max() > 3 * expand.std()  # not cut
+    assert np.asarray(mobile["output"]["kernel"]).std() == pytest.approx(0.01, rel=0.03)
+    assert np.asarray(efficient["stage1_block1"]["se"]["expand"]["kernel"]).std() == pytest.approx(
+        np.sqrt(2 / 256), rel=0.05
+    )
+    head = np.abs(efficient["output"]["kernel"])
+    assert 0.98 / np.sqrt(400) < head.max() <= 1 / np.sqrt(400)

@@ -1,0 +1,202 @@
+"""ResNeXt, wide and pre-activation residual networks are the published ones to the digit, and learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_checks import (
+    assert_bfloat16_is_only_inside,
+    assert_remat_changes_nothing,
+    assert_statistics_move_in_training_only,
+    drawn,
+    evaluated,
+    shapes,
+    some_images,
+    trained,
+    volumes,
+    without_gradient,
+)
+
+from cnn_jax.errors import UserError
+from cnn_jax.models import preact_resnet, resnet, stages
+from cnn_jax.models.preact_resnet import PreActResNet
+from cnn_jax.models.resnet import ResNet
+from cnn_jax.models.summary import count_flops, count_parameters, layer_table
+
+# Parameters for 1000 classes and GMAC for 224×224 images, as torchvision gives them.
+PUBLISHED = {
+    "resnext50_32x4d": (25_028_904, 4.23),
+    "resnext101_32x8d": (88_791_336, 16.414),
+    "wide_resnet50_2": (68_883_240, 11.398),
+    "wide_resnet101_2": (126_886_696, 22.753),
+}
+# Every kind of block and of shortcut.
+TINY = {
+    "ResNeXt": ResNet(3, (1, 1), 4, bottleneck=True, shortcut="B", groups=2, base_width=32),
+    "ResNet": ResNet(3, (1, 1), 4),
+    "pre-activation A": PreActResNet(3, (2, 1), 4, shortcut="A"),
+    "pre-activation ImageNet": PreActResNet(3, (1, 1), 4, bottleneck=True, imagenet_stem=True),
+    "wide": PreActResNet(3, (1, 1), 4, widen=2, dropout=0.2),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_flops_are_torchvisions(name):
+    model, (parameters, gmac) = getattr(resnet, name)(), PUBLISHED[name]
+    assert count_parameters(shapes(model, 224, 224, 3)["params"]) == parameters
+    assert count_flops(model, (224, 224, 3)) / 2e9 == pytest.approx(gmac, abs=6e-4)
+
+
+def wide(depth: int, k: int) -> int:
+    """Parameters of a WRN-depth-k for CIFAR-10, layer by layer from table 1 of the paper."""
+    blocks, widths = (depth - 4) // 6, (16, 16 * k, 32 * k, 64 * k)
+    total = 27 * 16
+    for before, width in zip(widths, widths[1:]):
+        first = 2 * before + 9 * before * width + 2 * width + 9 * width * width + before * width  # norms, shortcut
+        total += first + (blocks - 1) * (4 * width + 18 * width * width)
+    return total + 2 * widths[3] + 10 * widths[3] + 10
+
+
+def deep(depth: int) -> int:
+    """Parameters of a pre-activation network of bottlenecks for CIFAR-10, layer by layer from the released code."""
+    blocks, total, before = (depth - 2) // 9, 27 * 16, 16
+    for inner in (16, 32, 64):
+        outputs = 4 * inner
+        rest = 2 * inner + 9 * inner * inner + 2 * inner + inner * outputs
+        total += 2 * before + before * inner + rest + before * outputs  # the last is the shortcut
+        total += (blocks - 1) * (2 * outputs + outputs * inner + rest)
+        before = outputs
+    return total + 2 * 256 + 10 * 256 + 10
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand", "published"),
+    [
+        ("wrn28_10", wide(28, 10), 36_479_194),
+        ("wrn16_4", wide(16, 4), 2_748_890),
+        ("wrn40_2", wide(40, 2), 2_243_546),
+        ("preact_resnet164", deep(164), 1_703_258),
+        ("preact_resnet110", 1_727_962, 1_727_962),  # the same norms, in another order, as ResNet-110
+    ],
+)
+def test_parameters_of_the_cifar_networks_are_those_counted_by_hand(name, by_hand, published):
+    assert count_parameters(shapes(getattr(preact_resnet, name)(), 32, 32, 3)["params"]) == by_hand == published
+
+
+def test_preact_resnet1001_has_a_thousand_and_one_layers():
+    """Counted from its 111 blocks a stage; making all of them takes long."""
+    assert deep(1001) == 10_327_706
+    assert preact_resnet.preact_resnet1001().blocks == (111, 111, 111)
+    assert 9 * 111 + 2 == 1001
+
+
+# timm's resnetv2_50 and resnetv2_18 have these.
+@pytest.mark.parametrize(("name", "parameters"), [("preact_resnet50", 25_549_352), ("preact_resnet18", 11_687_720)])
+def test_parameters_of_the_imagenet_networks(name, parameters):
+    assert count_parameters(shapes(getattr(preact_resnet, name)(), 224, 224, 3)["params"]) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("wrn28_10", 28), ("wrn16_4", 16), ("wrn40_2", 40), ("preact_resnet110", 110)]
+)
+def test_number_of_layers_is_in_the_name(name, layers):
+    rows = [row for row in layer_table(getattr(preact_resnet, name)(), (8, 8, 3)) if row.flops]
+    # The depth of a wide network, 6n + 4, counts its three projections and not its classifier.
+    assert len(rows) - name.startswith("wrn") == layers
+
+
+def test_maps_of_wide_networks_at_two_sizes():
+    for side in (32, 20):
+        seen = volumes(preact_resnet.wrn28_10(), side, side, 3)
+        ends = ("conv1", "stage1_block4", "stage2_block4", "stage3_block4", "pool")
+        assert [seen[name] for name in ends] == [
+            (side, side, 16),
+            (side, side, 160),
+            (side // 2, side // 2, 320),
+            (side // 4, side // 4, 640),
+            (640,),
+        ]
+
+
+def test_maps_of_resnext_at_two_sizes():
+    for shape, sides in [((224, 224, 3), (56, 28, 14, 7)), ((65, 65, 1), (17, 9, 5, 3))]:
+        seen = volumes(resnet.resnext50_32x4d(), *shape)
+        ends = [f"stage{s}_block{count}" for s, count in enumerate((3, 4, 6, 3), start=1)]
+        assert [seen[name] for name in ends] == [(s, s, 256 * 2**i) for i, s in enumerate(sides)]
+
+
+def test_groups_of_resnext_do_not_see_each_other():
+    params = shapes(resnet.resnext50_32x4d(), 64, 64, 3)["params"]
+    for stage, width in enumerate((128, 256, 512, 1024), start=1):
+        assert params[f"stage{stage}_block2"]["conv2"]["kernel"].shape == (3, 3, width // 32, width)
+        assert params[f"stage{stage}_block2"]["conv1"]["kernel"].shape[-1] == width
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_parameter_gets_a_gradient(name):
+    gradients, _ = trained(TINY[name], drawn(TINY[name], 16, 16, 3), some_images())
+    assert without_gradient(gradients) == []
+
+
+@pytest.mark.parametrize("name", ["ResNeXt", "wide"])
+def test_batch_statistics_move_in_training_only(name):
+    assert_statistics_move_in_training_only(TINY[name], some_images())
+
+
+@pytest.mark.parametrize("name", ["ResNeXt", "ResNet", "pre-activation A", "wide"])
+def test_rematerialisation_changes_nothing_but_the_program(name):
+    assert_remat_changes_nothing(TINY[name], some_images())
+
+
+@pytest.mark.parametrize("name", ["ResNeXt", "pre-activation ImageNet", "wide"])
+def test_bfloat16_is_only_inside(name):
+    assert_bfloat16_is_only_inside(TINY[name], some_images())
+
+
+def test_axis_name_joins_the_statistics_of_all_devices():
+    model, x = TINY["pre-activation A"], some_images()
+    variables = drawn(model, 16, 16, 3)
+    halves = model.clone(axis_name="data")
+
+    def train(model: PreActResNet, x: jax.Array) -> jax.Array:
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])[0]  # type: ignore[return-value]
+
+    whole = jax.jit(lambda x: train(model, x))(x)
+    split = jax.jit(jax.vmap(lambda x: train(halves, x), axis_name="data"))(x.reshape(2, 2, *x.shape[1:]))
+    np.testing.assert_allclose(split.reshape(whole.shape), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_with_silent_convolutions_are_their_shortcuts():
+    """Nothing stands between the addition of one block and of the next (paper, eq. 4)."""
+    model, x = PreActResNet(3, (2, 2), 4, shortcut="A"), some_images()
+    variables = drawn(model, 16, 16, 3)
+    for name, block in variables["params"].items():
+        if name.startswith("stage"):
+            block["conv2"]["kernel"] = jnp.zeros_like(block["conv2"]["kernel"])
+    _, seen = jax.jit(lambda: stages(model, variables, x))()
+    np.testing.assert_array_equal(seen["stage1_block2"], seen["stage1_block1"])
+    np.testing.assert_array_equal(seen["stage2_block2"], seen["stage2_block1"])
+    assert np.min(seen["stage1_block1"]) == 0.0 and np.min(seen["conv1"]) < 0  # the first block activates for both
+    assert not np.any(seen["stage2_block1"][..., :2]) and np.any(seen["stage2_block1"][..., 2:6])  # shortcut A
+
+
+def test_dropout_acts_in_training_only():
+    model, x = TINY["wide"], some_images()
+    variables = drawn(model, 16, 16, 3)
+    (_, (one, _)), (_, (other, _)) = (trained(model, variables, x, seed) for seed in (0, 1))
+    assert not np.allclose(one, other)
+    np.testing.assert_array_equal(evaluated(model, variables, x), evaluated(model.clone(dropout=0.9), variables, x))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (ResNet(groups=2), "given groups=2 and base_width=64 with blocks of two 3x3 convolutions"),
+        (ResNet(bottleneck=True, shortcut="B", groups=0), "expected at least one group"),
+        (ResNet(bottleneck=True, shortcut="B", base_width=2), "expected at least one group and one map in it"),
+        (PreActResNet(bottleneck=True, shortcut="A"), "given shortcut=A with bottleneck"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(model, message):
+    with pytest.raises(UserError, match=message):
+        shapes(model, 32, 32, 3)

@@ -1,0 +1,234 @@
+"""The VGG networks are the published ones to the digit, take images of any size, and learn."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from cnn_jax.errors import UserError
+from cnn_jax.models import stages
+from cnn_jax.models import vgg as vggs
+from cnn_jax.models.summary import count_flops, count_parameters, layer_table
+from cnn_jax.models.vgg import VGG, adaptive_avg_pool
+
+PARAMETERS = {
+    "vgg11": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+}
+# Layers with weights: configurations A, B, D and E of table 1.
+LAYERS = {"vgg11": 11, "vgg13": 13, "vgg16": 16, "vgg19": 19}
+TINY = VGG(3, convolutions=(1, 2), features=(4, 6), dense=(8, 10))
+TINY_BN = TINY.clone(batch_norm=True)
+
+
+def shapes(model: nn.Module, *input_shape: int) -> Any:
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False))
+
+
+def volumes(model: nn.Module, *input_shape: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the stages, without the batch."""
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    _, seen = jax.eval_shape(lambda v, x: stages(model, v, x), shapes(model, *input_shape), x)
+    return {name: a.shape[1:] for name, a in seen.items()}
+
+
+def some_images(batch: int = 4, size: int = 8) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (batch, size, size, 3))
+
+
+def drawn(model: nn.Module, x: jax.Array) -> Any:
+    """Random variables from NumPy, which is faster than to compile the initialisers; variances are positive."""
+    numbers = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.ndim == 1:
+            return jnp.asarray(numbers.uniform(0.2, 1, leaf.shape), leaf.dtype)
+        return jnp.asarray(numbers.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
+
+    return jax.tree.map(draw, shapes(model, *x.shape[1:]))
+
+
+def trained(model: nn.Module, variables: Any, x: jax.Array) -> tuple[Any, Any]:
+    """Gradients, and the logits and new batch statistics, of one step."""
+
+    def loss(params: Any) -> Any:
+        rngs = {"dropout": jax.random.key(2)}
+        logits, updates = model.apply(
+            {**variables, "params": params}, x, train=True, rngs=rngs, mutable=["batch_stats"]
+        )  # type: ignore[misc]
+        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), (logits, updates)
+
+    return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count_is_the_published_one(name):
+    assert count_parameters(shapes(getattr(vggs, name)(), 224, 224, 3)["params"]) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_number_of_layers_is_in_the_name(name):
+    rows = layer_table(getattr(vggs, name)(), (32, 32, 3))
+    assert sum(row.parameters > 0 for row in rows) == LAYERS[name]
+
+
+def test_layers_of_vgg16_are_the_table_of_the_lectures():
+    rows = {row.name: (row.output_shape, row.parameters) for row in layer_table(vggs.vgg16(), (224, 224, 3))}
+    assert rows["conv1_1"] == ((224, 224, 64), 1_792)
+    assert rows["conv1_2"] == ((224, 224, 64), 36_928)
+    assert rows["conv3_1"] == ((56, 56, 256), 3 * 3 * 128 * 256 + 256)
+    assert rows["conv5_3"] == ((14, 14, 512), 3 * 3 * 512 * 512 + 512)
+    assert rows["pool5"] == ((7, 7, 512), 0)
+    assert rows["fc6"] == ((4096,), 25_088 * 4096 + 4096)
+    assert rows["output"] == ((1000,), 4_097_000)
+    assert count_flops(vggs.vgg16(), (224, 224, 3)) / 2e9 == pytest.approx(15.47, abs=5e-3)
+
+
+def test_stages_are_named_as_in_the_released_weights():
+    seen = volumes(vggs.vgg19(), 96, 64, 1)
+    convs = [f"conv{s}_{i}" for s, n in enumerate((2, 2, 4, 4, 4), start=1) for i in range(1, n + 1)]
+    assert set(seen) == {*convs, *(f"pool{s}" for s in range(1, 6)), "fc6", "fc7"}
+    assert [seen[f"pool{s}"] for s in range(1, 6)] == [
+        (48, 32, 64),
+        (24, 16, 128),
+        (12, 8, 256),
+        (6, 4, 512),
+        (3, 2, 512),
+    ]
+
+
+def test_other_images_change_fc6_only_and_with_head_map_nothing():
+    usual, small = (shapes(vggs.vgg11(), size, size, 3)["params"] for size in (224, 32))
+    averaged = shapes(vggs.vgg11(head_map=7), 32, 32, 3)["params"]
+    assert averaged == usual
+    assert (usual.pop("fc6")["kernel"].shape, small.pop("fc6")["kernel"].shape) == ((25_088, 4096), (512, 4096))
+    assert small == usual
+
+
+def test_head_map_leaves_a_map_of_that_size_as_it_is():
+    x = some_images()
+    variables = drawn(TINY, x)
+    plain, averaged = (m.apply(variables, x, train=False) for m in (TINY, TINY.clone(head_map=2)))
+    np.testing.assert_allclose(plain, averaged, rtol=1e-6)  # type: ignore[arg-type]
+
+
+def test_adaptive_average_pooling_covers_the_map_with_windows():
+    x = jnp.arange(2 * 5 * 6 * 1.0).reshape(2, 5, 6, 1)
+    np.testing.assert_allclose(adaptive_avg_pool(x, 1)[:, 0, 0], x.mean((1, 2)), rtol=1e-6)
+    rows = adaptive_avg_pool(x, 3)
+    # Five rows in three windows: 0-1, 1-3, 3-4; six columns: 0-1, 2-3, 4-5.
+    expected = [[x[0, a:b, c : c + 2].mean() for c in (0, 2, 4)] for a, b in ((0, 2), (1, 4), (3, 5))]
+    np.testing.assert_allclose(rows[0, ..., 0], expected, rtol=1e-6)
+    square = x[:, :, :5]
+    np.testing.assert_array_equal(adaptive_avg_pool(square, 5), square)
+    np.testing.assert_array_equal(adaptive_avg_pool(square, 10), square.repeat(2, axis=1).repeat(2, axis=2))
+
+
+def test_mistakes_are_refused():
+    with pytest.raises(UserError, match="given convolutions of 2 stages and features of 5"):
+        shapes(VGG(convolutions=(1, 1)), 32, 32, 3)
+    for size in (0, 2.5):
+        with pytest.raises(UserError, match=f"given {size} as side of an averaged map"):
+            shapes(TINY.clone(head_map=size), 8, 8, 3)
+
+
+def test_smallest_image():
+    shapes(vggs.vgg11(), 32, 32, 3)
+    with pytest.raises(UserError, match=r"VGG\.pool5: given a 1x1 map"):
+        shapes(vggs.vgg11(), 31, 31, 3)
+
+
+@pytest.mark.parametrize("model", [TINY, TINY_BN], ids=["plain", "batch norm"])
+def test_a_step_of_training_has_finite_gradients(model):
+    x = some_images()
+    gradients, _ = trained(model, drawn(model, x), x)
+    flat: dict[str, Any] = traverse_util.flatten_dict(gradients, sep="/")
+    sizes = {path: float(np.abs(g).max()) for path, g in flat.items()}
+    assert [path for path, size in sizes.items() if not np.isfinite(size)] == []
+    # A bias before a batch normalisation changes nothing; all other parameters do.
+    idle = {path for path, size in sizes.items() if size < 1e-6}
+    assert idle <= ({f"conv{i}/bias" for i in ("1_1", "2_1", "2_2")} if model.batch_norm else set())
+
+
+@pytest.mark.parametrize("model", [TINY, TINY_BN], ids=["plain", "batch norm"])
+def test_rematerialisation_changes_nothing_but_the_program(model):
+    x, again = some_images(), model.clone(remat=True)
+    variables = drawn(model, x)
+    assert jax.tree.structure(shapes(again, 8, 8, 3)) == jax.tree.structure(shapes(model, 8, 8, 3))
+    plain, recomputed = trained(model, variables, x), trained(again, variables, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, recomputed)
+    programs = [
+        str(jax.make_jaxpr(lambda p, m=m: m.apply({**variables, "params": p}, x, train=False))(variables["params"]))
+        for m in (model, again)
+    ]
+    assert ["checkpoint" in program or "remat" in program for program in programs] == [False, True]
+    for a, b in zip(stages(model, variables, x)[1].items(), stages(again, variables, x)[1].items(), strict=True):
+        assert a[0] == b[0]
+        np.testing.assert_allclose(a[1], b[1], rtol=1e-6)
+
+
+def test_batch_statistics_move_in_training_only():
+    x = some_images()
+    variables = drawn(TINY_BN, x)
+    _, (_, updates) = trained(TINY_BN, variables, x)
+    old, new = (tree["batch_stats"]["bn1_1"]["mean"] for tree in (variables, updates))
+    kernel, bias = (variables["params"]["conv1_1"][leaf] for leaf in ("kernel", "bias"))
+    maps = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(new, 0.9 * old + 0.1 * (maps.mean((0, 1, 2)) + bias), rtol=1e-4)
+    _, evaluated = TINY_BN.apply(variables, x, train=False, mutable=["batch_stats"])  # type: ignore[misc]
+    jax.tree.map(np.testing.assert_array_equal, evaluated["batch_stats"], variables["batch_stats"])
+
+
+def test_axis_name_joins_the_statistics_of_all_devices():
+    x = some_images()
+    variables, halves = drawn(TINY_BN, x), TINY_BN.clone(axis_name="data", dropout=0.0)
+
+    def train(model: nn.Module, x: jax.Array) -> Any:
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    logits, _ = jax.jit(lambda x: train(TINY_BN.clone(dropout=0.0), x))(x)
+    split_logits, _ = jax.jit(jax.vmap(lambda x: train(halves, x), axis_name="data"))(x.reshape(2, 2, *x.shape[1:]))
+    np.testing.assert_allclose(split_logits.reshape(logits.shape), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_acts_in_training_only():
+    x = some_images()
+    variables = drawn(TINY, x)
+    train = jax.jit(lambda seed: TINY.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}))
+    assert not np.array_equal(train(0), train(1))
+    TINY.apply(variables, x, train=False)  # no key: nothing is drawn
+    all_dropped = TINY.clone(dropout=1.0).apply(variables, x, train=True)
+    np.testing.assert_allclose(all_dropped, jnp.tile(variables["params"]["output"]["bias"], (4, 1)), rtol=1e-6)  # type: ignore[arg-type]
+
+
+def test_bfloat16_is_only_inside():
+    x = some_images()
+    model = TINY_BN.clone(head_map=3)
+    variables = drawn(model, x)
+    half = model.clone(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half, 8, 8, 3))} == {jnp.dtype("float32")}
+    got, expected = (np.asarray(jax.jit(lambda v, m=m: m.apply(v, x, train=False))(variables)) for m in (half, model))
+    assert got.dtype == expected.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
+    assert not np.array_equal(got, expected), "computed in float32 after all"
+
+
+def test_weights_start_as_torchvisions():
+    params = jax.jit(
+        lambda: VGG(10, (1, 1), (32, 64), dense=(64, 64)).init(jax.random.key(0), some_images(), train=False)
+    )()
+    params = params["params"]
+    deviation = {name: float(np.std(layer["kernel"])) for name, layer in params.items()}
+    assert deviation["conv2_1"] == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.05)  # fan-out, not fan-in
+    assert deviation["fc6"] == pytest.approx(0.01, rel=0.05)
+    assert not any(np.any(layer["bias"]) for layer in params.values())

@@ -1,0 +1,299 @@
+"""Weight files are read to the bit, without PyTorch; nothing in them is ever run."""
+
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_jax.errors import UserError
+from cnn_jax.weights.files import read_state
+from cnn_jax.weights_file import save_weights
+
+KINDS = {
+    np.dtype(np.float32): "FloatStorage",
+    np.dtype(np.float16): "HalfStorage",
+    np.dtype(jnp.bfloat16): "BFloat16Storage",
+    np.dtype(np.int64): "LongStorage",
+}
+STATE = {
+    "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2) - 7.5,
+    "half": np.array([0.5, -2.0, np.inf], np.float16),
+    "bfloat": np.array([[1.5], [3.0]], jnp.bfloat16),
+    "bn.num_batches_tracked": np.array(12, np.int64),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+class Program:
+    """Words of a pickle, such as `torch.save` writes them. (Written by hand: the tests need no PyTorch.)"""
+
+    def __init__(self) -> None:
+        self.storages: list[np.ndarray] = []
+
+    def word(self, module: str, name: str) -> bytes:
+        return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+    def plain(self, value: Any) -> bytes:
+        return pickle.dumps(value, 2)[2:-1]
+
+    def tuple(self, *parts: bytes) -> bytes:
+        return pickle.MARK + b"".join(parts) + pickle.TUPLE
+
+    def call(self, module: str, name: str, *parts: bytes) -> bytes:
+        return self.word(module, name) + self.tuple(*parts) + pickle.REDUCE
+
+    def storage(self, array: np.ndarray, legacy: bool = False, count: int | None = None) -> bytes:
+        self.storages.append(array.ravel())
+        key, count = str(len(self.storages) - 1), array.size if count is None else count
+        last = [self.plain(None)] if legacy else []
+        parts = [self.plain("storage"), self.word("torch", KINDS[array.dtype]), self.plain(key), self.plain("cpu")]
+        return self.tuple(*parts, self.plain(count), *last) + pickle.BINPERSID
+
+    def tensor(self, storage: bytes, offset: int, shape: Any, strides: Any) -> bytes:
+        hooks = self.call("collections", "OrderedDict")
+        parts = [storage, self.plain(offset), self.plain(shape), self.plain(strides), self.plain(False), hooks]
+        return self.call("torch._utils", "_rebuild_tensor_v2", *parts)
+
+    def array(self, array: np.ndarray, legacy: bool = False) -> bytes:
+        strides = tuple(stride // array.itemsize for stride in np.asarray(array, order="C").strides)
+        return self.tensor(self.storage(array, legacy), 0, array.shape, strides)
+
+    def mapping(self, items: dict[str, bytes]) -> bytes:
+        inside = b"".join(self.plain(name) + value for name, value in items.items())
+        return self.call("collections", "OrderedDict") + pickle.MARK + inside + pickle.SETITEMS
+
+
+def whole(code: bytes) -> bytes:
+    return pickle.PROTO + b"\x02" + code + pickle.STOP
+
+
+def zipped(path: Path, code: bytes, storages: Sequence[np.ndarray] = (), byteorder: str = "little") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", whole(code))
+        archive.writestr("archive/byteorder", byteorder)
+        for key, array in enumerate(storages):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def legacy(path: Path, code: bytes, storages: Sequence[np.ndarray] = ()) -> Path:
+    file = io.BytesIO()
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    for part in (0x1950A86A20F9469CFC6C, 1001, system):
+        file.write(pickle.dumps(part, 2))
+    file.write(whole(code) + pickle.dumps([str(key) for key in range(len(storages))], 2))
+    for array in storages:
+        file.write(array.size.to_bytes(8, "little") + array.tobytes())
+    path.write_bytes(file.getvalue())
+    return path
+
+
+def saved(path: Path, state: dict[str, np.ndarray], old: bool = False) -> Path:
+    program = Program()
+    code = program.mapping({name: program.array(array, old) for name, array in state.items()})
+    return (legacy if old else zipped)(path, code, program.storages)
+
+
+def assert_same(read: dict[str, np.ndarray], state: dict[str, np.ndarray]) -> None:
+    assert list(read) == list(state)
+    for name, array in state.items():
+        assert read[name].dtype == array.dtype and read[name].shape == array.shape
+        np.testing.assert_array_equal(read[name], array)
+
+
+def message(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        read_state(path)
+    said = str(error.value)
+    assert "\n" not in said and str(path) in said
+    return said
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_state_dict_of_every_type(tmp_path, old):
+    assert_same(read_state(saved(tmp_path / "w.pth", STATE, old))[0], STATE)
+
+
+def test_safetensors_and_their_metadata(tmp_path):
+    save_weights(tmp_path / "w.safetensors", STATE, {"format": "pt"})
+    state, metadata = read_state(tmp_path / "w.safetensors")
+    assert_same(dict(sorted(state.items())), dict(sorted(STATE.items())))
+    assert metadata == {"format": "pt"}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_same_as_pytorch_writes(tmp_path, old):
+    torch = pytest.importorskip("torch")
+    base = torch.arange(60, dtype=torch.float32)
+    state = OrderedDict(
+        transposed=base[:6].reshape(2, 3).T,
+        part=base[10:20],
+        again=base[12:24].reshape(3, 4),
+        channels_last=base.reshape(1, 5, 3, 4).contiguous(memory_format=torch.channels_last),
+        scalar=torch.tensor(3),
+        bfloat=torch.tensor([1.5], dtype=torch.bfloat16),
+        truth=torch.tensor([True, False]),
+        parameter=torch.nn.Parameter(torch.ones(2)),
+    )
+    path = tmp_path / "w.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=not old)
+    read, _ = read_state(path)
+    expected = {name: tensor.detach() for name, tensor in state.items()}
+    assert_same({n: a.astype(np.float32) for n, a in read.items()}, {n: t.float().numpy() for n, t in expected.items()})
+    assert read["bfloat"].dtype == jnp.bfloat16 and read["scalar"].dtype == np.int64
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_state_dict_of_a_pytorch_network(tmp_path, old):
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    torch.save({"epoch": 3, "state_dict": net.state_dict()}, tmp_path / "w.pt", _use_new_zipfile_serialization=not old)
+    assert_same(read_state(tmp_path / "w.pt")[0], {name: t.numpy() for name, t in net.state_dict().items()})
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_checkpoints_and_wrappers(tmp_path, key):
+    program = Program()
+    state = program.mapping({f"module.{name}": program.array(array) for name, array in STATE.items()})
+    checkpoint = program.mapping({"epoch": program.plain(4), key: state})
+    assert_same(read_state(zipped(tmp_path / "w.tar", checkpoint, program.storages))[0], STATE)
+
+
+class Evil:
+    """Runs a function when it is unpickled, in the ordinary way."""
+
+    def __init__(self, function: Any, *args: Any):
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_runs_a_program_is_refused_and_not_run(tmp_path, old, protocol):
+    mark = tmp_path / "it was run"
+    evil = Evil(os.system, f"touch '{mark}'")
+    pickle.loads(pickle.dumps(evil, protocol))
+    assert mark.exists(), "the pickle would do nothing anyway"
+    mark.unlink()
+    code = pickle.dumps({"weight": evil}, protocol)
+    path = tmp_path / "w.pth"
+    (legacy if old else zipped)(path, code.removeprefix(b"\x80\x02").removesuffix(b"."))
+    assert f"want to run {os.system.__module__}.system; nothing was run" in message(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("builtins", "eval"),
+        ("__builtin__", "exec"),
+        ("torch", "load"),
+        ("torch.storage", "_load_from_bytes"),
+        ("torch._utils", "__builtins__"),
+        ("collections", "namedtuple"),
+        ("numpy", "FloatStorage"),
+        ("cnn_jax.weights.files", "read_state"),
+    ],
+)
+def test_other_words_are_refused(tmp_path, module, name):
+    path = zipped(tmp_path / "w.pth", Program().call(module, name, Program().plain("1")))
+    assert f"want to run {module}.{name}" in message(path)
+
+
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
+    mark = tmp_path / "it was run"
+    path = tmp_path / "w.bin"
+    path.write_bytes(pickle.dumps(Evil(os.mkdir, str(mark))))
+    assert "want to run" in message(path)
+    assert not mark.exists()
+
+
+def test_words_that_are_known_cannot_be_changed(tmp_path):
+    """BUILD sets attributes of what is on the stack: of functions and classes too, were they there."""
+    program = Program()
+    change = program.plain((None, {"_function": 1}))
+    rebuild = program.word("torch._utils", "_rebuild_tensor_v2") + change + pickle.BUILD
+    message(zipped(tmp_path / "w.pth", rebuild))
+    message(zipped(tmp_path / "w.pth", program.word("torch", "FloatStorage") + change + pickle.BUILD))
+    message(zipped(tmp_path / "w.pth", program.word("collections", "OrderedDict") + change + pickle.BUILD))
+    assert_same(read_state(saved(tmp_path / "w.pth", STATE))[0], STATE)
+
+
+def test_a_whole_network_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "w.pth")
+    assert "want to run torch.nn.modules.linear.Linear" in message(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (0, (5,), (1,)),
+        (2, (3,), (1,)),
+        (0, (2, 2), (3, 1)),
+        (-1, (2,), (1,)),
+        (3, (2,), (-1,)),
+        (0, (10**9, 10**9), (0, 0)),
+        (0, (2,), (2.0,)),
+        (0, (2, 2), (1,)),
+        (True, (2,), (1,)),
+        (0, [2], (1,)),
+    ],
+)
+def test_a_tensor_never_reaches_beyond_its_storage(tmp_path, offset, shape, strides):
+    program = Program()
+    tensor = program.tensor(program.storage(np.zeros(4, np.float32)), offset, shape, strides)
+    assert "cannot be read" in message(zipped(tmp_path / "w.pth", program.mapping({"w": tensor}), program.storages))
+
+
+def test_damaged_archives(tmp_path):
+    path = tmp_path / "w.pth"
+    program = Program()
+    short = program.mapping({"w": program.tensor(program.storage(np.zeros(4, np.float32), count=5), 0, (4,), (1,))})
+    assert "storage 0 absent or of another size" in message(zipped(path, short, program.storages))
+    assert "storage 0 absent" in message(zipped(path, short))
+    assert "big-endian" in message(zipped(path, short, program.storages, byteorder="big"))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("words.txt", "no weights")
+    assert "no data.pkl" in message(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_truncated_files(tmp_path, old, kept):
+    path = saved(tmp_path / "w.pth", STATE, old)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "expected a whole file of torch.save" in message(path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_files_of_something_else(tmp_path, suffix):
+    path = tmp_path / f"w.{suffix}"
+    path.write_bytes(b"not weights at all, just some words in a file")
+    message(path)
+
+
+def test_absent_files_and_other_endings(tmp_path):
+    assert "No such file" in message(tmp_path / "absent.pth")
+    assert "No such file" in message(tmp_path / "absent.safetensors")
+    (tmp_path / "w.h5").write_bytes(b"")
+    assert "expected a file ending in .safetensors, .pth" in message(tmp_path / "w.h5")
+
+
+def test_no_state_dict(tmp_path):
+    program = Program()
+    path = tmp_path / "w.pth"
+    assert "hold no state dict" in message(zipped(path, program.plain([1, 2])))
+    assert "hold no state dict" in message(zipped(path, program.mapping({})))
+    assert "hold no state dict" in message(zipped(path, program.mapping({"epoch": program.plain(3)})))
