@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (importing it teaches NumPy bfloat16)
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -39,7 +40,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the variables as nested dictionaries of NumPy arrays, and the metadata.
 
     Raises:
-        UserError: the file is absent, cut short or of another format.
+        UserError: the file is absent, cut short, of another format, or holds numbers that NumPy does not know.
     """
     try:
         with safetensors.safe_open(path, "np") as file:
@@ -51,6 +52,15 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(
             f"given weights {path}: {error}; expected a whole .safetensors file; copy or write it again"
         ) from error
+    except (AttributeError, TypeError) as error:  # what safetensors looks up in NumPy
+        raise UserError(
+            f"given weights {path}: {error}; expected float32, float16, bfloat16 or integers; convert them"
+        ) from error
+    if clashing := sorted(arrays.keys() & {key[:end] for key in arrays for end, c in enumerate(key) if c == "/"}):
+        raise UserError(
+            f"given weights {path}: {clashing[0]!r} is an array and holds others; expected one or the other; "
+            "write the file again with other names"
+        )
     return _nest(arrays), metadata
 
 
@@ -99,7 +109,7 @@ def _nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _finite(array: Any) -> bool:
-    return bool(np.isfinite(np.asarray(array, np.float64)).all())
+    return bool(np.isfinite(np.asarray(array)).all())
 
 
 def _listed(names: list[str]) -> str:

@@ -1,0 +1,156 @@
+"""PyTorch's weights and ours: other names, other order of the axes, the same numbers.
+
+A family's naming (`cnn_jax/weights/FAMILY.py`) is a pure function from the path of our module, such as
+"stage1_block1/conv1", to PyTorch's, such as "layer1.0.conv1". The leaves are the same for all:
+
+| ours | PyTorch's | order of the axes |
+|---|---|---|
+| kernel | weight | H, W, in, out ← out, in, H, W; in, out ← out, in |
+| scale, bias | weight, bias | |
+| mean, var | running_mean, running_var | |
+
+A leaf of another name (ConvNeXt's layer scale) is given to the naming function with its whole path, and the answer is
+the whole name. PyTorch flattens maps channels first, we channels last: `flattened_maps` finds the layers that this
+concerns. `num_batches_tracked` counts steps, which nothing here needs; it is dropped.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from cnn_jax.weights_file import match
+
+Names = Callable[[str], str]
+Map = tuple[int, int, int]  # (channels, height, width)
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_COUNTER = r"(^|\.)num_batches_tracked$"
+
+
+def from_torch(
+    state: Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
+    names: Names,
+    *,
+    flattened: Mapping[str, Map] = {},
+    ignore: Sequence[str] = (),
+    given: str = "weights",
+    wanted: str = "weights in PyTorch's form",
+) -> dict[str, Any]:
+    """Converts a PyTorch state dict.
+
+    Args:
+        state: arrays by PyTorch's names; any floating type.
+        like: our variables, or their shapes, such as `jax.eval_shape` of a model's `init`.
+        names: from our module paths to PyTorch's.
+        flattened: our dense layers that read a flattened map, and its (C, H, W); see `flattened_maps`.
+        ignore: regular expressions, searched in PyTorch's names; what they find is left out if we have no place for it.
+        given, wanted: what the two are, for the message.
+
+    Returns:
+        Nested dictionaries of NumPy arrays, with names, shapes and types of `like`.
+
+    Raises:
+        UserError: the names or shapes differ, or a number is not finite; all differences are in one message.
+    """
+    leaves = traverse_util.flatten_dict(dict(like), sep="/")
+    wants = {torch_name(path, names): path for path in leaves}
+    if len(wants) < len(leaves):
+        raise ValueError(f"the naming function gives two of our {len(leaves)} arrays the same name")
+    unused = [name for name in state if name not in wants and any(re.search(p, name) for p in (_COUNTER, *ignore))]
+    have = {name: array for name, array in state.items() if name not in unused}
+    form = {name: _torch_form(path, leaves[path], flattened) for name, path in wants.items()}
+    # A dense layer may be stored as the convolution that it is, and the other way round: the same numbers in line.
+    form |= {n: have[n] for n in form if n in have and _squeezed(have[n], form[n]) and have[n].ndim != form[n].ndim}
+    match(have, form, given=given, wanted=wanted)
+    arrays = {path: _ours(have[name], path, leaves[path], flattened) for name, path in wants.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def to_torch(variables: Mapping[str, Any], names: Names, *, flattened: Mapping[str, Map] = {}) -> dict[str, np.ndarray]:
+    """Converts our variables to a PyTorch state dict: the inverse of `from_torch`.
+
+    Dense layers become PyTorch's `Linear`. The counters `num_batches_tracked` are left out: `load_state_dict` starts
+    them at 0, and they matter with `momentum=None` only.
+    """
+    leaves = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {torch_name(path, names): _theirs(np.asarray(leaf), path, flattened) for path, leaf in leaves.items()}
+
+
+def torch_name(path: str, names: Names) -> str:
+    """PyTorch's name of one of our arrays, `path` such as "params/stage1_block1/conv1/kernel".
+
+    >>> torch_name("params/fc/kernel", lambda module: f"head.{module}")
+    'head.fc.weight'
+    """
+    inside = path.partition("/")[2]
+    module, _, leaf = inside.rpartition("/")
+    return f"{names(module)}.{_LEAVES[leaf]}" if leaf in _LEAVES else names(inside)
+
+
+def flattened_maps(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> dict[str, Map]:
+    """Finds the dense layers that read a flattened map, and the (C, H, W) of the map. Computes no activations.
+
+    >>> from cnn_jax.models import build
+    >>> flattened_maps(build("lenet5", 10), (28, 28, 1))
+    {'fc1': (16, 5, 5)}
+    """
+    height, width, channels = input_shape_HWC
+    last, found = (height, width, channels), {}
+
+    def watch(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        nonlocal last
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            if args[0].ndim == 2 and args[0].shape[-1] == math.prod(last) and math.prod(last[:2]) > 1:
+                found["/".join(context.module.path)] = (last[2], last[0], last[1])
+        y = next_function(*args, **kwargs)
+        if isinstance(y, jax.Array) and y.ndim == 4:
+            last = y.shape[1:]
+        return y
+
+    def init() -> Any:
+        with nn.intercept_methods(watch):
+            return model.init(jax.random.key(0), jnp.zeros((1, *input_shape_HWC)), train=False)
+
+    jax.eval_shape(init)
+    return found
+
+
+def _torch_form(path: str, leaf: Any, flattened: Mapping[str, Map]) -> Any:
+    """The shape that `leaf` has in PyTorch, as something with a shape."""
+    return jax.eval_shape(lambda: _theirs(jnp.zeros(leaf.shape, leaf.dtype), path, flattened))
+
+
+def _theirs(array: Any, path: str, flattened: Mapping[str, Map]) -> Any:
+    module, _, leaf = path.partition("/")[2].rpartition("/")
+    if leaf == "layer_scale":  # torchvision's ConvNeXt multiplies maps in its own order
+        return array.reshape(-1, 1, 1)
+    if leaf != "kernel":
+        return array
+    if module in flattened:
+        c, h, w = flattened[module]
+        return array.reshape(h, w, c, -1).transpose(3, 2, 0, 1).reshape(-1, c * h * w)
+    *spatial, inputs, outputs = range(array.ndim)
+    return array.transpose(outputs, inputs, *spatial)
+
+
+def _ours(array: np.ndarray, path: str, leaf: Any, flattened: Mapping[str, Map]) -> np.ndarray:
+    module, _, name = path.partition("/")[2].rpartition("/")
+    if name == "kernel":
+        if module in flattened and array.ndim == 2:
+            array = array.reshape(-1, *flattened[module])
+        outputs, inputs, *spatial = range(array.ndim)
+        array = array.transpose(*spatial, inputs, outputs)
+    return np.asarray(array.reshape(leaf.shape), leaf.dtype, order="C")
+
+
+def _squeezed(a: Any, b: Any) -> bool:
+    """Whether two kernels hold as many numbers for each output, in whatever shape."""
+    return a.ndim > 0 and a.shape[:1] == b.shape[:1] and math.prod(a.shape) == math.prod(b.shape)

@@ -1,0 +1,45 @@
+"""Writes the weights of a run as a PyTorch state dict, which PyTorch reads and `load_pretrained` reads back."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from cnn_jax import run_folder
+from cnn_jax.errors import unknown
+from cnn_jax.weights.convert import flattened_maps, to_torch
+from cnn_jax.weights.naming import namings
+from cnn_jax.weights.pretrained import METADATA
+from cnn_jax.weights_file import save_weights
+
+
+def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:
+    """Writes the trained weights of a run in PyTorch's names and layout.
+
+    Args:
+        run: folder of a finished run.
+        path: the `.safetensors` file. In PyTorch, `safetensors.torch.load_file(path)` is the state dict. Its header
+            tells model, preprocessing and class names, so that `load_pretrained(path)` needs nothing else.
+        names: "torchvision" or "timm", where these have such a model, or "plain": our names with dots. Default: the
+            first of these that there is.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: no finished run, or no such names for its model.
+    """
+    network, variables, preprocess = run_folder.load(run)
+    known = namings(network)
+    if names is not None and names not in known:
+        raise unknown("naming", names, known)
+    naming = known[names or next(iter(known))]
+    config = run_folder.read_config(run).model
+    record = {
+        "model": config.model,
+        "model_args": config.model_args,
+        "preprocess": asdict(preprocess),
+        "classes": run_folder.read_classes(run),
+    }
+    state = to_torch(variables, naming.names, flattened=flattened_maps(network, preprocess.image_shape))
+    save_weights(path, state, {"format": "pt", METADATA: json.dumps(record)})
+    return Path(path)

@@ -1,0 +1,140 @@
+"""Fetches public weights: from the Hugging Face hub by `huggingface_hub` (extra `hub`), torchvision's by plain HTTPS.
+
+Without a network the answer comes at once, and says where files that were brought by other means are looked for.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cnn_jax.cache import cache_folder
+from cnn_jax.errors import UserError
+from cnn_jax.weights.catalog import TorchvisionFile
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+_SECONDS = 10.0  # without an answer
+_CHUNK = 1 << 20
+
+
+class HubFiles(NamedTuple):
+    """A model on the hub: its weights, and what config.json says of them."""
+
+    weights: Path
+    config: dict[str, Any]
+
+
+def hand_folder(name: str) -> Path:
+    """Where files of the public weights `name` are looked for before any network: $CNN_JAX_CACHE/weights/NAME."""
+    return cache_folder() / "weights" / name
+
+
+def hub_files(name: str) -> HubFiles:
+    """Returns config.json and model.safetensors of a repository: brought by hand, kept from before, or downloaded.
+
+    Args:
+        name: OWNER/REPOSITORY, such as "timm/resnet50.a1_in1k"; "@REVISION" after it: a commit, tag or branch.
+
+    Raises:
+        UserError: no library, no network, no such repository or file.
+    """
+    config = _hub_file(name, CONFIG)
+    return HubFiles(_hub_file(name, WEIGHTS), read_config(config))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns a timm model's config.json.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config["architecture"], str) and isinstance(config["pretrained_cfg"], dict):
+            return config
+        raise TypeError("other types")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"given {path}, which is no config.json of timm's ({error}); expected JSON with architecture and "
+            "pretrained_cfg; name the repository of a timm model"
+        ) from error
+
+
+def _hub_file(name: str, file: str) -> Path:
+    by_hand = hand_folder(name) / file
+    if by_hand.is_file():
+        return by_hand
+    repository, _, revision = name.partition("@")
+    url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{file}"
+    other_way = f"bring {url} to {by_hand}, {CONFIG} and {WEIGHTS} both, or give a local file"
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"given {name}, no file or folder here; from the hub it comes with the package huggingface_hub; "
+            f"pip install 'cnn_jax[hub]', or {other_way}"
+        ) from error
+    where: dict[str, Any] = {"repo_id": repository, "filename": file, "revision": revision or None}
+    try:
+        kept = hub.try_to_load_from_cache(**where)
+        if isinstance(kept, str):
+            return Path(kept)
+        # One request, not tried again: asked for a file at once, the library would try for half a minute.
+        hub.get_hf_file_metadata(hub.hf_hub_url(**where), timeout=_SECONDS)
+        return Path(hub.hf_hub_download(**where))
+    except Exception as error:  # of the library, of either HTTP client it has had, or of the disk
+        raise UserError(
+            f"given {name}, no file or folder here, and not to be fetched ({_reason(error)}); expected a timm model on "
+            f"the hub, and a network; {other_way}"
+        ) from error
+
+
+def torchvision_file(name: str, entry: TorchvisionFile) -> Path:
+    """Returns a weights file of torchvision's: brought by hand, kept from before, or downloaded and verified.
+
+    Raises:
+        UserError: no network, or a file with other content than its name says.
+    """
+    path = hand_folder("torchvision") / entry.file
+    if path.is_file():
+        return path
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    digest = hashlib.sha256()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            for chunk in _download(entry.url):
+                digest.update(chunk)
+                file.write(chunk)
+        expected = entry.file.rpartition("-")[2].partition(".")[0]
+        if not digest.hexdigest().startswith(expected):
+            raise OSError(f"its SHA-256 begins with {digest.hexdigest()[:8]} instead of {expected}")
+        os.replace(partial, path)
+    except OSError as error:  # of the network, too
+        raise UserError(
+            f"given torchvision/{name}, which cannot be fetched ({_reason(error)}); expected a network; "
+            f"bring {entry.url} to {path}, or give a local file"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _download(url: str) -> Iterator[bytes]:
+    request = urllib.request.Request(url, headers={"User-Agent": "cnn_jax"})
+    with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+        megabytes = int(answer.headers.get("Content-Length", 0)) / 1e6
+        print(f"downloading {url} ({megabytes:.0f} MB)", file=sys.stderr)
+        while chunk := answer.read(_CHUNK):
+            yield chunk
+
+
+def _reason(error: BaseException) -> str:
+    text = str(getattr(error, "reason", error)).strip()  # urllib's errors have one
+    return (text.partition("\n")[0] or type(error).__name__).rstrip(".")

@@ -1,0 +1,98 @@
+"""PyTorch's names for the weights of a model of ours, of whichever source."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+
+from cnn_jax.models.alexnet import AlexNet
+from cnn_jax.models.convnext import ConvNeXt
+from cnn_jax.models.densenet import DenseNet
+from cnn_jax.models.googlenet import GoogLeNet
+from cnn_jax.models.inception_v3 import InceptionV3
+from cnn_jax.models.mobilenet import InvertedResidualNet
+from cnn_jax.models.resnet import ResNet
+from cnn_jax.models.vgg import VGG
+from cnn_jax.weights import (
+    alexnet,
+    convnext,
+    densenet,
+    efficientnet,
+    googlenet,
+    inception_v3,
+    mobilenet,
+    resnet,
+    vgg,
+)
+from cnn_jax.weights.convert import Names, torch_name
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a source names a model's weights.
+
+    Attributes:
+        names: from our module paths to the source's.
+        ignore: regular expressions for the source's arrays that the model may lack: side heads.
+        prepare: brings a state dict of an older form into today's.
+    """
+
+    names: Names
+    ignore: tuple[str, ...] = ()
+    prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+
+
+def plain(path: str) -> str:
+    """The naming of models that PyTorch's libraries do not have: our own names, with dots.
+
+    >>> plain("block1/conv")
+    'block1.conv'
+    """
+    return path.replace("/", ".")
+
+
+def namings(model: nn.Module) -> dict[str, Naming]:
+    """Returns the sources that have such a model, the preferred first: "torchvision", "timm", and always "plain"."""
+    match model:
+        case AlexNet():
+            known = {"torchvision": Naming(alexnet.torchvision)}
+        case VGG():
+            fields: Any = {"convolutions": model.convolutions, "batch_norm": model.batch_norm}
+            known = {
+                "torchvision": Naming(partial(vgg.torchvision, **fields)),
+                "timm": Naming(partial(vgg.timm, **fields)),
+            }
+        case GoogLeNet(form="torchvision"):
+            known = {"torchvision": Naming(googlenet.torchvision, ignore=(r"^aux[12]\.",))}
+        case InceptionV3():
+            known = {"torchvision": Naming(inception_v3.torchvision, ignore=(r"^AuxLogits\.",))}
+        case ResNet():
+            known = {"torchvision": Naming(resnet.torchvision)}
+        case DenseNet():
+            known = {"torchvision": Naming(densenet.torchvision, prepare=densenet.current)}
+        case InvertedResidualNet():
+            family = efficientnet if model.squeeze else mobilenet
+            known = {"torchvision": Naming(family.torchvision), "timm": Naming(family.timm)}
+        case ConvNeXt():
+            known = {"torchvision": Naming(convnext.torchvision), "timm": Naming(convnext.timm)}
+        case _:
+            known = {}
+    return known | {"plain": Naming(plain)}
+
+
+def recognise(model: nn.Module, paths: list[str], state: Mapping[str, Any]) -> Naming:
+    """Returns the naming of `model` under which most of its arrays are in `state`.
+
+    Args:
+        model: ours.
+        paths: of its arrays, such as "params/conv1/kernel".
+        state: arrays by the source's names.
+    """
+
+    def found(naming: Naming) -> int:
+        have = naming.prepare(state)
+        return sum(torch_name(path, naming.names) in have for path in paths)
+
+    return max(namings(model).values(), key=found)

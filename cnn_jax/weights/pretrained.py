@@ -1,0 +1,248 @@
+"""Opens weights of any source as a model that works."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from cnn_jax import run_folder
+from cnn_jax.data.preprocess import Preprocess
+from cnn_jax.errors import UserError, unknown
+from cnn_jax.models import build
+from cnn_jax.weights.catalog import ARCHITECTURES, TORCHVISION
+from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
+from cnn_jax.weights.files import SUFFIXES, read_state
+from cnn_jax.weights.hub import CONFIG, WEIGHTS, HubFiles, hub_files, read_config, torchvision_file
+from cnn_jax.weights.naming import Naming, recognise
+from cnn_jax.weights.preprocess import PublishedPreprocess, from_timm
+from cnn_jax.weights_file import match
+
+Maker = Callable[[int | None], nn.Module]  # from K, or None for the usual number
+_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_CLASSIFIER = "params/output/kernel"
+METADATA = "cnn_jax"  # key of our record in a weights file, see `cnn_jax.weights.export`
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Weights that have been read.
+
+    Attributes:
+        where: what to call them in messages.
+        state: arrays by their source's names; or, if `ours`, by our paths.
+        make: the model they were published for, if that is known.
+        preprocess: what they want images to be, if that is known.
+        ours: whether the names are ours.
+    """
+
+    where: str
+    state: Mapping[str, np.ndarray]
+    make: Maker | None = None
+    preprocess: Preprocess | None = None
+    ours: bool = False
+
+
+def load_pretrained(
+    source: str | Path,
+    *,
+    model: str | nn.Module | None = None,
+    num_classes: int | None = None,
+    classifier: Literal["keep", "replace", "auto"] = "keep",
+    seed: int = 0,
+) -> tuple[nn.Module, dict[str, Any], Preprocess | None]:
+    """Loads a model with weights.
+
+    Args:
+        source: a run folder; a weights file (`.safetensors`, `.pth`), PyTorch's names or ours; a folder with a timm
+            model's config.json and model.safetensors; "torchvision/NAME", see `cnn_jax.weights.catalog.TORCHVISION`; or
+            "OWNER/NAME" for a timm model on the Hugging Face hub, such as "timm/resnet50.a1_in1k".
+        model: a name of `cnn_jax.models.MODELS` or a module. Needed for a file that does not tell what it is for.
+        num_classes: K; default: the number that the weights have.
+        classifier: "keep" it, which wants the weights to have `num_classes` classes, "replace" it by a freshly
+            initialised one, or "auto": kept if the numbers of classes agree.
+        seed: of a new classifier.
+
+    Returns:
+        The module; its variables, NumPy arrays of float32; the preprocessing of the weights' own evaluation (None if
+        nothing says what it was).
+
+    Raises:
+        UserError: weights that cannot be had or read, of another architecture or number of classes, or not finite.
+    """
+    if classifier not in ("keep", "replace", "auto"):
+        raise unknown("classifier", classifier, ("keep", "replace", "auto"))
+    if num_classes is None and classifier != "keep" or num_classes is not None and num_classes < 1:
+        raise UserError(f"given num_classes={num_classes} and classifier={classifier!r}; expected at least 1 class")
+    opened = _open(source)
+    make = opened.make if model is None else _maker(model)
+    if make is None:
+        raise UserError(
+            f"given weights {opened.where}, which do not tell their network; expected model=NAME; see "
+            "python -m cnn_jax.models"
+        )
+    network: Any = make(None)
+    shape = opened.preprocess.image_shape if opened.preprocess else network.input_shape
+    like = _shapes(network, shape)
+    naming = None if opened.ours else recognise(network, list(like), opened.state)
+    classes = _classes(opened.state, naming)
+    if num_classes is None:
+        num_classes = network.num_classes if isinstance(model, nn.Module) or classes is None else classes
+    if classifier == "auto":
+        classifier = "keep" if classes == num_classes else "replace"
+    if classifier == "keep" and classes not in (None, num_classes):
+        raise UserError(
+            f"given weights {opened.where} for {classes} classes; expected {num_classes}; "
+            f"take num_classes={classes}, or classifier='replace' for a new classifier"
+        )
+    if num_classes != network.num_classes:
+        network = make(num_classes)
+        like = _shapes(network, shape)
+    # Side heads have an output, too.
+    head = [path for path in like if classifier == "replace" and "output" in path.split("/")]
+    kept = {path: leaf for path, leaf in like.items() if path not in head}
+    arrays = _converted(opened, naming, network, shape, kept, head) | _initialised(network, shape, head, seed)
+    return network, traverse_util.unflatten_dict(arrays, sep="/"), opened.preprocess
+
+
+def _classes(state: Mapping[str, np.ndarray], naming: Naming | None) -> int | None:
+    """Number of classes of the weights; None if they have no classifier."""
+    if naming is None:
+        kernel = state.get(_CLASSIFIER)
+        return None if kernel is None else kernel.shape[-1]
+    kernel = naming.prepare(state).get(torch_name(_CLASSIFIER, naming.names))
+    return None if kernel is None else kernel.shape[0]
+
+
+def _converted(
+    opened: _Opened,
+    naming: Naming | None,
+    network: Any,
+    shape: tuple[int, int, int],
+    kept: Mapping[str, Any],
+    head: Sequence[str],
+) -> dict[str, Any]:
+    """The arrays `kept` of the network, and exactly these, from weights that may have a `head`."""
+    size = "x".join(map(str, shape))
+    wanted = f"weights of {type(network).__name__} for {size} images and {network.num_classes} classes"
+    if naming is None:
+        arrays = {path: array for path, array in opened.state.items() if path not in head}
+        match(arrays, kept, given=opened.where, wanted=wanted)
+        return arrays
+    replaced = (f"^{re.escape(torch_name(path, naming.names))}$" for path in head)
+    variables = from_torch(
+        naming.prepare(opened.state),
+        traverse_util.unflatten_dict(kept, sep="/"),
+        naming.names,
+        flattened=flattened_maps(network, shape),
+        ignore=(*naming.ignore, *replaced),
+        given=opened.where,
+        wanted=wanted,
+    )
+    return _flat(variables)
+
+
+def _open(source: str | Path) -> _Opened:
+    path = Path(source)
+    if path.is_dir():
+        config = path / CONFIG
+        if (path / WEIGHTS).is_file() and not (path / run_folder.WEIGHTS).exists():
+            return _open_timm(HubFiles(path / WEIGHTS, read_config(config)), str(source))
+        return _open_run(path)
+    if path.is_file():
+        is_run = path.name == run_folder.WEIGHTS and (path.parent / run_folder.CONFIG).is_file()
+        return _open_run(path.parent) if is_run else _open_file(path)
+    owner, _, name = str(source).partition("/")
+    if owner == "torchvision" and name:
+        if name not in TORCHVISION:
+            raise unknown("weights of torchvision", name, TORCHVISION)
+        entry = TORCHVISION[name]
+        state, _ = read_state(torchvision_file(name, entry))
+        return _Opened(str(source), state, _factory(entry.architecture), entry.preprocess)
+    # OWNER/NAME, but not a path that was mistyped.
+    if _HUB.fullmatch(str(source)) and path.suffix not in SUFFIXES and not Path(owner).exists():
+        return _open_timm(hub_files(str(source)), str(source))
+    raise UserError(
+        f"given weights {source}; no such file or folder; expected a run folder, a weights file, torchvision/NAME or "
+        "OWNER/NAME on the hub"
+    )
+
+
+def _open_run(run: Path) -> _Opened:
+    network, variables, preprocess = run_folder.load(run)
+    return _Opened(str(run), _flat(variables), _maker(network), preprocess, ours=True)
+
+
+def _open_timm(files: HubFiles, where: str) -> _Opened:
+    architecture = files.config["architecture"]
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    if files.config.get("model_args"):
+        raise UserError(
+            f"given {where}, a {architecture} with model_args {files.config['model_args']}; expected one without; "
+            "take other weights"
+        )
+    state, _ = read_state(files.weights)
+    return _Opened(where, state, _factory(architecture), from_timm(files.config["pretrained_cfg"]))
+
+
+def _open_file(path: Path) -> _Opened:
+    state, metadata = read_state(path)
+    if all(name.startswith(("params/", "batch_stats/")) for name in state):
+        return _Opened(str(path), state, ours=True)
+    if record := _record(metadata):
+        preprocess = PublishedPreprocess.from_json(json.dumps(record["preprocess"]), path)
+        return _Opened(str(path), state, partial(build, record["model"], args=record["model_args"]), preprocess)
+    for entry in TORCHVISION.values():
+        if entry.file == path.name:
+            return _Opened(str(path), state, _factory(entry.architecture), entry.preprocess)
+    return _Opened(str(path), state)
+
+
+def _record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `cnn_jax.weights.export` wrote into the header of a file; None if something else wrote the file."""
+    try:
+        record = json.loads(metadata[METADATA])
+        return record if {"model", "model_args", "preprocess"} <= record.keys() else None
+    except (KeyError, ValueError, AttributeError):
+        return None
+
+
+def _maker(model: str | nn.Module) -> Maker:
+    if isinstance(model, str):
+        return partial(build, model)
+    return lambda num_classes: model if num_classes is None else model.clone(num_classes=num_classes)
+
+
+def _factory(architecture: str) -> Maker:
+    factory = ARCHITECTURES[architecture]
+    return lambda num_classes: factory() if num_classes is None else factory(num_classes=num_classes)
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(traverse_util.flatten_dict(dict(tree), sep="/"))
+
+
+def _shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+    return _flat(jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)))
+
+
+def _initialised(
+    network: nn.Module, shape: tuple[int, int, int], paths: Sequence[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Some freshly initialised arrays of a model. Compiled, so that all others are not even drawn."""
+
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = _flat(network.init(key, jnp.zeros((1, *shape)), train=False))
+        return {path: leaves[path] for path in paths}
+
+    return {path: np.asarray(array) for path, array in init(jax.random.key(seed)).items()}
