@@ -3,6 +3,7 @@
 python -m cnn_jax.evaluate runs/mnist_lenet5
 python -m cnn_jax.evaluate runs/mnist_* --split validation --json scores.json
 python -m cnn_jax.evaluate runs/own --dataset folder:new_photos --split test[:500]
+python -m cnn_jax.evaluate runs/cifar10_resnet --views flip
 """
 
 import argparse
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             data_dir=arguments.data_dir,
             image_size=arguments.image_size,
             batch_size=arguments.batch_size,
+            views=arguments.views,
         )
         for run in arguments.runs
     ]
@@ -62,6 +64,7 @@ def evaluate(
     data_dir: str | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
+    views: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluates the weights of a finished run on every example of a split, once.
 
@@ -72,6 +75,8 @@ def evaluate(
         data_dir: folder of TFDS sets.
         image_size: resizes the images; default: as in the run.
         batch_size: images a forward pass; default: as in the run.
+        views: names of `cnn_jax.committee.VIEWS`, with arguments: probabilities are averaged over changed copies of
+            each image (test-time augmentation).
 
     Returns:
         "run", "dataset", "split", "count", "accuracy", "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %),
@@ -82,9 +87,12 @@ def evaluate(
     """
     import jax
 
+    from cnn_jax.committee import Views
     from cnn_jax.run_folder import load, read_classes, read_config
 
     model, variables, preprocess = load(run)
+    if views:
+        model = Views(model, tuple(views))
     config, classes = read_config(run), read_classes(run)
     data = _data_config(config.data, dataset, data_dir, image_size)
     source = _open(data, split)
@@ -94,6 +102,31 @@ def evaluate(
     logits_NxK, labels_N = _predict(model, variables, preprocess, source, batch_size or data.eval_batch_size)
     scores = score(logits_NxK, class_of_label[labels_N], config.optim.loss)
     return {"run": str(run), "dataset": data.dataset, "split": source.split} | scores
+
+
+def member_predictions(
+    run: str | Path, split: str = "test", *, views: Sequence[str] = ()
+) -> tuple["np.ndarray", "np.ndarray", tuple[str, ...]]:
+    """Returns logits (M, N, K) of each member of a run (most have one), labels (N,) and class names, on its own data.
+
+    Raises:
+        UserError: see `main`.
+    """
+    import numpy as np
+
+    from cnn_jax.committee import Committee, Views, member
+    from cnn_jax.run_folder import load, read_classes, read_config
+
+    model, variables, preprocess = load(run)
+    config, classes = read_config(run), read_classes(run)
+    members = [variables]
+    if isinstance(model, Committee):
+        model, members = model.model, [member(variables, i) for i in range(config.train.members)]
+    if views:
+        model = Views(model, tuple(views))
+    source, batch_size = _open(config.data, split), config.data.eval_batch_size
+    each = [_predict(model, own, preprocess, source, batch_size) for own in members]
+    return np.stack([logits for logits, _ in each]), match_classes(source, classes)[each[0][1]], classes
 
 
 def score(logits_NxK: "np.ndarray", labels_N: "np.ndarray", loss: str) -> dict[str, Any]:
@@ -221,6 +254,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="folder of TFDS sets (default: as in the run)")
     parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
     parser.add_argument("--batch-size", type=positive, help="images a forward pass (default: as in the run)")
+    parser.add_argument("--views", nargs="*", default=[], metavar="VIEW", help="average over flip, shift:pixels=1, too")
     parser.add_argument("--json", metavar="FILE", help="write the scores of all runs there too")
     return parser.parse_args(argv)
 

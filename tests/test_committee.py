@@ -1,15 +1,21 @@
 """Members trained at once are those trained alone; a committee averages probabilities; views mean the same image."""
 
+import csv
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cnn_jax.committee import Committee, Views, average, flip, member, shift
+from cnn_jax.committee.__main__ import main
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
+from cnn_jax.evaluate import evaluate, member_predictions
 from cnn_jax.models import build
 from cnn_jax.training.experiment import make_experiment
+from cnn_jax.training.run import train
 
 CONFIG = Config("members").override(
     dataset="synthetic:8x8x1:3:40", model="mlp", model_args=("hidden=8",), batch_size=16, steps=2, epochs=None, seed=4
@@ -81,6 +87,33 @@ def test_a_network_with_views_does_not_mind_a_mirror():
     )
     committee = Committee(model).apply(jax.tree.map(lambda x: jnp.stack([x, x]), variables), images, train=False)
     np.testing.assert_allclose(committee, jax.nn.log_softmax(model.apply(variables, images, train=False)), atol=1e-5)
+
+
+def test_the_table_of_finished_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = CONFIG.override(dataset="digits", epochs=2, steps=None, batch_size=64)
+    train(plain.override(workdir="one", members=1))
+    train(plain.override(workdir="two", members=2))
+    capsys.readouterr()
+    main(["one", "two", "--views", "shift", "--csv", "table.csv", "--plot", "table.png"])
+    with open("table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["member"], row["committee_of"]) for row in rows] == [
+        ("one", "0", "1"),
+        ("two", "0", "2"),
+        ("two", "1", "3"),
+    ]
+    assert rows[0]["accuracy"] == rows[0]["committee_accuracy"] and float(rows[2]["agreement"]) < 1
+    assert "3 networks, 360 images" in capsys.readouterr().out
+    assert Path("table.png").read_bytes().startswith(b"\x89PNG")
+    # The committee of the run's own evaluation is that of its members.
+    logits, labels, _ = member_predictions("two")
+    together = np.mean(np.asarray(average(jnp.asarray(logits))).argmax(-1) == labels)
+    assert evaluate("two")["accuracy"] == pytest.approx(together)
+    assert evaluate("two", views=["shift"])["loss"] != evaluate("two")["loss"]
+    with pytest.raises(UserError, match="of other classes or images"):
+        train(plain.override(workdir="other", dataset="xo", model_args=("hidden=4",), epochs=1))
+        main(["one", "other"])
 
 
 def test_an_unknown_view_is_refused_when_it_is_named():

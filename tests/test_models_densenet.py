@@ -210,7 +210,7 @@ def test_bfloat16_is_only_inside():
     assert not np.array_equal(got, expected), "computed in float32 after all"
 
 
-def test_weights_start_as_the_authors():
+def test_weights_start_as_torchvisions():
     model = DenseNet(10, (1,), growth=64, imagenet_stem=False)
     params = jax.jit(lambda: model.init(jax.random.key(0), some_images(1), train=False))()["params"]
     kernels = {

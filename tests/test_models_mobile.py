@@ -131,7 +131,7 @@ def test_weights_start_as_torchvisions():
     x = jnp.zeros((1, 8, 8, 3))
     stage = Stage(4, 64, 3, 1, 1)
     mobile, efficient = (
-        jax.jit(lambda m=m: m.init(jax.random.key(0), x, train=False))()["params"]
+        m.lazy_init(jax.random.key(0), x, train=False)["params"]
         for m in (
             InvertedResidualNet(400, (stage,), stem_features=64, head_features=64),
             efficientnet_b0(400, stages=(stage,), stem_features=64, head_features=64),

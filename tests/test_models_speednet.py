@@ -207,7 +207,7 @@ def test_first_filters_start_as_the_identity():
 def test_weights_start_as_the_records():
     x = jnp.zeros((1, 32, 32, 3))
     sgd, muon = (
-        jax.jit(lambda m=m: m.init(jax.random.key(0), x, train=False))()
+        m.lazy_init(jax.random.key(0), x, train=False)
         for m in (SpeedNet(widths=(4, 256)), speednet.speednet94_muon(widths=(4, 256)))
     )
     assert not np.any(sgd["params"]["whiten"]["bias"])

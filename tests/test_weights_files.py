@@ -168,6 +168,15 @@ def test_checkpoints_and_wrappers(tmp_path, key):
     assert_same(read_state(zipped(tmp_path / "w.tar", checkpoint, program.storages))[0], STATE)
 
 
+def test_tensors_of_the_first_pytorch(tmp_path):
+    program = Program()
+    storage = program.storage(np.arange(6, dtype=np.float32), legacy=True)
+    parts = [storage, program.plain(1), program.plain((2, 2)), program.plain((1, 2))]
+    code = program.mapping({"w": program.call("torch._utils", "_rebuild_tensor", *parts)})
+    read = read_state(legacy(tmp_path / "w.pth", code, program.storages))[0]
+    assert_same(read, {"w": np.array([[1, 3], [2, 4]], np.float32)})
+
+
 class Evil:
     """Runs a function when it is unpickled, in the ordinary way."""
 

@@ -9,7 +9,7 @@ ImageNet family (table 1): 121, 169, 201 layers with k = 32, 161 with k = 48; 7,
 CIFAR family (§3, §4.1), three blocks: `densenet_bc100` has 100 layers, k = 12 and 769,162 parameters for ten classes;
 4.51 % error on CIFAR-10 with flips and crops, 5.92 % without, then with `dropout=0.2` (table 2).
 
-Initialised as the authors' code: convolutions He-normal from the fan-in, the classifier uniform within 1/sqrt(fan-in).
+Initialised as in torchvision: convolutions He-normal from the fan-in, the classifier uniform within 1/sqrt(fan-in).
 """
 
 from functools import partial

@@ -6,6 +6,7 @@ A `.pth` file is a pickle: a program that may call whatever it likes. Here it me
 storages), in which some of the best known weights still lie.
 """
 
+import functools
 import io
 import math
 import pickle
@@ -193,6 +194,7 @@ def _read_zip(file: BinaryIO) -> Any:
             raise _Damaged("no data.pkl in it")
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise _Damaged("written by a big-endian machine")
+        read = functools.cache(archive.read)  # tensors may share a storage
 
         def storage(pid: Any) -> _Storage:
             _, kind, key, _, count = pid[:5]
@@ -200,8 +202,7 @@ def _read_zip(file: BinaryIO) -> Any:
             member = members.get(f"data/{key}")
             if member is None or member.file_size != count * dtype.itemsize:
                 raise _Damaged(f"storage {key} absent or of another size")
-            # Kept until the tensors are made: several may share it.
-            numbers = np.frombuffer(archive.read(member), dtype)
+            numbers = np.frombuffer(read(member.filename), dtype)
             return _Storage(dtype, count, lambda: numbers)
 
         return _Reader(io.BytesIO(archive.read(members["data.pkl"])), storage).load()
