@@ -24,6 +24,11 @@ def volumes(model: nn.Module, *input_shape: int) -> dict[str, tuple[int, ...]]:
     return {name: a.shape[1:] for name, a in seen.items()}
 
 
+def initialised(model: nn.Module, *input_shape: int) -> Any:
+    """The variables as the model starts with them."""
+    return model.lazy_init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False)
+
+
 def drawn(model: nn.Module, *input_shape: int) -> Any:
     """Random variables; scales and variances are positive, no bias or statistic has its trivial value."""
     numbers = np.random.default_rng(0)

@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_checks import (
@@ -13,6 +12,7 @@ from model_checks import (
     drawn,
     drop_paths,
     evaluated,
+    initialised,
     shapes,
     some_images,
     trained,
@@ -128,10 +128,9 @@ def test_bfloat16_is_only_inside(name):
 
 
 def test_weights_start_as_torchvisions():
-    x = jnp.zeros((1, 8, 8, 3))
     stage = Stage(4, 64, 3, 1, 1)
     mobile, efficient = (
-        m.lazy_init(jax.random.key(0), x, train=False)["params"]
+        initialised(m, 8, 8, 3)["params"]
         for m in (
             InvertedResidualNet(400, (stage,), stem_features=64, head_features=64),
             efficientnet_b0(400, stages=(stage,), stem_features=64, head_features=64),

@@ -11,6 +11,7 @@ from model_checks import (
     assert_bfloat16_is_only_inside,
     drawn,
     evaluated,
+    initialised,
     shapes,
     some_images,
     trained,
@@ -205,10 +206,8 @@ def test_first_filters_start_as_the_identity():
 
 
 def test_weights_start_as_the_records():
-    x = jnp.zeros((1, 32, 32, 3))
     sgd, muon = (
-        m.lazy_init(jax.random.key(0), x, train=False)
-        for m in (SpeedNet(widths=(4, 256)), speednet.speednet94_muon(widths=(4, 256)))
+        initialised(m, 32, 32, 3) for m in (SpeedNet(widths=(4, 256)), speednet.speednet94_muon(widths=(4, 256)))
     )
     assert not np.any(sgd["params"]["whiten"]["bias"])
     bias = np.abs(muon["params"]["whiten"]["bias"])
