@@ -28,7 +28,8 @@ def main() -> None:
     alone = make_bench(CASES[arguments.model], arguments.steps)
     for members in arguments.members:
         together = make_bench(CASES[arguments.model].override(members=members), arguments.steps)
-        together.bare(), alone.bare()  # both warm
+        together.bare()
+        alone.bare()  # both are warm now
         pairs = [(members * alone.bare(), together.bare()) for _ in range(arguments.blocks)]
         ratios = [one_by_one / at_once for one_by_one, at_once in pairs]
         row = {

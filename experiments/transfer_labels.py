@@ -9,6 +9,7 @@ OUTPUT.csv (a row a run) and OUTPUT.png (mean and range over the seeds).
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -19,14 +20,14 @@ WAYS = {"transferred": CONFIG, "linear probe": PRESETS["probe"], "from scratch":
 LABELS = (10, 20, 50, 100, 200, 500, 1257)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is missing, then writes and draws."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init-from", default=CONFIG.model.init_from, help="the run on MNIST (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="where, without ending")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     from cnn_jax.training.run import train
 
     rows = []

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,8 @@ def test_a_committee_is_evaluated_as_the_mean_of_its_members():
     metrics, labels, logits = experiment.evaluator("test").predictions({"params": state.params})
     source = experiment.sources["test"]
     images = experiment.preprocess.normalize(np.stack([source[i]["image"] for i in range(len(source))]))
-    each = [experiment.model.apply(member({"params": state.params}, i), images, train=False) for i in (0, 1)]
+    network: Any = experiment.model
+    each = [network.apply(member({"params": state.params}, i), images, train=False) for i in (0, 1)]
     mean = np.mean([jax.nn.softmax(x) for x in each], axis=0)
     np.testing.assert_allclose(jax.nn.softmax(logits), mean, atol=1e-6)
     assert metrics["accuracy"] == pytest.approx(np.mean(mean.argmax(-1) == labels))
@@ -74,7 +76,7 @@ def test_views():
 
 
 def test_a_network_with_views_does_not_mind_a_mirror():
-    model = build("mlp", 3, args=["hidden=8"])
+    model: Any = build("mlp", 3, args=["hidden=8"])
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     variables = model.init(jax.random.key(1), images, train=False)
     views = Views(model, ("flip", "shift:pixels=2"))

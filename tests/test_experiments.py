@@ -11,8 +11,10 @@ import experiments
 from cnn_jax.cli import parse
 from cnn_jax.training import run
 from cnn_jax.training.experiment import make_experiment
+from experiments import transfer_labels
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__))
+STUDIES = {"transfer_labels"}  # many runs of an experiment, and a picture
+NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
 OFFLINE = {"xo_cnn": "xo:train=64"}
 VARIANTS = [
     (name, preset)
@@ -27,6 +29,19 @@ def config_of(name: str, preset: str | None, *argv: str):
     return parse((*chosen, *argv), module.CONFIG, module.__doc__, getattr(module, "PRESETS", {}))
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run that transfer experiments can start from."""
+    workdir = str(tmp_path_factory.mktemp("pretrained") / "run")
+    run.train(config_of("digits_lenet5", None, "--steps", "1", "--devices", "1", "--workdir", workdir))
+    return workdir
+
+
+def start_of(name: str, preset: str | None, request: pytest.FixtureRequest) -> tuple[str, ...]:
+    transfers = config_of(name, preset).model.init_from is not None
+    return ("--init-from", request.getfixturevalue("pretrained")) if transfers else ()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_file_is_small_documented_and_named_as_its_config(name):
     module = importlib.import_module(f"experiments.{name}")
@@ -37,16 +52,16 @@ def test_file_is_small_documented_and_named_as_its_config(name):
 
 
 @pytest.mark.parametrize(("name", "preset"), VARIANTS)
-def test_two_steps_on_offline_data(name, preset, tmp_path):
+def test_two_steps_on_offline_data(name, preset, tmp_path, request):
     dataset = OFFLINE.get(name, "digits")
     argv = ("--dataset", dataset, "--steps", "2", "--workdir", str(tmp_path / "run"), "--batch-size", "16")
-    summary = run.train(config_of(name, preset, *argv, "--devices", "1"))
+    summary = run.train(config_of(name, preset, *argv, *start_of(name, preset, request), "--devices", "1"))
     assert summary["steps"] == 2 and 0 <= summary["test_accuracy"] <= 1 and math.isfinite(summary["test_loss"])
 
 
 @pytest.mark.parametrize(("name", "preset"), VARIANTS)
-def test_step_has_the_right_shapes_on_its_own_data(name, preset, tfds_dir):
-    experiment = make_experiment(config_of(name, preset, "--devices", "1"))
+def test_step_has_the_right_shapes_on_its_own_data(name, preset, tfds_dir, request):
+    experiment = make_experiment(config_of(name, preset, *start_of(name, preset, request), "--devices", "1"))
     data = experiment.data["train"]
     item = next(data.train_items(0))
     step = lambda state, arrays, item: experiment.train_step(state, data.gather(arrays, item))  # noqa: E731
@@ -55,3 +70,14 @@ def test_step_has_the_right_shapes_on_its_own_data(name, preset, tfds_dir):
         lambda x: (x.shape, x.dtype), experiment.state
     )
     assert set(metrics) == {"loss", "accuracy", "gradient_norm"}
+
+
+def test_accuracy_against_labels_is_written_and_drawn(tmp_path, pretrained, monkeypatch):
+    short = {way: config.override(steps=1, devices=1) for way, config in transfer_labels.WAYS.items()}
+    monkeypatch.setattr(transfer_labels, "WAYS", short)
+    monkeypatch.setattr(transfer_labels, "LABELS", (10, 20))
+    output = tmp_path / "transfer"
+    transfer_labels.main(["--init-from", pretrained, "--seeds", "1", "--runs", str(tmp_path), "--output", str(output)])
+    rows = output.with_suffix(".csv").read_text().splitlines()
+    assert rows[0] == "way,labels,seed,test_accuracy" and len(rows) == 1 + 3 * 2
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,7 @@
 """Layers that do not move, move later, or move at rates of their own; statistics of frozen layers hold still."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,14 +75,15 @@ def test_frozen_batch_norm_normalizes_as_in_evaluation_and_holds_still():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3)) * 3 + 1
     variables = model.init(jax.random.key(1), x, train=False)
 
-    def run(frozen):
+    def run(frozen) -> Any:
         with hold_statistics(frozen):
             return model.apply(variables, x, train=True, mutable=["batch_stats"])
 
     logits, updates = run("")  # found in every path
-    np.testing.assert_allclose(logits, model.apply(variables, x, train=False), atol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(model.apply(variables, x, train=False)), atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
     _, updates = run("^stage1")
-    flat, before = (traverse_util.flatten_dict(t["batch_stats"], sep="/") for t in (updates, variables))
+    trees: Any = (updates["batch_stats"], variables["batch_stats"])
+    flat, before = ({k: np.asarray(v) for k, v in traverse_util.flatten_dict(t, sep="/").items()} for t in trees)
     for path, value in flat.items():
         assert np.array_equal(value, before[path]) == path.startswith("stage1"), path

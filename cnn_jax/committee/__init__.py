@@ -25,8 +25,8 @@ class Network(Protocol):
         ...
 
 
-def average(logits_MxBxK: jax.Array) -> jax.Array:
-    """Logits of the mean of the members' probabilities (Ciresan, Meier and Schmidhuber 2012, eq. 1).
+def average(logits_MxBxK: Any) -> jax.Array:
+    """Logits (B, K) of the mean of the members' probabilities (Ciresan, Meier and Schmidhuber 2012, eq. 1).
 
     >>> [round(float(p), 3) for p in jnp.exp(average(jnp.log(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]))))[0]]
     [0.7, 0.3]

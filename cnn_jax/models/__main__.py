@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
@@ -15,6 +16,7 @@ from cnn_jax.models import MODELS, build, default_input_shape
 from cnn_jax.models.summary import LayerRow, layer_table
 
 TABLE = Path(__file__).parent / "table.csv"
+COLUMNS: tuple[str, ...] = ("model", "input", "classes", "parameters", "flops")
 
 _HE = "He et al. 2015, Deep residual learning"
 _ABLATIONS = ("fc7", "fc6_fc7", "conv3_conv4", "conv3_conv4_fc6_fc7")
@@ -73,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.measure:
         with TABLE.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ("model", "input", "classes", "parameters", "flops"), lineterminator="\n")
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(measure, MODELS))
     if arguments.name is None:
@@ -84,17 +86,12 @@ def main(argv: Sequence[str]) -> None:
         print(model_table(arguments.name, arguments.input, arguments.classes, arguments.model_args))
 
 
-def measure(name: str) -> dict[str, str | int]:
+def measure(name: str) -> dict[str, Any]:
     """One row of the table: name, input, classes, parameters, forward FLOPs of one image."""
     model, shape = build(name), default_input_shape(name)
     rows = layer_table(model, shape)
-    return {
-        "model": name,
-        "input": "x".join(map(str, shape)),
-        "classes": model.num_classes,
-        "parameters": sum(row.parameters for row in rows),
-        "flops": sum(row.flops for row in rows),
-    }
+    totals = sum(row.parameters for row in rows), sum(row.flops for row in rows)
+    return dict(zip(COLUMNS, (name, "x".join(map(str, shape)), model.num_classes, *totals), strict=True))
 
 
 def read_table() -> list[dict[str, str]]:

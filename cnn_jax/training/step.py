@@ -67,9 +67,8 @@ def make_train_step(
         smoothed = smooth(targets, label_smoothing)
         loss_B = loss(logits_BxK, smoothed)
         hits_B = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets, -1)
-        beside = sum(
-            head["weight"] * loss(head["logits"], smoothed).mean() for head in updates.get("auxiliary", {}).values()
-        )
+        heads: Any = updates.get("auxiliary", {})
+        beside = sum(head["weight"] * loss(head["logits"], smoothed).mean() for head in heads.values())
         return loss_B.mean() + beside, (updates.get("batch_stats", {}), loss_B.sum(), hits_B.sum())
 
     def gradients(state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:

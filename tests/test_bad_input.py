@@ -1,0 +1,134 @@
+"""What trouble looks like from outside: exit code 2, one line on stderr, no traceback, nothing half-written."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnn_jax import cli
+from cnn_jax import run_folder as files
+from cnn_jax.data import ArraySource, digits
+from experiments import digits_lenet5
+
+SMALL = ["--model", "softmax_regression", "--image-size", "8", "--epochs", "2", "--eval-every", "0.5", "--workdir"]
+COMMAND = [sys.executable, "-m", "experiments.digits_lenet5", *SMALL]
+
+
+def assert_one_line(stderr: str, said: str) -> None:
+    """Of the form `error: …`, with `said` in it."""
+    assert stderr.startswith("error: ") and stderr.index("\n") == len(stderr) - 1 and said in stderr, stderr
+
+
+@pytest.fixture
+def run_with_label_10(monkeypatch, capsys):
+    """A function: the example 7 of a split gets the label 10, the command runs here; returns what it says on stderr."""
+
+    def run(wrong_split: str, *argv: str) -> str:
+        original = digits.open_digits
+
+        def open_digits(argument: str, split: str, image_size: int | None) -> ArraySource:
+            source = original(argument, split, image_size)
+            labels = np.where((np.arange(len(source)) == 7) & (split == wrong_split), 10, source.labels)
+            return dataclasses.replace(source, labels=labels)
+
+        monkeypatch.setattr(digits, "open_digits", open_digits)
+        monkeypatch.setattr(sys, "argv", ["digits_lenet5", *argv])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets its own
+        with pytest.raises(SystemExit) as left:
+            cli.run(digits_lenet5.CONFIG, digits_lenet5.__doc__)
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_label_out_of_range_is_found_before_anything_is_written(split, run_with_label_10, tmp_path):
+    said = run_with_label_10(split, *SMALL, str(tmp_path / "run"))
+    assert_one_line(said, f"digits {split!r}, whose example 7 has label 10; expected labels 0 to 9")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_streamed_label_out_of_range_ends_the_run_where_it_is_read(run_with_label_10, tmp_path):
+    options = ("--pipeline", "stream", "--normalize", "none")  # the images are not read for their mean, either
+    said = run_with_label_10("validation", *options, *SMALL, str(tmp_path / "run"))
+    assert_one_line(said, "digits 'validation', whose example 7 has label 10; expected labels 0 to 9")
+    assert not {files.WEIGHTS, files.SUMMARY, files.REPORT} & set(os.listdir(tmp_path / "run"))
+    assert os.listdir(tmp_path / "run" / files.CHECKPOINTS) == []
+
+
+@pytest.fixture
+def read_only(tmp_path) -> tuple[Path, list[str]]:
+    """A folder without write permission, and the start of a command that permissions bind, even root's."""
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o500)
+    bound = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if bound and not shutil.which("setpriv"):
+        pytest.skip("permissions do not bind root, and there is no setpriv")
+    if subprocess.run([*bound, "touch", folder / "written"], capture_output=True).returncode == 0:
+        pytest.skip("permissions do not bind this user")
+    return folder, bound
+
+
+@pytest.mark.parametrize("name", ["run", "."], ids=["below", "itself"])
+def test_a_folder_without_permission(name, read_only):
+    folder, bound = read_only
+    done = subprocess.run([*bound, *COMMAND, str(folder / name)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "Permission denied; check the path, its permissions")
+    assert os.listdir(folder) == []
+
+
+def test_checkpoints_without_permission_do_not_hang(read_only, tmp_path):
+    folder, bound = read_only
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / files.CHECKPOINTS)
+    command = [*bound, *COMMAND, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "a checkpoint could not be written (Permission denied)")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_takes_no_more(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, str(tmp_path / "run")], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+# A disk that is there for this process and its children only. On 150 KiB the second of four checkpoints finds no place,
+# on 400 KiB the report.
+FULL_DISK = """
+disk=$1; shift
+mount -t tmpfs tmpfs "$disk" || exit 77
+for size in 150k 400k 64m; do
+    mount -o remount,size=$size "$disk"
+    "$@" >"$disk-$size.out" 2>"$disk-$size.err"
+    echo "$size $?" $(find "$disk" -name '.*' -o -name summary.json)
+done
+"""
+
+
+def test_a_full_disk_costs_what_is_not_saved_and_the_same_command_goes_on(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    able = shutil.which("unshare") and not subprocess.run([*alone, f"mount -t tmpfs tmpfs {disk}"]).returncode
+    if not able:
+        pytest.skip("a disk of its own needs Linux and the right to mount")
+    command = [*alone, FULL_DISK, "sh", str(disk), *COMMAND, str(disk / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["150k 2", "400k 2", f"64m 0 {disk}/run/summary.json", ""]
+    said = {size: (tmp_path / f"disk-{size}.out").read_text() for size in ("400k", "64m")}
+    wrong = {size: (tmp_path / f"disk-{size}.err").read_text() for size in ("150k", "400k", "64m")}
+    assert_one_line(wrong["150k"], "a checkpoint could not be written (No space left on device); make room")
+    assert_one_line(wrong["400k"], "No space left on device; check the path")
+    assert "resuming   from step 10\n" in said["400k"]
+    assert "resuming   from step 40\n" in said["64m"] and "finished" in said["64m"] and wrong["64m"] == ""
