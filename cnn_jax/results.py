@@ -41,8 +41,6 @@ COLUMNS: tuple[str, ...] = (
     "jax",
     "command",
 )
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
-
 Row = dict[str, str]
 
 
@@ -63,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         case "readme":
             path = Path(arguments.readme)
             text = path.read_text(encoding="utf-8")
-            path.write_text(with_table(text, read_rows(arguments.csv)), encoding="utf-8")
+            text = with_table(text, read_rows(arguments.csv))
+            if "<!-- models -->" in text:
+                text = with_section(text, "models", models_table())
+            path.write_text(text, encoding="utf-8")
 
 
 def collect(runs: Iterable[str | Path]) -> list[Row]:
@@ -207,19 +208,45 @@ def _time(seconds: float) -> str:
 
 
 def with_table(readme: str, rows: Sequence[Row]) -> str:
-    """Returns the text with the table of `rows` between its markers.
+    """Returns the text with the table of `rows` between the markers of "results".
 
     A README agrees with its results when `with_table(text, rows) == text`.
 
     Raises:
         UserError: the text has not exactly one pair of markers.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise UserError(f"given a README without one pair of {BEGIN} and {END}; expected both; put them where it goes")
-    between = f"\n{table(rows)}\n\n" if rows else ""
-    return f"{before}{BEGIN}\n{between}{END}{after}"
+    return with_section(readme, "results", table(rows) if rows else "")
+
+
+def with_section(text: str, name: str, section: str) -> str:
+    """Returns the text with a section between the markers <!-- name --> and <!-- /name -->.
+
+    Raises:
+        UserError: the text has not exactly one pair of markers.
+
+    >>> with_section("a <!-- sum --> 3 <!-- /sum --> b", "sum", "4")
+    'a <!-- sum -->\\n\\n4\\n\\n<!-- /sum --> b'
+    """
+    begin_mark, end_mark = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, begin, rest = text.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
+    if not begin or not end or begin_mark in rest or end_mark in before + after:
+        raise UserError(
+            f"given a README without one pair of {begin_mark} and {end_mark}; expected both; put them where it goes"
+        )
+    between = f"\n\n{section}\n\n" if section else "\n"
+    return f"{before}{begin_mark}{between}{end_mark}{after}"
+
+
+def models_table() -> str:
+    """The list of `cnn_jax.models` as a Markdown table, one line a family of input size and source."""
+    from cnn_jax.models.__main__ import SOURCES, read_table, si
+
+    lines = ["| Model | Input | Parameters | FLOPs | Source |", "| --- | --- | ---: | ---: | --- |"]
+    for row in read_table():
+        cells = (f"`{row['model']}`", row["input"], f"{int(row['parameters']):,}", si(int(row["flops"])))
+        lines.append(f"| {' | '.join(cells)} | {SOURCES[row['model']]} |")
+    return "\n".join(lines)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -232,7 +259,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     collecting.add_argument("--output", metavar="FILE", required=True, help="the CSV file; an existing one is replaced")
     printing = actions.add_parser("table", help="print CSV files as a Markdown table")
     printing.add_argument("csv", metavar="CSV", nargs="+")
-    filling = actions.add_parser("readme", help=f"put the table between {BEGIN} and {END}")
+    filling = actions.add_parser("readme", help="put the tables between their markers")
     filling.add_argument("readme", metavar="README")
     filling.add_argument("csv", metavar="CSV", nargs="+")
     return parser.parse_args(argv)
