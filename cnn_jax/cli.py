@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import tyro
 
 from cnn_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from cnn_jax.errors import TrainingStopped, UserError, unknown
+from cnn_jax.errors import TrainingStopped, UserError, WriteFailed, unknown
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,8 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], suffix: str) -> 
         changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))  # a run is read from anywhere
     if config.train.workdir is None:
         changes["workdir"] = os.path.join("runs", config.experiment + suffix)
+    if config.model.init_from is not None and os.path.exists(config.model.init_from):
+        changes["init_from"] = os.path.abspath(config.model.init_from)
     config = config.override(**changes)
     _check(config)
     return config
@@ -168,21 +170,21 @@ def _check(config: Config) -> None:
     values = config.flat()
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"given --{name.replace('_', '-')} {value}; expected a finite number")
+            raise UserError(f"given --{name.replace('_', '-')} {value}; expected a finite number; change it")
     rates = ("learning_rate", "head_learning_rate", "layer_decay")
     for name in (*positive, *rates, "image_size", "devices", "log_every", "clip_norm"):
         if values[name] is not None and values[name] <= 0:
-            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected more than 0")
+            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected more than 0; change it")
     for name in ("label_smoothing", "ema_decay"):
         if values[name] is not None and not 0 <= values[name] < 1:
-            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected a value in [0, 1)")
+            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected a value in [0, 1); change it")
     if values["epochs"] is None and values["steps"] is None:
         raise UserError("given neither --epochs nor --steps; expected one of them")
     if not values["seed"] < 2**32:
         raise UserError(f"given --seed {values['seed']}; expected less than 2**32")
     for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
         if values[name] < 0:
-            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected 0 or more")
+            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected 0 or more; change it")
     if config.data.batch_size % config.optim.accumulate:
         raise UserError(
             f"given --batch-size {config.data.batch_size} with --accumulate {config.optim.accumulate}; "
@@ -222,6 +224,11 @@ def guard(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
+        if isinstance(error, WriteFailed):
+            print(f"error: {error}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
         _leave(f"error: {error}", 2)
     except TrainingStopped as stop:
         _leave(str(stop), stop.code)

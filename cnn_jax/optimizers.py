@@ -193,6 +193,7 @@ def make_optimizer(
         multiply(held),
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
         optax.add_decayed_weights(weight_decay, mask=_decay_mask(decay_all)) if l2 else optax.identity(),
+        multiply(held),  # the decay of what does not move must not fill the optimizer's moments, either
         optimizer,
         multiply(held),
         multiply(groups),

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,31 +62,30 @@ def test_a_streamed_label_out_of_range_ends_the_run_where_it_is_read(run_with_la
 
 
 @pytest.fixture
-def read_only(tmp_path) -> tuple[Path, list[str]]:
-    """A folder without write permission, and the start of a command that permissions bind, even root's."""
-    folder = tmp_path / "read-only"
-    folder.mkdir(mode=0o500)
-    bound = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    if bound and not shutil.which("setpriv"):
+def bound(tmp_path) -> list[str]:
+    """The start of a command that permissions bind, even root's."""
+    start = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if start and not shutil.which("setpriv"):
         pytest.skip("permissions do not bind root, and there is no setpriv")
-    if subprocess.run([*bound, "touch", folder / "written"], capture_output=True).returncode == 0:
+    (tmp_path / "trial").mkdir(mode=0o500)
+    if subprocess.run([*start, "touch", tmp_path / "trial" / "written"], capture_output=True).returncode == 0:
         pytest.skip("permissions do not bind this user")
-    return folder, bound
+    return start
 
 
 @pytest.mark.parametrize("name", ["run", "."], ids=["below", "itself"])
-def test_a_folder_without_permission(name, read_only):
-    folder, bound = read_only
+def test_a_folder_without_permission(name, bound, tmp_path):
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o500)
     done = subprocess.run([*bound, *COMMAND, str(folder / name)], capture_output=True, text=True)
     assert done.returncode == 2
     assert_one_line(done.stderr, "Permission denied; check the path, its permissions")
     assert os.listdir(folder) == []
 
 
-def test_checkpoints_without_permission_do_not_hang(read_only, tmp_path):
-    folder, bound = read_only
+def test_checkpoints_without_permission_do_not_hang(bound, tmp_path):
     (tmp_path / "run").mkdir()
-    folder.rename(tmp_path / "run" / files.CHECKPOINTS)
+    (tmp_path / "run" / files.CHECKPOINTS).mkdir(mode=0o500)
     command = [*bound, *COMMAND, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
@@ -120,8 +118,8 @@ def test_a_full_disk_costs_what_is_not_saved_and_the_same_command_goes_on(tmp_pa
     disk = tmp_path / "disk"
     disk.mkdir()
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    able = shutil.which("unshare") and not subprocess.run([*alone, f"mount -t tmpfs tmpfs {disk}"]).returncode
-    if not able:
+    trial = [*alone, 'mount -t tmpfs tmpfs "$1"', "sh", str(disk)]
+    if not shutil.which("unshare") or subprocess.run(trial, capture_output=True).returncode:
         pytest.skip("a disk of its own needs Linux and the right to mount")
     command = [*alone, FULL_DISK, "sh", str(disk), *COMMAND, str(disk / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

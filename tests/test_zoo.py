@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import traverse_util
+from model_checks import shapes
 
 from cnn_jax.models import MODELS, build, default_input_shape, stages
 from cnn_jax.models.__main__ import SOURCES, measure, read_table
-from tests.model_checks import shapes
 
 # Sources: the papers' own numbers where they give any, the tables of torchvision and timm for what they publish weights
 # of; the tests of each family count some of them by hand.

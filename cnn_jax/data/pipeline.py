@@ -5,6 +5,8 @@ Two pipelines give the same batches: *resident* keeps all images as uint8 on the
 reads each batch with Grain. Nothing here imports JAX: Grain's worker processes import this module.
 """
 
+import itertools
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -186,7 +188,15 @@ class StreamPipeline:
         if self.workers:
             flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
-        return iter(dataset)
+        if not self.workers:
+            return iter(dataset)
+        # Workers inherit a blocked SIGINT: Ctrl-C is for the process that trains, which needs them until it has saved.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            items = iter(dataset)
+            return itertools.chain([next(items)], items)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipe
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.losses import LOSSES
-from cnn_jax.models import build
+from cnn_jax.models import MODELS, build
 from cnn_jax.models.summary import count_flops, count_parameters
-from cnn_jax.optimizers import Optimizer, make_optimizer
+from cnn_jax.optimizers import Optimizer, find_method, make_optimizer
+from cnn_jax.schedules import SCHEDULES
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
 from cnn_jax.training.parallel import Parallel, Step, make_parallel
@@ -99,6 +100,7 @@ def make_experiment(config: Config) -> Experiment:
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
     loss = _loss(optim.loss)
+    _known_names(config)
     sources = _open_sources(config)
     classes = sources["train"].class_names
     augment = make_augment(config.data.augment, len(classes))
@@ -159,6 +161,14 @@ def make_experiment(config: Config) -> Experiment:
         parameters=count_parameters(state.params) // len(seeds),
         flops_per_image=count_flops(model, shape),
     )
+
+
+def _known_names(config: Config) -> None:
+    """Refuses a mistyped name before any data are read."""
+    for what, name, known in (("model", config.model.model, MODELS), ("schedule", config.optim.schedule, SCHEDULES)):
+        if name not in known:
+            raise unknown(what, name, known)
+    find_method(config.optim.optimizer)
 
 
 def _open_sources(config: Config) -> dict[str, Source]:

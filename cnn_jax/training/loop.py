@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +115,8 @@ def run_loop(
             recorder.flush(step)
             recorder.training_clock(False)
             metrics = validate(state)
+            if not math.isfinite(metrics["loss"]):  # the last update was one too many; its own loss is never computed
+                raise _diverged("validation loss", metrics["loss"], step, checkpoints)
             recorder.validation(step, metrics)
             checkpoints.save(step, state, metrics)
             recorder.training_clock(True)
@@ -149,15 +152,19 @@ def _settle_call(recorder: Recorder, last: int, device_metrics: Any, checkpoints
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = last - len(losses) + int(bad[0]) + 1
-        checkpoints.wait()
-        saved = checkpoints.steps()
-        good = f"last good checkpoint: step {saved[-1]} in {checkpoints.folder}" if saved else "no checkpoint yet"
-        raise TrainingStopped(
-            f"error: the loss is {losses[bad[0]]} at step {step}; expected a finite number; {good}; "
-            "lower --learning-rate, or give --clip-norm 1 or --warmup-epochs 1",
-            1,
-        )
+        raise _diverged("loss", losses[bad[0]], step, checkpoints)
     recorder.train(last, metrics)
+
+
+def _diverged(what: str, value: float, step: int, checkpoints: Checkpoints) -> TrainingStopped:
+    checkpoints.wait()
+    saved = checkpoints.steps()
+    good = f"last good checkpoint: step {saved[-1]} in {checkpoints.folder}" if saved else "no checkpoint yet"
+    return TrainingStopped(
+        f"error: the {what} is {value} at step {step}; expected a finite number; {good}; "
+        "lower --learning-rate, or give --clip-norm 1 or --warmup-epochs 1",
+        1,
+    )
 
 
 class StopRequest:
@@ -170,6 +177,8 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             os.write(2, b"interrupted\n")
+            for worker in multiprocessing.active_children():
+                worker.kill()
             os._exit(STOP_CODE)  # now: an exception would wait for the device and for Orbax; files are written whole
         self.requested = True
         # Not print: a signal may arrive inside one.

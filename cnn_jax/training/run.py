@@ -94,7 +94,8 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
     config, plan = experiment.config, experiment.plan
     shape = "x".join(map(str, experiment.preprocess.image_shape))
     where = "resident on the device" if jax.tree.leaves(experiment.data["train"].arrays) else "streamed"
-    step_flops = 3 * experiment.flops_per_image * config.data.batch_size
+    members = config.train.members
+    step_flops = 3 * experiment.flops_per_image * config.data.batch_size * members
     lines = {
         "cnn_jax": f"{facts['cnn_jax']}, jax {facts['jax']}, python {facts['python']}",
         "devices": f"{facts['platform']}: {facts['device']}; "
@@ -102,7 +103,7 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
         "data": f"{config.data.dataset}, {shape}, {len(experiment.class_names)} classes; "
         f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
         f"{where}",
-        "model": f"{config.model.model}, {experiment.parameters:,} parameters, "
+        "model": f"{f'{members} x ' if members > 1 else ''}{config.model.model}, {experiment.parameters:,} parameters, "
         f"{experiment.flops_per_image / 1e6:,.2f} MFLOP an image forward, {config.model.precision}",
         "optimizer": experiment.optimizer.description,
         "training": f"{plan.total_steps:,} steps of {config.data.batch_size} images "
@@ -129,7 +130,7 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         first_step=first_step,
         steps_per_epoch=plan.steps_per_epoch,
         batch_size=config.data.batch_size,
-        flops=3 * experiment.flops_per_image * config.data.batch_size,
+        flops=3 * experiment.flops_per_image * config.data.batch_size * config.train.members,
         devices=len(parallel.devices),
     )
     steps = CompiledSteps(experiment, arrays, display)
