@@ -152,7 +152,7 @@ def _settle_call(recorder: Recorder, last: int, device_metrics: Any, checkpoints
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = last - len(losses) + int(bad[0]) + 1
-        raise _diverged("loss", losses[bad[0]], step, checkpoints)
+        raise _diverged("loss", float(losses[bad[0]]), step, checkpoints)
     recorder.train(last, metrics)
 
 
