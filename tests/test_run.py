@@ -154,6 +154,14 @@ def test_a_bad_loss_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, at):
     assert [folder.name for folder in (tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")] == ["5"]
 
 
+def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path):
+    config = CONFIG.override(model="softmax_regression", ema_decay=None, learning_rate=1e38, steps=1, augment=())
+    with pytest.raises(TrainingStopped, match="validation loss is (nan|inf) at step 1; .* no checkpoint yet"):
+        run.train(config.override(optimizer="gradient_descent", workdir=str(tmp_path / "run")))
+    assert list((tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")) == []
+    assert not (tmp_path / "run" / files.WEIGHTS).exists()
+
+
 def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path):
     small = ["--image-size", "8", "--model", "mlp", "--model-args", "hidden=32", "--epochs", "8", "--eval-every", "0.5"]
     command = [sys.executable, "-m", "experiments.digits_lenet5", *small, "--workdir"]

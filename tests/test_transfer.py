@@ -11,6 +11,7 @@ from flax import traverse_util
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
+from cnn_jax.optimizers import make_optimizer
 from cnn_jax.parameter_groups import hold_statistics
 from cnn_jax.training.experiment import make_experiment
 
@@ -87,3 +88,16 @@ def test_frozen_batch_norm_normalizes_as_in_evaluation_and_holds_still():
     flat, before = ({k: np.asarray(v) for k, v in traverse_util.flatten_dict(t, sep="/").items()} for t in trees)
     for path, value in flat.items():
         assert np.array_equal(value, before[path]) == path.startswith("stage1"), path
+
+
+def test_the_decay_of_held_parameters_fills_no_moments():
+    optimizer = make_optimizer(
+        "momentum", learning_rate=0.1, weight_decay=1e-2, freeze_until=[("kernel", 5)], total_steps=10
+    )
+    params = {"kernel": jnp.ones((2, 2))}
+    state, zeros = optimizer.tx.init(params), {"kernel": jnp.zeros((2, 2))}
+    seen = []
+    for _ in range(6):
+        updates, state = optimizer.tx.update(zeros, state, params)
+        seen.append(float(updates["kernel"][0, 0]))
+    np.testing.assert_allclose(seen, [0.0] * 5 + [-0.1 * 1e-2], rtol=1e-6)
