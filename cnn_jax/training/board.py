@@ -3,6 +3,7 @@
 tensorboardX's own `SummaryWriter` writes from a thread: a full disk ends that thread, and closing then waits for ever.
 """
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
+logging.getLogger("tensorboardX").setLevel(logging.ERROR)  # that a value is not finite is said by the loop
 _events: Any = event_pb2  # generated code, without types
 
 

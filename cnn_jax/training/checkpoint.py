@@ -33,6 +33,8 @@ def quiet_failures() -> None:
             report(unraisable)
 
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 class Checkpoints:
@@ -51,6 +53,8 @@ class Checkpoints:
             best_fn=_accuracy,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEPT), best]),
             cleanup_tmp_directories=True,
+            # In the background a folder that cannot be made would be waited for, for 20 minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state",))
 
