@@ -7,13 +7,12 @@ Both are compiled first; then blocks of each are timed in turns. A ratio above 1
 
 import argparse
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
 
-from benchmarks.loop_overhead import BATCH, CASES, Bench, make_bench, write_rows
+from benchmarks.loop_overhead import BATCH, CASES, Bench, make_bench, ratio_columns, timed_pair, write_rows
 from cnn_jax import ops
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
@@ -35,14 +34,6 @@ def plain_bench(config: Config, steps: int) -> Bench:
         return make_bench(config, steps)
 
 
-def timed_pair(one: Callable[[], float], other: Callable[[], float], turn: int) -> tuple[float, float]:
-    """Seconds of both, `other` first in odd turns."""
-    if turn % 2:
-        seconds = other()
-        return one(), seconds
-    return one(), other()
-
-
 def main() -> None:
     """Prints and writes one row a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,16 +48,12 @@ def main() -> None:
         steps = max(5, round(arguments.seconds * 5 / min(probe.bare() for _ in range(2))))
         ours, plain = make_bench(config, steps), plain_bench(config, steps)
         pairs = [timed_pair(plain.bare, ours.bare, turn) for turn in range(arguments.blocks)]
-        ratios = [theirs / own for theirs, own in pairs]
         row = {
             "model": name,
             "batch_size": BATCH,
             "plain_ms_per_step": round(1e3 * statistics.median(p for p, _ in pairs) / ours.plan.total_steps, 2),
             "ours_ms_per_step": round(1e3 * statistics.median(o for _, o in pairs) / ours.plan.total_steps, 2),
-            "ratio_median": round(statistics.median(ratios), 3),
-            "ratio_min": round(min(ratios), 3),
-            "ratio_max": round(max(ratios), 3),
-            "blocks": len(pairs),
+            **ratio_columns(pairs),
         }
         rows.append(row | {key: facts[key] for key in ("device", "jax", "commit", "command")})
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)

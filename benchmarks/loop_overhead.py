@@ -14,6 +14,7 @@ import csv
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,25 @@ def main() -> None:
         rows.append(row | {key: facts[key] for key in ("device", "jax", "commit", "command")})
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     write_rows(arguments.output, rows)
+
+
+def timed_pair(one: Callable[[], float], other: Callable[[], float], turn: int) -> tuple[float, float]:
+    """Seconds of both, `other` first in odd turns."""
+    if turn % 2:
+        seconds = other()
+        return one(), seconds
+    return one(), other()
+
+
+def ratio_columns(pairs: Sequence[tuple[float, float]]) -> dict[str, float | int]:
+    """How many times faster the second of each pair is: median, least and most, and the number of pairs."""
+    ratios = [slow / fast for slow, fast in pairs]
+    return {
+        "ratio_median": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "blocks": len(pairs),
+    }
 
 
 def write_rows(path: Path | None, rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from benchmarks.loop_overhead import BATCH, CASES, make_bench, write_rows
+from benchmarks.loop_overhead import BATCH, CASES, make_bench, ratio_columns, timed_pair, write_rows
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.training import runtime
 
@@ -30,18 +30,15 @@ def main() -> None:
         together = make_bench(CASES[arguments.model].override(members=members), arguments.steps)
         together.bare()
         alone.bare()  # both are warm now
-        pairs = [(members * alone.bare(), together.bare()) for _ in range(arguments.blocks)]
-        ratios = [one_by_one / at_once for one_by_one, at_once in pairs]
+        blocks = [timed_pair(alone.bare, together.bare, turn) for turn in range(arguments.blocks)]
+        pairs = [(members * one, at_once) for one, at_once in blocks]
         row = {
             "model": arguments.model,
             "batch_size": BATCH,
             "members": members,
             "one_by_one_ms_per_step": round(1e3 * statistics.median(o for o, _ in pairs) / alone.plan.total_steps, 2),
             "at_once_ms_per_step": round(1e3 * statistics.median(a for _, a in pairs) / together.plan.total_steps, 2),
-            "ratio_median": round(statistics.median(ratios), 3),
-            "ratio_min": round(min(ratios), 3),
-            "ratio_max": round(max(ratios), 3),
-            "blocks": len(pairs),
+            **ratio_columns(pairs),
         }
         rows.append(row | {key: facts[key] for key in ("device", "jax", "commit", "command")})
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import tyro
 
 from cnn_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from cnn_jax.errors import TrainingStopped, UserError, WriteFailed, unknown
+from cnn_jax.errors import TrainingStopped, UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -224,11 +224,6 @@ def guard(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        if isinstance(error, WriteFailed):
-            print(f"error: {error}", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(2)
         _leave(f"error: {error}", 2)
     except TrainingStopped as stop:
         _leave(str(stop), stop.code)

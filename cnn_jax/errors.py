@@ -30,10 +30,6 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}(known: {known})")
 
 
-class WriteFailed(UserError):
-    """A write in the background failed. Its threads may never end: the process must not wait for them."""
-
-
 class TrainingStopped(Exception):
     """A run ended early for a reason that is not a mistake in the command; `code` is the exit code."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnn_jax.arithmetic import ends
 from cnn_jax.errors import UserError
@@ -88,6 +89,41 @@ class GlobalAvgPool(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """Averages over rows and columns."""
         return jnp.mean(x_BxHxWxC, axis=(1, 2))
+
+
+def adaptive_avg_pool(x_BxHxWxC: jax.Array, size: int) -> jax.Array:
+    """(B, H, W, C) → (B, size, size, C): the mean of each of `size` windows along each axis.
+
+    Window i reaches from floor(i·H/size) to ceil((i + 1)·H/size), PyTorch's rule: windows overlap where `size` does not
+    divide H, repeat pixels where it exceeds H, and are the pixels themselves where it is H.
+
+    Raises:
+        UserError: a size that is no whole number of at least 1.
+
+    >>> adaptive_avg_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2)[0, ..., 0].tolist()
+    [[2.0, 3.0], [5.0, 6.0]]
+    """
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"given {size} as side of an averaged map; expected a whole number of at least 1")
+    rows, columns = (jnp.asarray(_windows(length, size), x_BxHxWxC.dtype) for length in x_BxHxWxC.shape[1:3])
+    return jnp.einsum("bhwc,ih,jw->bijc", x_BxHxWxC, rows, columns)
+
+
+def _windows(length: int, size: int) -> np.ndarray:
+    """(size, length) array; row i averages over window i."""
+    i, pixel = np.arange(size)[:, None], np.arange(length)[None]
+    inside = (pixel >= i * length // size) & (pixel < -(-(i + 1) * length // size))
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
+class AdaptiveAvgPool(nn.Module):
+    """`adaptive_avg_pool` as a layer: listed with the others, and seen where weights are converted."""
+
+    size: int
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, size, size, C)."""
+        return adaptive_avg_pool(x_BxHxWxC, self.size)
 
 
 POOLS: dict[str, type[Pool]] = {"max": MaxPool, "average": AvgPool, "min": MinPool, "l2": L2Pool}

@@ -13,7 +13,8 @@ from cnn_jax.errors import UserError
 from cnn_jax.models import stages
 from cnn_jax.models import vgg as vggs
 from cnn_jax.models.summary import count_flops, count_parameters, layer_table
-from cnn_jax.models.vgg import VGG, adaptive_avg_pool
+from cnn_jax.models.vgg import VGG
+from cnn_jax.pooling import adaptive_avg_pool
 
 PARAMETERS = {
     "vgg11": 132_863_336,

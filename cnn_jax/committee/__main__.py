@@ -15,6 +15,7 @@ from typing import Any
 
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
+from cnn_jax.predict import write_output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         writer = csv.DictWriter(text, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        _write(arguments.csv, text.getvalue().encode())
+        write_output("--csv", arguments.csv, text.getvalue())
     if arguments.plot:
         _write(arguments.plot, _draw(rows))
 

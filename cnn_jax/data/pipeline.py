@@ -185,11 +185,10 @@ class StreamPipeline:
         batches = grain.MapDataset.source(rows).batch(self.batch_size).slice(slice(first_step, None))
         threads = 0 if self.workers else _READ_AHEAD
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-        if self.workers:
-            flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
         if not self.workers:
             return iter(dataset)
+        flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
         # Workers inherit a blocked SIGINT: Ctrl-C is for the process that trains, which needs them until it has saved.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

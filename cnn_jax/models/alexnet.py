@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
 from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, flatten, images, initializer, record
-from cnn_jax.models.vgg import AdaptiveAvgPool
+from cnn_jax.pooling import AdaptiveAvgPool
 
 REMOVABLE = ("conv3", "conv4", "conv5", "fc6", "fc7")
 

@@ -36,7 +36,7 @@ from cnn_jax.layers import (
     initializer,
     record,
 )
-from cnn_jax.models.vgg import adaptive_avg_pool
+from cnn_jax.pooling import adaptive_avg_pool
 
 # Paper, table 1: filters #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
 TABLE = {

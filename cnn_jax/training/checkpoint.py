@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from cnn_jax.errors import UserError, WriteFailed
+from cnn_jax.errors import UserError
 from cnn_jax.training.state import TrainState, Tree
 
 KEPT = 2  # latest checkpoints; the best one is kept besides
@@ -105,10 +105,10 @@ class Checkpoints:
         except Exception as error:
             raise self._cannot_write(error) from error
 
-    def _cannot_write(self, error: Exception) -> WriteFailed:
+    def _cannot_write(self, error: Exception) -> UserError:
         text = " ".join(str(error).split())
         known = [reason for reason in ("No space left on device", "Permission denied") if reason in text]
-        return WriteFailed(
+        return UserError(
             f"given run folder {self.folder.parent}; a checkpoint could not be written ({(known or [text])[0][:200]}); "
             "make room or give another --workdir; the checkpoints before it are whole and the same command goes on"
         )
