@@ -1,5 +1,7 @@
 """The fast convolutions and poolings are XLA's, in value and in every derivative."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,12 +30,17 @@ CASES = {
     "stride 2, odd size, uneven padding": ((4, 9, 7, 2), (3, 3, 2, 3), (2, 2), ((0, 1), (1, 0)), 2),
     "stride 3 by 2, oblong kernel": ((4, 11, 9, 2), (5, 2, 2, 3), (3, 2), ((2, 2), (0, 1)), 2),
     "1x1 stride 2": ((4, 7, 7, 3), (1, 1, 3, 5), (2, 2), ((0, 0), (0, 0)), 2),
+    "rows of several tiles": ((3, 7, 11, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)), 2),
+    "tiles that share no input": ((3, 7, 17, 2), (2, 1, 2, 3), (1, 2), ((0, 0), (0, 0)), 2),
+    "columns that no output sees": ((3, 8, 14, 2), (2, 2, 2, 3), (3, 3), ((0, 0), (0, 0)), 2),
+    "more features than numbers in a patch": ((5, 6, 6, 3), (1, 1, 3, 8), (1, 1), ((0, 0), (0, 0)), 2),
     "kernel as large as the map": ((3, 5, 5, 2), (5, 5, 2, 4), (1, 1), ((0, 0), (0, 0)), 2),
 }
 
 
+@pytest.mark.parametrize("form", ["chunked", "tiled"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_chunked_convolution_equals_xla(case):
+def test_convolution_equals_xla(case, form):
     x_shape, kernel_shape, strides, pads, chunk = case
     x, kernel = normal(0, *x_shape), normal(1, *kernel_shape)
 
@@ -41,6 +48,8 @@ def test_chunked_convolution_equals_xla(case):
         return jnp.sum(jnp.tanh(convolve(x, kernel)) ** 2)
 
     def ours(x, kernel):
+        if form == "tiled":
+            return conv.conv_tiled(x, kernel, strides, pads)
         return conv_chunked(x, kernel, strides, pads, chunk)
 
     def xla(x, kernel):
@@ -87,15 +96,32 @@ def kernel_gradient_has_scan(x, kernel, **kwargs) -> bool:
     return "scan" in str(jax.make_jaxpr(gradient)(kernel))
 
 
+def test_dispatch_takes_tiles_for_few_maps(monkeypatch):
+    x, kernel, strides = normal(0, 4, 9, 9, 3), normal(1, 3, 3, 3, 6), (1, 1)
+
+    def operations() -> str:
+        convolve = partial(conv_general_dilated, dimension_numbers=NHWC)
+        return str(jax.make_jaxpr(lambda x, k: convolve(x, k, strides, "SAME"))(x, kernel))
+
+    assert "conv_general_dilated" in operations(), "eight devices"
+    monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
+    assert "conv_general_dilated" not in operations()
+    expected = reference(x, kernel, strides, ((1, 1), (1, 1)))
+    got = conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=NHWC)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    imagenet = (256, 224, 224, 3), (7, 7, 3, 64), (2, 2), ((3, 3), (3, 3))
+    assert not conv._fits_tiles(*imagenet), "the tiles would fill the memory"
+
+
 def test_dispatch_takes_the_chunked_gradient_only_where_it_is_meant(monkeypatch):
-    x, kernel = normal(0, 16, 8, 8, 4), normal(1, 3, 3, 4, 16)
+    x, kernel = normal(0, 16, 8, 8, 12), normal(1, 3, 3, 12, 16)
     plain = {"window_strides": (1, 1), "padding": "SAME"}
     assert not kernel_gradient_has_scan(x, kernel, **plain), "eight devices: the scan would gather the batch"
     monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
     assert kernel_gradient_has_scan(x, kernel, **plain)
     assert not kernel_gradient_has_scan(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), **plain)
     assert not kernel_gradient_has_scan(x, kernel, **plain, rhs_dilation=(2, 2))
-    assert not kernel_gradient_has_scan(x, normal(1, 3, 3, 1, 16), **plain, feature_group_count=4)
+    assert not kernel_gradient_has_scan(x, normal(1, 3, 3, 3, 16), **plain, feature_group_count=4)
     assert not kernel_gradient_has_scan(x, kernel[..., :4], **plain), "too few output channels"
     assert not kernel_gradient_has_scan(x[:1], kernel, **plain), "one image"
     monkeypatch.setattr(conv.jax, "default_backend", lambda: "gpu")
