@@ -13,7 +13,7 @@ from cnn_jax.training import run
 from cnn_jax.training.experiment import make_experiment
 from experiments import transfer_labels
 
-STUDIES = {"transfer_labels"}  # many runs of an experiment, and a picture
+STUDIES = {"transfer_labels", "cifar10_speedrun"}  # many runs of an experiment, and a picture
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
 OFFLINE = {"xo_cnn": "xo:train=64"}
 VARIANTS = [

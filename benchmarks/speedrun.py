@@ -1,0 +1,58 @@
+"""The contest of `experiments.cifar10_speedrun`, with the same flags, and its figures in the table of speeds.
+
+    python -m benchmarks.speedrun --require gpu --torch-script ~/cifar10-airbench/airbench94_muon.py \\
+        --output results/speed.csv
+
+A ratio below 1 says that our program needs less time.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from benchmarks.speed import Figure, figure, record
+from cnn_jax.cli import guard
+from experiments import cifar10_speedrun
+
+if TYPE_CHECKING:
+    from cnn_jax.speedrun.contest import Run
+
+
+def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list[Figure]:
+    """Seconds and accuracy of every contender, and the ratio of times to each script."""
+    from cnn_jax.speedrun.contest import ratios, spread
+
+    (name, ours), *others = runs.items()
+    images = "" if arguments.train_images is None else f", {arguments.train_images} images"
+    changed = "".join(f", {flag} {value}" for flag, value in cifar10_speedrun.changes(arguments).items())
+    where = f"{arguments.split} split{images}"
+    found = []
+    for title, each in runs.items():
+        case = f"{title}, {where}" + (changed if title == name else "")
+        found.append(figure(case, "run", [run.seconds for run in each], "s"))
+        percent = [100 * run.accuracy for run in each]
+        found += [
+            figure(case, "accuracy", percent, "%"),
+            Figure(case, "mean accuracy", mean(percent), "%", n=len(each)),
+            Figure(case, "standard deviation of the accuracy", spread(percent), "points", n=len(each)),
+        ]
+    percent = [100 * run.beside for run in ours if run.beside is not None]
+    if percent:
+        found.append(figure(f"{name}, {where}{changed}", "accuracy on official test images", percent, "%"))
+    for title, theirs in others:
+        found.append(figure(f"{name}, {where}{changed}", f"time / {title}", ratios(ours, theirs), "x"))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints and records."""
+    parser = cifar10_speedrun.parser(__doc__)
+    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    arguments = cifar10_speedrun.parse(parser, argv)
+    record(arguments.output, "speedrun", figures(arguments, cifar10_speedrun.contest(arguments)))
+
+
+if __name__ == "__main__":
+    guard(main)
