@@ -1,22 +1,23 @@
 """A training step with the gradients of `cnn_jax.ops` against the same step with XLA's and Flax's own, on this CPU.
 
-    python -m benchmarks.cpu_gradients --output results/benchmarks/cpu_gradients.csv
+    python -m benchmarks.cpu_gradients --output results/speed.csv
 
 Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster ours is.
 """
 
 import argparse
-import statistics
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import flax.linen as nn
 
-from benchmarks.loop_overhead import BATCH, CASES, Bench, make_bench, ratio_columns, timed_pair, write_rows
+from benchmarks.speed import figure, record
+from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
 from cnn_jax import ops
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
-from cnn_jax.training import runtime
 
 MORE = {
     "mnist_cnn": CASES["lenet5"].override(model="mnist_cnn"),
@@ -24,40 +25,41 @@ MORE = {
 }
 
 
-def plain_bench(config: Config, steps: int) -> Bench:
-    """The same model without our gradients: no convolution finds a chunk size, pooling is Flax's."""
+def plain_bench(config: Config) -> Bench:
+    """The same model without our operations: no convolution finds tiles or a chunk size, pooling is Flax's."""
     with (
+        mock.patch("cnn_jax.ops.conv._fits_tiles", lambda *arguments: False),
         mock.patch("cnn_jax.ops.conv._chunk_size", lambda *arguments: 0),
         mock.patch.object(ops, "max_pool", nn.max_pool),
         mock.patch.object(ops, "avg_pool", nn.avg_pool),
     ):
-        return make_bench(config, steps)
+        return make_bench(config)
 
 
-def main() -> None:
-    """Prints and writes one row a model."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints and records three figures a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=[*CASES, *MORE], default=[*CASES, *MORE])
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default {BATCH})")
     parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
     parser.add_argument("--seconds", type=float, default=4.0, help="aimed length of a block (default 4)")
-    parser.add_argument("--output", type=Path, help="CSV file to write")
-    arguments = parser.parse_args()
-    facts = runtime.environment(runtime.command_line())
-    rows = []
-    for name, config in (CASES | MORE).items():
-        probe = make_bench(config, 5)
-        steps = max(5, round(arguments.seconds * 5 / min(probe.bare() for _ in range(2))))
-        ours, plain = make_bench(config, steps), plain_bench(config, steps)
-        pairs = [timed_pair(plain.bare, ours.bare, turn) for turn in range(arguments.blocks)]
-        row = {
-            "model": name,
-            "batch_size": BATCH,
-            "plain_ms_per_step": round(1e3 * statistics.median(p for p, _ in pairs) / ours.plan.total_steps, 2),
-            "ours_ms_per_step": round(1e3 * statistics.median(o for _, o in pairs) / ours.plan.total_steps, 2),
-            **ratio_columns(pairs),
-        }
-        rows.append(row | {key: facts[key] for key in ("device", "jax", "commit", "command")})
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    write_rows(arguments.output, rows)
+    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    arguments = parser.parse_args(argv)
+    for name in arguments.models:
+        config = (CASES | MORE)[name].override(batch_size=arguments.batch)
+        ours, plain = make_bench(config), plain_bench(config)
+        steps = ours.steps_in(arguments.seconds)
+        plain.bare(1)
+        blocks = partial(plain.bare, steps), partial(ours.bare, steps)
+        pairs = [timed_pair(*blocks, turn) for turn in range(arguments.blocks)]
+        case = f"{name} batch {arguments.batch}"
+        figures = [
+            figure(case, "plain / ours", [p / o for p, o in pairs], "x"),
+            figure(case, "plain step", [1e3 * p for p, _ in pairs], "ms"),
+            figure(case, "our step", [1e3 * o for _, o in pairs], "ms"),
+        ]
+        print(*figures, sep="\n", flush=True)
+        record(arguments.output, "cpu_gradients", figures)
 
 
 if __name__ == "__main__":

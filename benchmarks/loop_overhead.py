@@ -1,6 +1,6 @@
 """What the training loop costs over its bare compiled step: shuffling, placing items, metrics, files, checkpoints.
 
-    python -m benchmarks.loop_overhead --output results/benchmarks/loop_overhead.csv
+    python -m benchmarks.loop_overhead --output results/speed.csv
 
 The real loop runs (`cnn_jax.training.loop.run_loop` with its recorder, items and checkpoints), and every half a second
 it is held up for as many bare calls of the compiled step on one placed item: however the speed of the machine drifts,
@@ -10,91 +10,38 @@ as a share of the bare seconds of 16 turns. Validation is in neither; the first 
 """
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from benchmarks.speed import Figure, figure, record
+from benchmarks.timing import BATCH, CASES, Bench, make_bench, make_display
 from cnn_jax.cli import ArgumentParser, guard
-from cnn_jax.config import Config
 from cnn_jax.run_folder import CHECKPOINTS
-from cnn_jax.training import runtime
 from cnn_jax.training.checkpoint import Checkpoints
-from cnn_jax.training.experiment import Experiment, make_experiment
-from cnn_jax.training.loop import Plan, StopRequest, run_loop
-from cnn_jax.training.progress import Display
+from cnn_jax.training.loop import StopRequest, run_loop
 from cnn_jax.training.record import Recorder
-from cnn_jax.training.run import CompiledSteps
 
-BATCH = 128
 TURNS = 16  # of a block
-CASES = {
-    "lenet5": Config("loop_overhead").override(
-        dataset="synthetic:28x28x1:10:10000", model="lenet5", optimizer="momentum", learning_rate=0.01
-    ),
-    "resnet20": Config("loop_overhead").override(
-        dataset="synthetic:32x32x3:10:10000", model="resnet20", optimizer="momentum", learning_rate=0.01
-    ),
-}
 
 
-@dataclass
-class Bench:
-    """One model, compiled once, with a state of its own for bare steps; `plan` has a validation at the end."""
+class Turns(Checkpoints):
+    """Runs the steps of the loop and, in turns, bare steps; its checkpoints are on disk when `save` returns.
 
-    experiment: Experiment
-    steps: CompiledSteps
-    state: Any
-    plan: Plan
-
-    def bare(self, steps: int | None = None) -> float:
-        """Seconds of so many steps (default: all of the plan) of the compiled step, on items that lie on the device."""
-        count = self.plan.scan_steps
-        parallel = self.experiment.parallel
-        item = self.steps.prepare(self.state, _first_items(self.experiment, count))
-        placed = jax.device_put(item, parallel.rows(stacked=count > 1))
-        call, arrays, state = self.steps.compiled[count], self.steps.arrays, self.state
-        start = time.perf_counter()
-        for _ in range((steps or self.plan.total_steps) // count):
-            state, _ = call(state, arrays, placed)
-        jax.block_until_ready(state)
-        self.state = state
-        return time.perf_counter() - start
-
-    def loop(self, blocks: int) -> tuple[list[tuple[float, float]], list[float]]:
-        """(bare, loop) seconds of each turn, a `TURNS`th of `plan.total_steps`, and the seconds of each checkpoint."""
-        plan = replace(self.plan, total_steps=self.plan.total_steps * (blocks + 1))
-        state = jax.tree.map(jax.numpy.copy, self.state)
-        with tempfile.TemporaryDirectory() as folder, _Turns(self, Path(folder) / CHECKPOINTS) as turns:
-            recorder = Recorder(Path(folder), plan, self.experiment.optimizer.schedule, BATCH, _display(plan), 0)
-            with StopRequest() as stop:
-                run_loop(
-                    state,
-                    0,
-                    plan,
-                    run_steps=turns.run_steps,
-                    items=self.experiment.data["train"].train_items(0),
-                    validate=lambda state: {"loss": 0.0, "accuracy": 0.0},
-                    checkpoints=turns,
-                    recorder=recorder,
-                    stop=stop,
-                )
-            recorder.close()
-        return turns.seconds[TURNS:], turns.saving[1:]
-
-
-class _Turns(Checkpoints):
-    """Runs the steps of the loop and, in turns, bare steps; its checkpoints are on disk when `save` returns."""
+    Attributes:
+        seconds: (bare, loop) of each turn.
+        saving: of each checkpoint.
+    """
 
     def __init__(self, bench: Bench, folder: Path):
         super().__init__(folder)
-        self._bench, self._length = bench, bench.plan.total_steps // TURNS
+        self._bench, self._length = bench, bench.experiment.plan.total_steps // TURNS
         self._step, self._since = 0, 0.0
         self.seconds: list[tuple[float, float]] = []
         self.saving: list[float] = []
@@ -119,100 +66,67 @@ class _Turns(Checkpoints):
         jax.block_until_ready(state)
         if self._since:
             loop = time.perf_counter() - self._since
-            self.seconds.append((self._bench.bare(self._length), loop))
+            self.seconds.append((self._length * self._bench.bare(self._length), loop))
         self._since = time.perf_counter()
 
 
-def _first_items(experiment: Experiment, count: int) -> list[Any]:
-    items = experiment.data["train"].train_items(0)
-    return [next(items) for _ in range(count)]
+def run(bench: Bench, blocks: int) -> Turns:
+    """Runs one block that does not count and `blocks` that do, each as long as the plan of `bench`."""
+    experiment = bench.experiment
+    plan = replace(experiment.plan, total_steps=experiment.plan.total_steps * (blocks + 1))
+    state = jax.tree.map(jax.numpy.copy, bench.state)
+    with tempfile.TemporaryDirectory() as folder, Turns(bench, Path(folder) / CHECKPOINTS) as turns:
+        display, batch = make_display(experiment), experiment.config.data.batch_size
+        recorder = Recorder(Path(folder), plan, experiment.optimizer.schedule, batch, display, 0)
+        with StopRequest() as stop:
+            run_loop(
+                state,
+                0,
+                plan,
+                run_steps=turns.run_steps,
+                items=experiment.data["train"].train_items(0),
+                validate=lambda state: {"loss": 0.0, "accuracy": 0.0},
+                checkpoints=turns,
+                recorder=recorder,
+                stop=stop,
+            )
+        recorder.close()
+    turns.seconds, turns.saving = turns.seconds[TURNS:], turns.saving[1:]
+    return turns
 
 
-def _display(plan: Plan) -> Display:
-    epoch = plan.steps_per_epoch
-    return Display(
-        total_steps=plan.total_steps, first_step=0, steps_per_epoch=epoch, batch_size=BATCH, flops=0.0, devices=1
-    )
+def figures_of(case: str, turns: Turns, steps: int) -> list[Figure]:
+    """The figures of a case; `steps` are those of a turn."""
+    bare = statistics.median(bare for bare, _ in turns.seconds)
+    low, middle, high = statistics.quantiles(100 * (loop / bare - 1) for bare, loop in turns.seconds)
+    saving = [100 * seconds / (bare * TURNS) for seconds in turns.saving]
+    whole = middle + statistics.median(saving)
+    return [
+        figure(case, "bare step", [1e3 * bare / steps for bare, _ in turns.seconds], "ms"),
+        Figure(case, "overhead of steps, with quartiles", middle, "%", low, high, len(turns.seconds)),
+        figure(case, "overhead of checkpoints", saving, "%"),
+        Figure(case, "overhead", whole, "%"),
+        Figure(case, "loop / bare, in images/s", 100 / (100 + whole), "x"),
+    ]
 
 
-def make_bench(config: Config, steps: int, turns: int = 1) -> Bench:
-    """Builds and compiles; `steps` a block, rounded up to whole calls in each of its turns."""
-    call = turns * (1 if jax.default_backend() == "cpu" else config.train.scan_steps)  # on CPU steps are not scanned
-    whole = -(-steps // call) * call
-    experiment = make_experiment(config.override(steps=whole, epochs=None, eval_every=1e9, batch_size=BATCH))
-    parallel, data = experiment.parallel, experiment.data["train"]
-    arrays, state = parallel.place(data.arrays), parallel.place(experiment.state)
-    runner = CompiledSteps(experiment, arrays, _display(experiment.plan))
-    runner.prepare(state, _first_items(experiment, experiment.plan.scan_steps))
-    return Bench(experiment, runner, state, experiment.plan)
-
-
-def main() -> None:
-    """Prints and writes one row a model."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints and records five figures a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default {BATCH})")
     parser.add_argument("--blocks", type=int, default=10, help="blocks (default 10)")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=8.0,
-        help="aimed length of a block, of the loop and of the bare steps each (default 8)",
-    )
-    parser.add_argument("--output", type=Path, help="CSV file to write")
-    arguments = parser.parse_args()
-    facts = runtime.environment(runtime.command_line())
-    rows = []
-    for name, config in CASES.items():
-        probe = make_bench(config, 10)
-        per_step = min(probe.bare() for _ in range(2)) / probe.plan.total_steps
-        bench = make_bench(config, round(arguments.seconds / per_step), TURNS)
-        turns, saving = bench.loop(arguments.blocks)
-        bare = statistics.median(bare for bare, _ in turns)
-        low, middle, high = statistics.quantiles(100 * (loop / bare - 1) for bare, loop in turns)
-        checkpoint = 100 * statistics.median(saving) / (bare * TURNS)
-        row = {
-            "model": name,
-            "batch_size": BATCH,
-            "steps_per_turn": bench.plan.total_steps // TURNS,
-            "turns": len(turns),
-            "bare_ms_per_step": round(1e3 * bare * TURNS / bench.plan.total_steps, 3),
-            "steps_percent": round(middle, 2),
-            "steps_percent_quartiles": f"{low:.2f}..{high:.2f}",
-            "checkpoint_percent": round(checkpoint, 2),
-            "overhead_percent": round(middle + checkpoint, 2),
-        }
-        rows.append(row | {key: facts[key] for key in ("device", "jax", "commit", "command")})
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    write_rows(arguments.output, rows)
-
-
-def timed_pair(one: Callable[[], float], other: Callable[[], float], turn: int) -> tuple[float, float]:
-    """Seconds of both, `other` first in odd turns."""
-    if turn % 2:
-        seconds = other()
-        return one(), seconds
-    return one(), other()
-
-
-def ratio_columns(pairs: Sequence[tuple[float, float]]) -> dict[str, float | int]:
-    """How many times faster the second of each pair is: median, least and most, and the number of pairs."""
-    ratios = [slow / fast for slow, fast in pairs]
-    return {
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-        "blocks": len(pairs),
-    }
-
-
-def write_rows(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    """Writes rows of equal keys as CSV; nothing without a path."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    parser.add_argument("--seconds", type=float, default=8.0, help="aimed length of a block, of loop and bare each")
+    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    arguments = parser.parse_args(argv)
+    for name in arguments.models:
+        config = CASES[name].override(batch_size=arguments.batch)
+        bench = make_bench(config, make_bench(config).steps_in(arguments.seconds), TURNS)
+        turns = run(bench, arguments.blocks)
+        case = f"{name} batch {arguments.batch}"
+        figures = figures_of(case, turns, bench.experiment.plan.total_steps // TURNS)
+        print(*figures, sep="\n", flush=True)
+        record(arguments.output, "loop_overhead", figures)
 
 
 if __name__ == "__main__":

@@ -1,48 +1,71 @@
-"""K networks trained at once by `jax.vmap` against K trained one after another, on this device.
+"""K networks of different seeds trained at once by `jax.vmap`, against K trained one after another, on this device.
 
-    python -m benchmarks.members --output results/benchmarks/members.csv
+    python -m benchmarks.members --output results/speed.csv
 
 Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster at once is.
+What is measured is recorded at once. A model ends early, and says so, where the next K would last beyond `--seconds`
+(twice as many networks are taken to need twice the time) or would need more than half of the memory, on a CPU.
 """
 
 import argparse
-import statistics
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.loop_overhead import BATCH, CASES, make_bench, ratio_columns, timed_pair, write_rows
+import jax
+
+from benchmarks.speed import Figure, figure, record
+from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
 from cnn_jax.cli import ArgumentParser, guard
-from cnn_jax.training import runtime
 
 
-def main() -> None:
-    """Prints and writes one row for each K."""
+def measure(case: str, alone: Bench, together: Bench, members: int, blocks: int, seconds: float) -> list[Figure]:
+    """Times blocks of about so many seconds of one network and of all of them, in turns."""
+    one, every = partial(alone.bare, alone.steps_in(seconds)), partial(together.bare, together.steps_in(seconds))
+    turns = [timed_pair(one, every, turn) for turn in range(blocks)]
+    return [
+        figure(case, "one by one / at once", [members * single / at_once for single, at_once in turns], "x"),
+        figure(case, "step of all at once", [1e3 * at_once for _, at_once in turns], "ms"),
+        figure(case, "step of one alone", [1e3 * single for single, _ in turns], "ms"),
+    ]
+
+
+def memory_limit() -> float:
+    """Half of the machine's bytes on a CPU, where a program that takes too much is killed; JAX says it elsewhere."""
+    if jax.default_backend() != "cpu":
+        return float("inf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints and records three figures for each model and K."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="lenet5", choices=CASES)
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="K, ascending")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step of each network (default {BATCH})")
     parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--steps", type=int, default=40, help="steps a block (default 40)")
-    parser.add_argument("--output", type=Path, help="CSV file to write")
-    arguments = parser.parse_args()
-    facts = runtime.environment(runtime.command_line())
-    rows = []
-    alone = make_bench(CASES[arguments.model], arguments.steps)
-    for members in arguments.members:
-        together = make_bench(CASES[arguments.model].override(members=members), arguments.steps)
-        together.bare()
-        alone.bare()  # both are warm now
-        blocks = [timed_pair(alone.bare, together.bare, turn) for turn in range(arguments.blocks)]
-        pairs = [(members * one, at_once) for one, at_once in blocks]
-        row = {
-            "model": arguments.model,
-            "batch_size": BATCH,
-            "members": members,
-            "one_by_one_ms_per_step": round(1e3 * statistics.median(o for o, _ in pairs) / alone.plan.total_steps, 2),
-            "at_once_ms_per_step": round(1e3 * statistics.median(a for _, a in pairs) / together.plan.total_steps, 2),
-            **ratio_columns(pairs),
-        }
-        rows.append(row | {key: facts[key] for key in ("device", "jax", "commit", "command")})
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    write_rows(arguments.output, rows)
+    parser.add_argument("--block-seconds", type=float, default=2.0, help="aimed length of a block (default 2)")
+    parser.add_argument("--seconds", type=float, default=600.0, help="limit for each model (default 600)")
+    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    arguments = parser.parse_args(argv)
+    for model in arguments.models:
+        config, end = CASES[model].override(batch_size=arguments.batch), time.perf_counter() + arguments.seconds
+        alone, per_member = make_bench(config), 0.0
+        for members in arguments.members:
+            start = time.perf_counter()
+            memory, seconds = members * alone.scratch, members * per_member
+            if memory > memory_limit() or start + seconds > end:
+                need = f"they would need about {memory / 2**30:.1f} GiB and {seconds:.0f} s"
+                print(f"{model} ends before {members} members: {need}")
+                break
+            together = make_bench(config.override(members=members))
+            case = f"{model} batch {arguments.batch}, {members} members"
+            figures = measure(case, alone, together, members, arguments.blocks, arguments.block_seconds)
+            print(*figures, sep="\n", flush=True)
+            record(arguments.output, "members", figures)
+            per_member = (time.perf_counter() - start) / members
 
 
 if __name__ == "__main__":

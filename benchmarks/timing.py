@@ -1,0 +1,109 @@
+"""What the timings share: the cases, a compiled training step that runs by itself, and measuring in turns."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from cnn_jax.config import Config
+from cnn_jax.training import runtime
+from cnn_jax.training.experiment import Experiment, make_experiment
+from cnn_jax.training.progress import Display
+from cnn_jax.training.run import CompiledSteps
+
+BATCH = 128
+BASE = Config("benchmark").override(optimizer="momentum", learning_rate=0.01, batch_size=BATCH)
+CASES = {
+    "lenet5": BASE.override(dataset="synthetic:28x28x1:10:10000", model="lenet5"),
+    "resnet20": BASE.override(dataset="synthetic:32x32x3:10:10000", model="resnet20"),
+}
+
+
+@dataclass
+class Bench:
+    """One training step, compiled, with a state of its own."""
+
+    experiment: Experiment
+    steps: CompiledSteps
+    state: Any
+
+    def bare(self, steps: int) -> float:
+        """Seconds a step, over so many steps in a row, on items that lie on the device.
+
+        Steps that are compiled into one call run together: `steps` is rounded up to whole calls.
+        """
+        count = self.experiment.plan.scan_steps
+        item = self.steps.prepare(self.state, first_items(self.experiment))
+        placed = jax.device_put(item, self.experiment.parallel.rows(stacked=count > 1))
+        call, arrays, state = self.steps.compiled[count], self.steps.arrays, self.state
+        calls = -(-steps // count)
+        start = time.perf_counter()
+        for _ in range(calls):
+            state, _ = call(state, arrays, placed)
+        jax.block_until_ready(state)
+        self.state = state
+        return (time.perf_counter() - start) / (calls * count)
+
+    def steps_in(self, seconds: float) -> int:
+        """Steps that take about so long, at least one; runs a few, so that caches are warm afterwards."""
+        self.bare(1)
+        once = self.bare(1)
+        return 1 if once > seconds else max(1, round(seconds / min(once, self.bare(3), self.bare(3))))
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that a call of the compiled step needs for intermediate results, on one device."""
+        memory = self.steps.compiled[self.experiment.plan.scan_steps].memory_analysis()
+        return 0 if memory is None else memory.temp_size_in_bytes
+
+
+def make_bench(config: Config, steps: int = 1, turns: int = 1) -> Bench:
+    """Builds an experiment and compiles its training step; nothing is written.
+
+    Args:
+        config: of the run.
+        steps: between two validations of its plan, rounded up to whole calls of the compiled step in each turn.
+        turns: parts into which those steps can be cut.
+    """
+    runtime.prepare(config.train)  # the settings of a real run, before the first use of a device
+    unit = turns * (1 if jax.default_backend() == "cpu" else config.train.scan_steps)  # on CPU steps are not scanned
+    whole = -(-steps // unit) * unit
+    experiment = make_experiment(config.override(steps=whole, epochs=None, eval_every=1e9))
+    arrays, state = (experiment.parallel.place(x) for x in (experiment.data["train"].arrays, experiment.state))
+    bench = Bench(experiment, CompiledSteps(experiment, arrays, make_display(experiment)), state)
+    bench.steps.prepare(state, first_items(experiment))
+    return bench
+
+
+def first_items(experiment: Experiment) -> list[Any]:
+    """The items of the first call."""
+    items = experiment.data["train"].train_items(0)
+    return [next(items) for _ in range(experiment.plan.scan_steps)]
+
+
+def make_display(experiment: Experiment) -> Display:
+    """The screen of a run that nobody watches."""
+    plan, batch = experiment.plan, experiment.config.data.batch_size
+    return Display(
+        total_steps=plan.total_steps,
+        first_step=0,
+        steps_per_epoch=plan.steps_per_epoch,
+        batch_size=batch,
+        flops=0.0,
+        devices=1,
+    )
+
+
+def timed_pair(one: Callable[[], float], other: Callable[[], float], turn: int) -> tuple[float, float]:
+    """Seconds of both, `other` first in odd turns.
+
+    >>> order = []
+    >>> timed_pair(lambda: order.append("one") or 1.0, lambda: order.append("other") or 2.0, turn=1), order
+    ((1.0, 2.0), ['other', 'one'])
+    """
+    if turn % 2:
+        seconds = other()
+        return one(), seconds
+    return one(), other()
