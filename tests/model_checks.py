@@ -1,6 +1,8 @@
-"""What the tests of several families of models ask of a tiny network of each."""
+"""What the tests of several families of models ask of a network: traced, or run small with random numbers."""
 
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial, reduce
+from operator import or_
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.extend.core import Jaxpr, Literal
 
 from cnn_jax.models import stages
+
+# Programs that run once on little: half the time to compile.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def shapes(model: nn.Module, *input_shape: int) -> Any:
@@ -26,10 +32,16 @@ def volumes(model: nn.Module, *input_shape: int) -> dict[str, tuple[int, ...]]:
 
 def initialised(model: nn.Module, *input_shape: int) -> Any:
     """The variables as the model starts with them."""
-    return model.lazy_init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False)
+    x = jnp.zeros((1, *input_shape))
+    return jax.jit(lambda: model.init(jax.random.key(0), x, train=False), compiler_options=QUICK)()
 
 
 def drawn(model: nn.Module, *input_shape: int) -> Any:
+    """Random variables of a model, see `drawn_like`."""
+    return drawn_like(shapes(model, *input_shape))
+
+
+def drawn_like(like: Any) -> Any:
     """Random variables; scales and variances are positive, no bias or statistic has its trivial value."""
     numbers = np.random.default_rng(0)
 
@@ -38,11 +50,22 @@ def drawn(model: nn.Module, *input_shape: int) -> Any:
             return jnp.asarray(numbers.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
         return jnp.asarray(numbers.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
 
-    return jax.tree.map(draw, shapes(model, *input_shape))
+    return jax.tree.map(draw, like)
 
 
 def some_images(batch: int = 4, size: int = 16) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (batch, size, size, 3))
+
+
+def loss(model: nn.Module, params: Any, rest: Any, x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+    """Loss of a training step, side heads included, and with it the logits and the new batch statistics."""
+    updates: Any
+    logits, updates = model.apply(
+        {"params": params, **rest}, x, train=True, rngs={"dropout": key}, mutable=["batch_stats", "auxiliary"]
+    )  # type: ignore[misc]
+    heads = [logits, *(head["logits"] for head in updates.get("auxiliary", {}).values())]
+    total = -sum(jnp.mean(jax.nn.log_softmax(head)[:, 0]) for head in heads)
+    return jnp.asarray(total), (logits, {"batch_stats": updates.get("batch_stats", {})})
 
 
 def trained(model: nn.Module, variables: Any, x: jax.Array, seed: int = 2) -> tuple[Any, Any]:
@@ -54,43 +77,56 @@ def trained(model: nn.Module, variables: Any, x: jax.Array, seed: int = 2) -> tu
 @cache
 def _step(model: nn.Module) -> Any:
     """Compiled once for all the tests of a model."""
-
-    def loss(params: Any, rest: Any, x: jax.Array, key: jax.Array) -> Any:
-        logits, updates = model.apply(
-            {"params": params, **rest}, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
-        )  # type: ignore[misc]
-        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), (logits, updates)
-
-    return jax.jit(jax.grad(loss, has_aux=True))
+    return jax.jit(jax.grad(partial(loss, model), has_aux=True), compiler_options=QUICK)
 
 
 def evaluated(model: nn.Module, variables: Any, x: jax.Array) -> Any:
     """Logits without training."""
-    return jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+    return _forward(model)(variables, x)
+
+
+@cache
+def _forward(model: nn.Module) -> Any:
+    return jax.jit(lambda v, x: model.apply(v, x, train=False), compiler_options=QUICK)
+
+
+def dependencies(function: Callable[..., Any], *arguments: Any) -> Any:
+    """For each array that a function returns the ones that it depends on, differentiably. Computes nothing.
+
+    Returns:
+        The tree of results; bit i of each number stands for leaf i of the arguments.
+    """
+    traced, results = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    own = [1 << i for i in range(len(traced.jaxpr.invars))]
+    return jax.tree.unflatten(jax.tree.structure(results), _follow(traced.jaxpr, own))
+
+
+def _follow(jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
+    """What the results depend on, if the inputs depend on what is given."""
+    known = dict(zip(jaxpr.invars, given, strict=True))
+
+    def read(variables: Sequence[Any]) -> list[int]:
+        return [0 if isinstance(v, Literal) else known.get(v, 0) for v in variables]
+
+    for equation in jaxpr.eqns:
+        inputs = read(equation.invars)
+        # The body of an operation such as `jit`; some versions of JAX wrap it together with its constants.
+        bodies = (getattr(parameter, "jaxpr", parameter) for parameter in equation.params.values())
+        inner = next((b for b in bodies if isinstance(b, Jaxpr) and len(b.invars) == len(inputs)), None)
+        every = 0 if equation.primitive.name == "stop_gradient" else reduce(or_, inputs, 0)
+        outputs = [every] * len(equation.outvars) if inner is None else _follow(inner, inputs)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return read(jaxpr.outvars)
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree of variables."""
+    return dict(traverse_util.flatten_dict(tree, sep="/"))
 
 
 def without_gradient(gradients: Any) -> list[str]:
     """Paths of the parameters whose gradient is zero or not finite."""
-    leaves: dict[str, Any] = traverse_util.flatten_dict(gradients, sep="/")
-    return [path for path, gradient in leaves.items() if not 0 < float(np.abs(gradient).max()) < np.inf]
-
-
-def assert_remat_changes_nothing(model: nn.Module, x: jax.Array) -> None:
-    """Same variables, same logits, statistics and gradients, the same examples and units dropped."""
-    variables, again = drawn(model, *x.shape[1:]), model.clone(remat=True)
-    assert jax.tree.structure(shapes(again, *x.shape[1:])) == jax.tree.structure(variables)
-    plain, recomputed = trained(model, variables, x), trained(again, variables, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, recomputed)
-
-
-def assert_statistics_move_in_training_only(model: nn.Module, x: jax.Array) -> None:
-    """All of "batch_stats" in training; nothing in evaluation."""
-    variables = drawn(model, *x.shape[1:])
-    _, (_, updates) = trained(model, variables, x)
-    moves = jax.tree.map(lambda a, b: bool(jnp.all(a != b)), variables["batch_stats"], updates["batch_stats"])
-    assert all(jax.tree.leaves(moves)), moves
-    _, after = jax.jit(lambda: model.apply(variables, x, train=False, mutable=["batch_stats"]))()
-    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables["batch_stats"])
+    return [path for path, gradient in by_path(gradients).items() if not 0 < float(np.abs(gradient).max()) < np.inf]
 
 
 def assert_bfloat16_is_only_inside(model: nn.Module, x: jax.Array) -> None:

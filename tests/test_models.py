@@ -1,4 +1,4 @@
-"""The models are the published ones, to the digit; they learn, compute in either type, and refuse what is wrong."""
+"""LeNet-5, the small networks and ResNet are the published ones; the list and the table of a model; mistakes."""
 
 from functools import cache
 from typing import Any
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from cnn_jax.cli import guard
 from cnn_jax.errors import UserError
@@ -66,7 +65,7 @@ def test_parameter_counts_of_variants():
     assert count("lenet5", (32, 32, 1)) == 61_706
     assert count("lenet5_1998", (28, 28, 1)) == 60_000
     assert count("lenet5", (28, 28, 1), "pool=average", "activation=tanh") == 61_706
-    for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
+    for name in ("resnet20", "resnet32"):
         assert count(name, (32, 32, 3), "shortcut=B") == count(name, (32, 32, 3)) + 2_752
     assert count("mlp", (28, 28, 1), "hidden=300") == 784 * 300 + 300 + 300 * 10 + 10
     assert count("softmax_regression", (32, 32, 3)) == 30_730
@@ -76,46 +75,6 @@ def test_lenet_1998_layers_have_the_published_counts():
     rows = {row.name: row.parameters for row in layer_table(build("lenet5_1998"), (32, 32, 1))}
     published = {"c1": 156, "s2": 12, "c3": 1_516, "s4": 32, "c5": 48_120, "f6": 10_164, "output": 0}
     assert {name: rows[name] for name in published} == published
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_every_parameter_gets_a_gradient(name):
-    model, variables = NETS[name], some_variables(name)
-    x = some_images(model)
-    labels = jnp.arange(len(x)) % 3
-
-    def loss(params):
-        logits, _ = model.apply(
-            {**variables, "params": params}, x, train=True, rngs={"dropout": jax.random.key(2)}, mutable=["batch_stats"]
-        )
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
-
-    gradients: dict[str, Any] = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(variables["params"]), sep="/")
-    largest = {path: float(np.abs(g).max()) for path, g in gradients.items()}
-    # A bias before a batch normalisation, or a layer that nothing reads, would be here.
-    assert [path for path, size in largest.items() if not 0 < size < np.inf] == []
-
-
-@pytest.mark.parametrize("name", ["mlp", "lenet5", "lenet5_1998", "kaggle_lenet", *TINY])
-def test_bfloat16_is_only_inside(name):
-    model, variables = NETS[name], some_variables(name)
-    x = some_images(model)
-    half = model.clone(dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half, x.shape[1:]))} == {jnp.dtype("float32")}
-    logits, reference = (jax.jit(lambda v, m=m: m.apply(v, x, train=False))(variables) for m in (half, model))
-    assert isinstance(logits, jax.Array) and isinstance(reference, jax.Array)
-    assert logits.dtype == reference.dtype == jnp.float32
-    np.testing.assert_allclose(logits, reference, atol=0.05 * max(1.0, float(jnp.abs(reference).max())))
-    assert not np.array_equal(logits, reference), "computed in float32 after all"
-
-
-@pytest.mark.parametrize("name", ["lenet5", "tiny CIFAR ResNet"])
-def test_jit_changes_nothing(name):
-    model, variables = NETS[name], some_variables(name)
-    x = some_images(model, 2)
-    plain = model.apply(variables, x, train=False)
-    compiled = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
-    np.testing.assert_allclose(plain, compiled, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
 
 
 def test_batch_statistics_move_in_training_and_only_there():
@@ -213,7 +172,8 @@ def test_output_units_of_lenet_1998_are_distances_to_fixed_codes():
 def test_shortcut_a_samples_every_second_pixel_and_adds_zero_maps():
     model = ResNet(3, blocks=(1, 1), width=4, zero_init_residual=True)
     x = some_images(model, 2)
-    seen = jax.jit(lambda: stages(model, model.init(jax.random.key(0), x, train=False), x)[1])()
+    quick = {"xla_backend_optimization_level": 0}
+    seen = jax.jit(lambda: stages(model, model.init(jax.random.key(0), x, train=False), x)[1], compiler_options=quick)()
     # The blocks start as the identity, so that each puts out its shortcut.
     np.testing.assert_array_equal(seen["stage1_block1"], seen["conv1"])
     np.testing.assert_array_equal(seen["stage2_block1"][..., 2:6], seen["conv1"][:, ::2, ::2])
@@ -274,15 +234,6 @@ def test_unknown_activation_is_refused():
 def test_build_sets_the_axis_name_of_models_that_have_one():
     assert build("resnet20", axis_name="data").axis_name == "data"
     assert not hasattr(build("lenet5", axis_name="data"), "axis_name")
-
-
-# torchvision's published GMAC for 224×224, rounded by it to 1e-3.
-GMAC = {"resnet18": 1.814, "resnet34": 3.664, "resnet50": 4.089, "resnet101": 7.801, "resnet152": 11.514}
-
-
-@pytest.mark.parametrize("name", GMAC)
-def test_flops_are_the_published_ones(name):
-    assert count_flops(build(name), (224, 224, 3)) / 2e9 == pytest.approx(GMAC[name], abs=6e-4)
 
 
 def test_flops_of_lenet5_by_hand():

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from model_checks import dependencies, drawn_like, shapes, volumes, without_gradient
 
 from cnn_jax.errors import UserError
 from cnn_jax.layers import AvgPool, BatchNorm, Conv
 from cnn_jax.models import inception_v3 as v3
-from cnn_jax.models import stages
 from cnn_jax.models.googlenet import (
-    AuxiliaryHead,
     Branch,
     ConvUnit,
     Filters,
@@ -41,9 +40,7 @@ PARAMETERS = {
     "inception_v3": (27_161_264, 23_834_568),
 }
 PADS = ((1, 1), (1, 1))
-QUICK = {"xla_backend_optimization_level": 0}  # of whole networks that run once: half the time to compile
 NORM = partial(BatchNorm, use_running_average=True, epsilon=1e-3)
-UNIT = partial(ConvUnit, conv=Conv, norm=NORM)
 
 # Ioffe and Szegedy 2015, figure 5, copied a second time: by it, the network is counted independently of its code.
 FIGURE_5 = """
@@ -58,34 +55,6 @@ FIGURE_5 = """
 5a 352 192 320  160 224 128
 5b 352 192 320  192 224 128
 """
-
-
-def shapes(model: nn.Module, *input_shape: int) -> Any:
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False))
-
-
-def volumes(model: nn.Module, *input_shape: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the stages, without the batch."""
-    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    _, seen = jax.eval_shape(lambda v, x: stages(model, v, x), shapes(model, *input_shape), x)
-    return {name: a.shape[1:] for name, a in seen.items()}
-
-
-def drawn(like: Any) -> Any:
-    """Random variables; scales and variances are positive, no bias or statistic has its trivial value."""
-    numbers = np.random.default_rng(0)
-
-    def draw(leaf: Any) -> jax.Array:
-        if leaf.ndim == 1:
-            return jnp.asarray(numbers.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
-        return jnp.asarray(numbers.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
-
-    return jax.tree.map(draw, like)
-
-
-def largest(gradients: Any) -> dict[str, float]:
-    flat: dict[str, Any] = traverse_util.flatten_dict(gradients, sep="/")
-    return {path: float(np.abs(g).max()) for path, g in flat.items()}
 
 
 def kernels(params: Any) -> dict[str, tuple[int, ...]]:
@@ -284,7 +253,7 @@ def test_an_inception_block_is_its_branches_side_by_side():
     )
     block = Inception(branches, partial(ConvUnit, conv=Conv))
     x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
-    params = drawn(jax.eval_shape(block.init, jax.random.key(0), x))["params"]
+    params = drawn_like(jax.eval_shape(block.init, jax.random.key(0), x))["params"]
     assert set(params) == {"branch1x1", "branch_forked_1", "branch_forked_2a", "branch_forked_2b", "branch_pool"}
 
     def unit(name: str, x: jax.Array) -> jax.Array:
@@ -301,47 +270,6 @@ def test_an_inception_block_is_its_branches_side_by_side():
     ]
     got = block.apply({"params": params}, x)
     np.testing.assert_allclose(got, jnp.concatenate(parts, axis=-1), rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
-
-
-def test_rematerialised_blocks_have_the_same_gradients():
-    branches, x = v3.BLOCKS["mixed6a"], jax.random.normal(jax.random.key(0), (2, 7, 7, 8))
-    variables = drawn(jax.eval_shape(Inception(branches, UNIT).init, jax.random.key(0), x))
-
-    def gradients(block: Any) -> Any:
-        training = partial(ConvUnit, conv=Conv, norm=partial(BatchNorm, use_running_average=False, epsilon=1e-3))
-
-        def loss(params: Any) -> Any:
-            y, _ = block(branches, training).apply({**variables, "params": params}, x, mutable=["batch_stats"])
-            return jnp.sum(jnp.sin(y))
-
-        return jax.jit(jax.grad(loss))(variables["params"])
-
-    plain, again = gradients(Inception), gradients(nn.remat(Inception))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, again)
-    assert min(largest(plain).values()) > 0
-
-
-@pytest.mark.parametrize("name", FACTORIES)
-def test_rematerialisation_is_in_the_program_and_changes_no_name(name):
-    programs = []
-    for remat in (False, True):
-        model = FACTORIES[name](remat=remat)
-        tree = shapes(model, *model.input_shape)
-        x = jnp.zeros((1, *model.input_shape))
-        programs.append(str(jax.make_jaxpr(lambda v, m=model, x=x: m.apply(v, x, train=False))(tree)))
-    assert ["remat" in program or "checkpoint" in program for program in programs] == [False, True]
-    assert tree == shapes(FACTORIES[name](), *model.input_shape)
-
-
-@pytest.mark.parametrize("name", FACTORIES)
-def test_bfloat16_is_only_inside(name):
-    model = FACTORIES[name](dtype=jnp.bfloat16)
-    variables = shapes(model, *model.input_shape)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
-    logits, seen = jax.eval_shape(lambda v, x: stages(model, v, x), variables, x)
-    assert (logits.shape, logits.dtype) == ((1, 1000), jnp.float32)
-    assert {a.dtype for a in seen.values()} == {jnp.dtype("bfloat16")}
 
 
 def train(model: nn.Module, variables: Any, x: jax.Array) -> Any:
@@ -388,48 +316,38 @@ def test_weights_of_the_losses_of_the_side_heads(name, weight):
     np.testing.assert_allclose(jax.jit(weights)(), weight, rtol=1e-6)
 
 
-def test_losses_of_the_side_heads_reach_every_parameter_of_theirs_and_what_lies_below():
-    model, x = googlenet(num_classes=3), jax.random.normal(jax.random.key(1), (4, 79, 79, 3))
-    variables = drawn(shapes(model, 79, 79, 3))
-    above = ("inception4e", "inception5a", "inception5b", "output")
-    some = {name: leaves for name, leaves in variables["params"].items() if name in ("aux1", "aux2", "conv1", *above)}
-
-    def loss(some: Any) -> Any:
-        _, updates = train(model, {"params": {**variables["params"], **some}}, x)
-        heads = updates["auxiliary"].values()
-        return -sum(head["weight"] * jnp.mean(jax.nn.log_softmax(head["logits"])[:, 0]) for head in heads)
-
-    sizes = largest(jax.jit(jax.grad(loss), compiler_options=QUICK)(some))
-    idle = {path for path, size in sizes.items() if not 0 < size < np.inf}
-    assert idle == {path for path in sizes if path.startswith(above)}
+BELOW = {"aux1": "inception4a", "aux2": "inception4d", "aux": "mixed6e"}
 
 
-@pytest.mark.parametrize(
-    ("head", "maps"),
-    [
-        (AuxiliaryHead(3, True, UNIT, nn.Dense, False), (5, 5, 16)),
-        (v3.AuxiliaryHead(3, Conv, NORM, nn.Dense), (17, 17, 16)),
-    ],
-    ids=["googlenet_torchvision", "inception_v3"],
-)
-def test_every_parameter_of_a_side_head_gets_a_gradient(head, maps):
-    x = jax.random.normal(jax.random.key(0), (4, *maps))
-    variables = drawn(jax.eval_shape(head.init, jax.random.key(0), x))
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_each_side_head_reads_its_own_parameters_and_what_lies_below(name):
+    model = FACTORIES[name](num_classes=3)
+    tree = shapes(model, *model.input_shape)
+    leaves, structure = jax.tree.flatten(tree["params"])
+    x = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
+
+    def heads(params: Any, rest: Any, x: jax.Array) -> Any:
+        _, updates = train(model, {**rest, "params": params}, x)
+        return {head: offered["logits"] for head, offered in updates["auxiliary"].items()}
+
+    rest = {kind: variables for kind, variables in tree.items() if kind != "params"}
+    for head, mask in dependencies(heads, tree["params"], rest, x).items():
+        reads = jax.tree.unflatten(structure, [mask >> i & 1 for i in range(len(leaves))])
+        idle = {layer for layer in reads if not all(jax.tree.leaves(reads[layer]))}
+        assert not any(any(jax.tree.leaves(reads[layer])) for layer in idle)
+        above = {layer for layer in reads if layer.startswith(("inception", "mixed")) and layer > BELOW[head]}
+        assert idle == above | {"output", *WITH_HEADS[name]} - {head}
+
+
+def test_every_parameter_of_the_side_head_of_inception_v3_gets_a_gradient():
+    head, x = v3.AuxiliaryHead(3, Conv, NORM, nn.Dense), jax.random.normal(jax.random.key(0), (4, 17, 17, 16))
+    variables = drawn_like(jax.eval_shape(head.init, jax.random.key(0), x))
 
     def loss(params: Any) -> Any:
-        return -jnp.mean(jax.nn.log_softmax(head.apply({**variables, "params": params}, x))[:, 0])
+        logits: Any = head.apply({**variables, "params": params}, x)
+        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
 
-    sizes = largest(jax.jit(jax.grad(loss))(variables["params"]))
-    assert [path for path, size in sizes.items() if not 0 < size < np.inf] == []
-
-
-def test_all_batch_statistics_move_in_training():
-    model, x = bn_inception(num_classes=3), jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    variables = drawn(shapes(model, 32, 32, 3))
-    logits, updates = jax.jit(lambda v: train(model, v, x), compiler_options=QUICK)(variables)
-    assert np.isfinite(logits).all()
-    moves = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), variables["batch_stats"], updates["batch_stats"])
-    assert all(jax.tree.leaves(moves)), moves
+    assert without_gradient(jax.jit(jax.grad(loss))(variables["params"])) == []
 
 
 @pytest.mark.parametrize(

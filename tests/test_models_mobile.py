@@ -5,48 +5,28 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from model_checks import (
-    assert_bfloat16_is_only_inside,
-    assert_remat_changes_nothing,
-    assert_statistics_move_in_training_only,
-    drawn,
-    drop_paths,
-    evaluated,
-    initialised,
-    shapes,
-    some_images,
-    trained,
-    volumes,
-    without_gradient,
-)
+from model_checks import drawn, drop_paths, evaluated, initialised, shapes, some_images, trained, volumes
 
 from cnn_jax.models.efficientnet import efficientnet_b0
 from cnn_jax.models.mobilenet import InvertedResidualNet, Stage, mobilenet_v2, scaled_width
-from cnn_jax.models.summary import count_flops, count_parameters
+from cnn_jax.models.summary import count_parameters
 
-# Parameters for 1000 classes, and GMAC for 224×224 images, as torchvision gives them.
-PUBLISHED = {
-    "mobilenet_v2": (mobilenet_v2, 3_504_872, 0.301),
-    "mobilenet_v2, width 0.5": (partial(mobilenet_v2, width=0.5), 1_968_680, None),
-    "mobilenet_v2, width 1.4": (partial(mobilenet_v2, width=1.4), 6_108_776, None),
-    "efficientnet_b0": (efficientnet_b0, 5_288_548, 0.386),
-    "efficientnet_b1": (partial(efficientnet_b0, depth=1.1), 7_794_184, None),
-    "efficientnet_b7": (partial(efficientnet_b0, width=2.0, depth=3.1), 66_347_960, None),
+# Parameters for 1000 classes, as torchvision and timm give them.
+SCALED = {
+    "mobilenet_v2, width 0.5": (partial(mobilenet_v2, width=0.5), 1_968_680),
+    "mobilenet_v2, width 1.4": (partial(mobilenet_v2, width=1.4), 6_108_776),
+    "efficientnet_b1": (partial(efficientnet_b0, depth=1.1), 7_794_184),
+    "efficientnet_b7": (partial(efficientnet_b0, width=2.0, depth=3.1), 66_347_960),
 }
 # Every kind of block: without expansion, with stride, with shortcut.
 TINY_STAGES = (Stage(1, 8, 3, 1, 1), Stage(2, 16, 5, 2, 2))
-TINY = {
-    "mobilenet": InvertedResidualNet(3, TINY_STAGES, stem_features=8, head_features=16),
-    "efficientnet": efficientnet_b0(3, stages=TINY_STAGES, stem_features=8, head_features=16, drop_path=0.6),
-}
+TINY = efficientnet_b0(3, stages=TINY_STAGES, stem_features=8, head_features=16, drop_path=0.6)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_and_flops_are_the_published_ones(name):
-    make, parameters, gmac = PUBLISHED[name]
+@pytest.mark.parametrize("name", SCALED)
+def test_parameters_of_the_scaled_networks_are_the_published_ones(name):
+    make, parameters = SCALED[name]
     assert count_parameters(shapes(make(), 224, 224, 3)["params"]) == parameters
-    if gmac:
-        assert count_flops(make(), (224, 224, 3)) / 2e9 == pytest.approx(gmac, abs=6e-4)
 
 
 def test_maps_of_mobilenet_are_those_of_table_2():
@@ -97,34 +77,14 @@ def test_drop_path_grows_linearly():
 
 
 def test_a_dropped_block_is_its_shortcut():
-    model = TINY["efficientnet"].clone(drop_path=1.5, dropout=0.0)  # of three blocks: 0, 0.5, 1
-    x, variables = some_images(), drawn(TINY["efficientnet"], 16, 16, 3)
+    model = TINY.clone(drop_path=1.5, dropout=0.0)  # of three blocks: 0, 0.5, 1
+    x, variables = some_images(), drawn(TINY, 16, 16, 3)
     kernel = variables["params"]["stage2_block2"]["project_conv"]["kernel"]
     changed = jax.tree.map(lambda a: a, variables)
     changed["params"]["stage2_block2"]["project_conv"]["kernel"] = 2 * kernel
     (_, (dropped, _)), (_, (still, _)) = trained(model, variables, x), trained(model, changed, x)
     np.testing.assert_array_equal(dropped, still)
     assert not np.allclose(evaluated(model, variables, x), evaluated(model, changed, x))
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_every_parameter_gets_a_gradient(name):
-    gradients, _ = trained(TINY[name], drawn(TINY[name], 16, 16, 3), some_images())
-    assert without_gradient(gradients) == []
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_batch_statistics_move_in_training_only(name):
-    assert_statistics_move_in_training_only(TINY[name], some_images())
-
-
-def test_rematerialisation_changes_nothing_but_the_program():
-    assert_remat_changes_nothing(TINY["efficientnet"], some_images())
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_bfloat16_is_only_inside(name):
-    assert_bfloat16_is_only_inside(TINY[name], some_images())
 
 
 def test_weights_start_as_torchvisions():

@@ -157,6 +157,11 @@ def test_locally_connected_layers_are_counted_a_weight_a_position():
     assert row.flops == conv_flops((16, 16), (3, 3), 2, 3)
 
 
+def test_filters_that_are_no_parameters_are_counted():
+    row = next(row for row in layer_table(build("speednet94"), (32, 32, 3)) if row.name == "whiten")
+    assert (row.parameters, row.flops) == (24, conv_flops((31, 31), (2, 2), 3, 24))
+
+
 def test_grouped_and_overhanging_layers_are_counted():
     def body(x):
         return Conv(4, (3, 3), feature_group_count=2, name="grouped")(MaxPool(ceil_mode=True, name="pool")(x))

@@ -283,7 +283,9 @@ def test_damaged_archives(tmp_path):
 def test_truncated_files(tmp_path, old, kept):
     path = saved(tmp_path / "w.pth", STATE, old)
     path.write_bytes(path.read_bytes()[:kept])
-    assert "expected a whole file of torch.save" in message(path)
+    said = message(path)
+    assert "expected a whole file of torch.save" in said
+    assert old or kept in (0, 1) or "(cut short)" in said
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

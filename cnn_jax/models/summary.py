@@ -21,8 +21,9 @@ class LayerRow:
         kind: name of its class.
         output_shape: of one example.
         parameters: number of its trainable numbers.
-        flops: of its kernel in one forward pass of one image, two a multiply-add; biases, norms, activations and
-            poolings, a few per cent together, are not counted. Those of auxiliary heads count only in training.
+        flops: of its kernel, trained or not, in one forward pass of one image, two a multiply-add; biases, norms,
+            activations and poolings, a few per cent together, are not counted. Those of auxiliary heads count only in
+            training.
         receptive_field: side in pixels of the square of the image that one output sees; None where it sees the whole
             image. Gates that see all of it, such as those of squeeze and excitation, are not counted.
     """
@@ -57,13 +58,15 @@ def layer_table(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> list
         own = {k: v for k, v in parameters.items() if isinstance(v, jax.Array)}
         if name in inner or (inner and not own):
             return y  # the call of a base class is listed already, or the layers that this one is made of
+        # A kernel that is no parameter is a statistic of the data: the whitening of `speednet`.
+        kernel = {**module.variables.get("batch_stats", {}), **own}.get("kernel")
         rows.append(
             LayerRow(
                 name=name,
                 kind=type(module).__name__,
                 output_shape=y.shape[1:],
                 parameters=count_parameters(own),
-                flops=_flops(module, own, y.shape),
+                flops=0 if kernel is None else _flops(module, kernel, y.shape),
                 receptive_field=None,
             )
         )
@@ -77,12 +80,10 @@ def layer_table(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> list
     return [replace(row, receptive_field=fields.get(row.name)) for row in rows]
 
 
-def _flops(layer: nn.Module, parameters: dict[str, jax.Array], output_shape: tuple[int, ...]) -> int:
-    if "kernel" not in parameters:
-        return 0
+def _flops(layer: nn.Module, kernel: jax.Array, output_shape: tuple[int, ...]) -> int:
     # Each weight of a shared kernel is used once at every position; those of a locally connected layer once in all.
     positions = 1 if isinstance(layer, nn.ConvLocal) else math.prod(output_shape[1:-1])
-    return 2 * parameters["kernel"].size * positions
+    return 2 * kernel.size * positions
 
 
 def count_parameters(params: Any) -> int:

@@ -1,10 +1,12 @@
 """VGG: Simonyan and Zisserman 2014, "Very deep convolutional networks for large-scale image recognition", table 1.
 
-    name                configuration   parameters   top-1 / top-5 error in % (table 3, one scale, validation set)
+    name                configuration   parameters   top-1 / top-5 error in %
     vgg11, vgg11_bn     A               132,863,336   29.6 / 10.4
     vgg13, vgg13_bn     B               133,047,848   28.7 / 9.9
-    vgg16, vgg16_bn     D               138,357,544   25.6 / 8.1
-    vgg19, vgg19_bn     E               143,667,240   25.5 / 8.0
+    vgg16, vgg16_bn     D               138,357,544   27.0 / 8.8; trained at varying scale 25.6 / 8.1
+    vgg19, vgg19_bn     E               143,667,240   27.3 / 9.0; trained at varying scale 25.5 / 8.0
+
+Errors (table 3): validation set of ILSVRC-2012, tested at one scale; the networks without batch normalisation.
 
 Five stages of 3×3 convolutions of 64, 128, 256, 512 and 512 filters, each stage followed by 2×2 max pooling, and three
 dense layers. Layers are named as in the weights that the authors released: conv1_1 … conv5_3, fc6, fc7.

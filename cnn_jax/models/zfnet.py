@@ -2,8 +2,8 @@
 
 AlexNet with 7×7 filters of stride 2 in its first layer instead of 11×11 and 4, chosen by looking at AlexNet's filters:
 fewer of them are dead, and the second layer shows no aliasing (§4.1). 62,357,608 parameters. Top-1 and top-5 error of
-one network on the validation set of ILSVRC-2012 (table 3): 38.4 % and 16.5 %, their copy of AlexNet 40.5 % and 18.1 %;
-with `features=96/256/512/1024/512` 37.5 % and 16.0 %.
+one network on the validation set of ILSVRC-2012 (table 3; table 2 has 0.1 less): 38.4 % and 16.5 %, their copy of
+AlexNet 40.5 % and 18.1 %; with `features=96/256/512/1024/512` 37.5 % and 16.0 %.
 
 Volumes: 224×224×3 → conv1 110×110×96 → pool1 55×55 → conv2 26×26×256 → pool2 13×13 → conv3, conv4 13×13×384 → conv5
 13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. After a pooling comes the response normalization, the reverse of

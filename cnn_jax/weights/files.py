@@ -162,7 +162,7 @@ class _Reader(pickle.Unpickler):
 def _read_pickled(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
-            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
+            read = _read_zip if file.read(4) == b"PK\x03\x04" else _read_legacy
             file.seek(0)
             return _arrays(read(file))
     except OSError as error:
@@ -188,6 +188,8 @@ def _arrays(value: Any) -> Any:
 
 def _read_zip(file: BinaryIO) -> Any:
     """NAME/data.pkl, and NAME/data/KEY for each storage."""
+    if not zipfile.is_zipfile(file):  # the list of the members, at its end, is missing
+        raise _Damaged("cut short")
     with zipfile.ZipFile(file) as archive:
         members = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
         if "data.pkl" not in members:

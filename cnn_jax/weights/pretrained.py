@@ -101,7 +101,7 @@ def load_pretrained(
     if classifier == "keep" and classes not in (None, num_classes):
         raise UserError(
             f"given weights {opened.where} for {classes} classes; expected {num_classes}; "
-            f"take num_classes={classes}, or classifier='replace' for a new classifier"
+            f"take num_classes={classes}, or a new classifier by classifier='replace' (--init-head replace)"
         )
     if num_classes != network.num_classes:
         network = make(num_classes)

@@ -1,0 +1,150 @@
+"""A small network of every architecture of the list, and of every kind of block, keeps the contract in numbers."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_checks import by_path, drawn, evaluated, shapes, trained, without_gradient
+
+from cnn_jax.models import MODELS, build, googlenet, inception_bn, inception_v3
+from cnn_jax.models.alexnet import AlexNet, alexnet_no_conv3_conv4_fc6_fc7, alexnet_one_tower
+from cnn_jax.models.all_cnn import AllCnn
+from cnn_jax.models.convnext import ConvNeXt
+from cnn_jax.models.densenet import DenseNet
+from cnn_jax.models.efficientnet import efficientnet_b0
+from cnn_jax.models.googlenet import Branch, Filters
+from cnn_jax.models.mobilenet import InvertedResidualNet, Stage
+from cnn_jax.models.pattern import from_pattern
+from cnn_jax.models.preact_resnet import PreActResNet
+from cnn_jax.models.resnet import ResNet
+from cnn_jax.models.speednet import SpeedNet
+from cnn_jax.models.vgg import VGG
+from cnn_jax.models.zfnet import ZFNet
+
+
+class Miniature(NamedTuple):
+    model: nn.Module
+    image: tuple[int, int, int] = (16, 16, 3)
+    batch: int = 4
+
+
+_THIN: Any = {"num_classes": 3, "features": (4, 8, 12, 8, 4), "dense": (16, 10)}
+_STAGES = (Stage(1, 8, 3, 1, 1), Stage(2, 16, 5, 2, 2))  # without expansion, with stride, with shortcut
+_MOBILE: Any = {"num_classes": 3, "stages": _STAGES, "stem_features": 8, "head_features": 16}
+MINIATURES = {
+    # These are small as they are.
+    **{name: Miniature(build(name, 3), (28, 28, 1)) for name in ("softmax_regression", "mlp", "lenet5", "lenet5_1998")},
+    **{name: Miniature(build(name, 3), (28, 28, 1)) for name in ("kaggle_lenet", "keras_cifar_cnn", "xo_cnn")},
+    "pattern": Miniature(from_pattern("conv3-4 bn pool bn conv3-4 pool fc8 bn fc8 drop0.5 fc3"), (8, 8, 1), 16),
+    "alexnet": Miniature(AlexNet(**_THIN), (75, 75, 3)),
+    "alexnet, one tower, averaged to 2x2": Miniature(alexnet_one_tower(**_THIN, head_map=2), (75, 75, 3)),
+    "alexnet, no layers 3, 4, 6, 7": Miniature(alexnet_no_conv3_conv4_fc6_fc7(**_THIN), (75, 75, 3)),
+    "zfnet": Miniature(ZFNet(**_THIN), (75, 75, 3)),
+    "vgg": Miniature(VGG(3, (1, 2), (4, 6), dense=(8, 10)), (8, 8, 3)),
+    "vgg_bn": Miniature(VGG(3, (1, 2), (4, 6), dense=(8, 10), batch_norm=True, head_map=3), (8, 8, 3)),
+    "all_cnn": Miniature(AllCnn(3, sizes=(3, 1), features=(6, 8)), (12, 12, 3), 8),
+    "resnet20": Miniature(ResNet(3, (1, 1), 4)),
+    "resnet50": Miniature(ResNet(3, (1, 1), 4, shortcut="B", bottleneck=True, imagenet_stem=True)),
+    "resnext50": Miniature(ResNet(3, (1, 1), 4, shortcut="B", bottleneck=True, groups=2, base_width=32)),
+    "preact_resnet110": Miniature(PreActResNet(3, (2, 1), 4, shortcut="A")),
+    "preact_resnet50": Miniature(PreActResNet(3, (1, 1), 4, bottleneck=True, imagenet_stem=True)),
+    "wrn": Miniature(PreActResNet(3, (1, 1), 4, widen=2, dropout=0.2)),
+    "googlenet": Miniature(googlenet.googlenet(3), (79, 79, 3)),
+    "googlenet_torchvision": Miniature(googlenet.googlenet_torchvision(3), (33, 33, 3)),
+    "bn_inception": Miniature(inception_bn.bn_inception(3), (33, 33, 3)),
+    "inception_v3": Miniature(inception_v3.inception_v3(3, aux_heads=False), (75, 75, 3)),
+    "densenet_bc": Miniature(DenseNet(3, (1, 1), growth=2, imagenet_stem=False)),
+    "densenet121": Miniature(DenseNet(3, (1, 2), growth=4)),
+    "mobilenet_v2": Miniature(InvertedResidualNet(**_MOBILE)),
+    "efficientnet": Miniature(efficientnet_b0(**_MOBILE, drop_path=0.6)),
+    "convnext": Miniature(ConvNeXt(3, (1, 2), (4, 8), drop_path=0.6), batch=8),
+    "speednet": Miniature(SpeedNet(3, (6, 8), depth=3, residual=True)),
+}
+NORMALIZED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "axis_name")]
+REMATERIALISED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "remat")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def thin_inceptions() -> Iterator[None]:
+    """The tables of the inception networks, which no argument changes: a row of each kind, with few filters."""
+    with pytest.MonkeyPatch.context() as patch:
+        row, last = (4, 3, 5, 2, 3, 4), (6, 3, 5, 2, 3, 4)
+        patch.setattr(googlenet, "TABLE", {4: {"a": row, "d": row}, 5: {"a": last}})
+        halving = (0, 3, 4, 2, 3, 0)
+        patch.setattr(inception_bn, "TABLE", {"3a": row, "3c": halving, "5b": last})
+        blocks = {name: inception_v3.BLOCKS[f"mixed{name}"] for name in ("5b", "6a", "6e", "7a", "7b")}
+        patch.setattr(inception_v3, "BLOCKS", {f"mixed{name}": thin(block) for name, block in blocks.items()})
+        yield
+
+
+def thin(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
+    def few(chain: tuple[Filters, ...]) -> tuple[Filters, ...]:
+        return tuple(filters._replace(count=2 + filters.count // 64) for filters in chain)
+
+    return tuple(branch._replace(chain=few(branch.chain), fork=few(branch.fork)) for branch in branches)
+
+
+@cache
+def case(name: str) -> tuple[nn.Module, Any, jax.Array]:
+    """The model, random variables, and images."""
+    model, image, batch = MINIATURES[name]
+    return model, drawn(model, *image), jax.random.normal(jax.random.key(1), (batch, *image))
+
+
+def test_every_architecture_of_the_list_is_here():
+    assert {type(build(name)) for name in MODELS} == {type(model) for model, _, _ in MINIATURES.values()}
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_every_parameter_gets_a_gradient(name):
+    model, variables, x = case(name)
+    gradients, (logits, _) = trained(model, variables, x)
+    assert logits.shape == (len(x), 3) and np.isfinite(logits).all()
+    idle = set(without_gradient(gradients))
+    # A bias before a batch normalisation changes nothing; rounding may make its gradient other than 0.
+    assert idle <= ({f"conv{i}/bias" for i in ("1_1", "2_1", "2_2")} if name == "vgg_bn" else set())
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_batch_statistics_move_in_training_only(name):
+    model, variables, x = case(name)
+    before = variables.get("batch_stats", {})
+    _, (_, updates) = trained(model, variables, x)
+    moves = jax.tree.map(lambda a, b: bool(jnp.all(a != b)), before, updates["batch_stats"])
+    still = {path for path, yes in by_path(moves).items() if not yes}
+    assert still == ({"whiten/kernel"} if name == "speednet" else set())
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_bfloat16_is_only_inside(name):
+    model, variables, x = case(name)
+    half = model.clone(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half, *x.shape[1:]))} == {jnp.dtype("float32")}
+    got, expected = (np.asarray(evaluated(m, variables, x)) for m in (half, model))
+    assert got.dtype == expected.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
+    assert not np.array_equal(got, expected), "computed in float32 after all"
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_jit_changes_nothing(name):
+    model, variables, x = case(name)
+    plain, compiled = np.asarray(model.apply(variables, x, train=False)), evaluated(model, variables, x)
+    np.testing.assert_allclose(plain, compiled, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("name", REMATERIALISED)
+def test_rematerialisation_changes_nothing_but_the_program(name):
+    """Same variables, same logits, statistics and gradients, the same examples and units dropped."""
+    model, variables, x = case(name)
+    again = model.clone(remat=True)
+    assert jax.tree.structure(shapes(again, *x.shape[1:])) == jax.tree.structure(variables)
+    programs = (str(jax.make_jaxpr(lambda v, m=m: m.apply(v, x, train=False))(variables)) for m in (model, again))
+    assert ["checkpoint" in program or "remat" in program for program in programs] == [False, True]
+    plain, recomputed = trained(model, variables, x), trained(again, variables, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, recomputed)
