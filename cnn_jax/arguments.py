@@ -4,10 +4,27 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from cnn_jax.errors import UserError, nearest, unknown
+
+
+@contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Puts the flag before the message of a UserError raised within, by code that knows of no command line.
+
+    >>> with naming("--model-args"):
+    ...     raise UserError("given depth=x")
+    Traceback (most recent call last):
+        ...
+    cnn_jax.errors.UserError: --model-args: given depth=x
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from error
 
 
 def parse_spec(
@@ -64,7 +81,7 @@ def parse_arguments(
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
-            raise UserError(f"given {text!r} for {owner}; expected key=value ({_listing(accepted)})")
+            raise UserError(f"given {text!r} for {owner}; expected key=value ({_listing(accepted)}); correct it")
         if key not in accepted:
             close = " or ".join(nearest(key, accepted))
             hint = f"perhaps you meant {close} " if close else "choose another "
@@ -121,7 +138,9 @@ def _convert(owner: str, parameter: inspect.Parameter, text: str) -> Any:
         values = tuple(_scalar(part.strip(), kind) for part, kind in zip(parts, kinds, strict=True))
     except ValueError:
         names = "/".join(_kind_name(kind) for kind in kinds)
-        raise UserError(f"given {parameter.name}={text} for {owner}; expected {parameter.name}={names}") from None
+        raise UserError(
+            f"given {parameter.name}={text} for {owner}; expected {parameter.name}={names}; correct it"
+        ) from None
     return values if origin is tuple or isinstance(default, tuple) else values[0]
 
 

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import io
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -246,6 +247,8 @@ def guard(main: Callable[[], None]) -> None:
 
 def _quit(number: int, frame: object) -> NoReturn:
     os.write(2, b"interrupted\n")
+    for worker in multiprocessing.active_children():  # that read data: they would wait for us for ever
+        worker.kill()
     os._exit(130)
 
 

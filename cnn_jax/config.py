@@ -6,6 +6,7 @@ the help text, its value goes into `config.json`. This module imports no JAX, so
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class OptimConfig:
     schedule_args: tuple[str, ...] = ()
     """Arguments of the schedule, each key=value, such as peak=0.3."""
     warmup_epochs: float = 0.0
-    """Linear warm-up from 0 before the schedule."""
+    """Linear warm-up before the schedule."""
     weight_decay: float = 0.0
     """L2 coefficient (decoupled for optimizers that have their own); not on biases and norms."""
     decay_all: bool = False
@@ -183,6 +184,9 @@ class Config:
     def difference(self, other: "Config") -> list[str]:
         """Lines `name: ours, theirs` for the fields that change the result and differ."""
         ours, theirs = self.flat(), other.flat()
+        source = ours["init_from"]  # a path, perhaps of a file that is gone, or the name of something on the hub
+        if source is not None and os.path.abspath(source) == theirs["init_from"]:
+            theirs["init_from"] = source
         return [
             f"{n}: {ours[n]!r} here, {theirs[n]!r} there" for n in ours if n not in TRANSIENT and ours[n] != theirs[n]
         ]
@@ -201,17 +205,23 @@ class Config:
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"given config {path}: {error.strerror}; expected a config.json of a run") from error
+            raise UserError(
+                f"given config {path}: {error.strerror}; expected a config.json of a run; give another path"
+            ) from error
         except ValueError as error:
             raise UserError(
-                f"given config {path}: not valid JSON ({error}); expected a config.json of a run"
+                f"given config {path}: not valid JSON ({error}); expected a config.json of a run; repair it"
             ) from error
         if not isinstance(record, dict):
-            raise UserError(f"given config {path}: expected a JSON object with the groups {', '.join(GROUPS)}")
+            raise UserError(
+                f"given config {path}: expected a JSON object with the groups {', '.join(GROUPS)}; repair it"
+            )
         parts = {group: _group(group, record.pop(group, {}), path) for group in GROUPS}
         experiment = _checked("experiment", record.pop("experiment", cls.experiment), str, path)
         if record:
-            raise UserError(f"given config {path}: unknown groups {sorted(record)}; expected {', '.join(GROUPS)}")
+            raise UserError(
+                f"given config {path}: unknown groups {sorted(record)}; expected {', '.join(GROUPS)}; correct it"
+            )
         return cls(experiment=experiment, **parts)
 
 
@@ -222,7 +232,7 @@ def _group(group: str, record: Any, path: str | Path) -> Any:
     kind = GROUPS[group]
     types_of = typing.get_type_hints(kind)
     if not isinstance(record, dict):
-        raise UserError(f"given config {path}: group {group} is no JSON object; expected its fields by name")
+        raise UserError(f"given config {path}: group {group} is no JSON object; expected its fields by name; repair it")
     values = {}
     for name, value in record.items():
         if name not in types_of:

@@ -87,19 +87,17 @@ def evaluate(
     """
     import jax
 
-    from cnn_jax.committee import Views
     from cnn_jax.run_folder import load, read_classes, read_config
 
     model, variables, preprocess = load(run)
-    if views:
-        model = Views(model, tuple(views))
     config, classes = read_config(run), read_classes(run)
     data = _data_config(config.data, dataset, data_dir, image_size)
     source = _open(data, split)
     _check_shape(source, preprocess.image_shape, run)
     class_of_label = match_classes(source, classes)
     variables = jax.device_put(variables)
-    logits_NxK, labels_N = _predict(model, variables, preprocess, source, batch_size or data.eval_batch_size)
+    network = _with_views(model, views)
+    logits_NxK, labels_N = _predict(network, variables, preprocess, source, batch_size or data.eval_batch_size)
     scores = score(logits_NxK, class_of_label[labels_N], config.optim.loss)
     return {"run": str(run), "dataset": data.dataset, "split": source.split} | scores
 
@@ -114,7 +112,7 @@ def member_predictions(
     """
     import numpy as np
 
-    from cnn_jax.committee import Committee, Views, member
+    from cnn_jax.committee import Committee, member
     from cnn_jax.run_folder import load, read_classes, read_config
 
     model, variables, preprocess = load(run)
@@ -122,11 +120,17 @@ def member_predictions(
     members = [variables]
     if isinstance(model, Committee):
         model, members = model.model, [member(variables, i) for i in range(config.train.members)]
-    if views:
-        model = Views(model, tuple(views))
-    source, batch_size = _open(config.data, split), config.data.eval_batch_size
-    each = [_predict(model, own, preprocess, source, batch_size) for own in members]
+    source, batch_size, network = _open(config.data, split), config.data.eval_batch_size, _with_views(model, views)
+    each = [_predict(network, own, preprocess, source, batch_size) for own in members]
     return np.stack([logits for logits, _ in each]), match_classes(source, classes)[each[0][1]], classes
+
+
+def _with_views(model: Any, views: Sequence[str]) -> Any:
+    from cnn_jax.arguments import naming
+    from cnn_jax.committee import Views
+
+    with naming("--views"):
+        return Views(model, tuple(views)) if views else model
 
 
 def score(logits_NxK: "np.ndarray", labels_N: "np.ndarray", loss: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from cnn_jax.arguments import parse_arguments
+from cnn_jax.arguments import naming, parse_arguments
 from cnn_jax.errors import UserError, unknown
-from cnn_jax.parameter_groups import Rule, multiply, parse_rule
+from cnn_jax.parameter_groups import Rule, frozen_rules, multiply, parse_rule
 from cnn_jax.schedules import Schedule, make_schedule
 
 Tree = Any
@@ -32,12 +32,14 @@ class Optimizer:
         tx: the whole transformation; its state is arrays and nothing else, none shared with the parameters.
         schedule: step → learning rate, for the record.
         learning_rate: the peak rate.
+        frozen: rules of the parameters that do not move; BatchNorm layers among them hold their statistics.
         description: one line for people.
     """
 
     tx: optax.GradientTransformation
     schedule: Schedule
     learning_rate: float
+    frozen: tuple[Rule, ...]
     description: str
 
 
@@ -180,24 +182,13 @@ def make_optimizer(
     peak = method.learning_rate if learning_rate is None else learning_rate
     if peak is None:
         raise UserError(f"given --optimizer {name} alone, which has no usual rate; give --learning-rate")
-    rate = make_schedule(schedule, schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+    with naming("--schedule-args"):
+        rate = make_schedule(schedule, schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
     own = _own_decay(name, method, weight_decay, decay_all)
     fixed = schedule == "constant" and not warmup_steps
     optimizer = _build(name, method, args, own, peak if fixed else rate)
-
-    frozen = [Rule(freeze, 0.0)] if freeze is not None else []
-    held = frozen + [Rule(regex, 0.0, until) for regex, until in freeze_until]
-    groups = [parse_rule(text) for text in rate_groups]
-    l2 = weight_decay > 0 and not own
-    chain = optax.chain(
-        multiply(held),
-        optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-        optax.add_decayed_weights(weight_decay, mask=_decay_mask(decay_all)) if l2 else optax.identity(),
-        multiply(held),  # the decay of what does not move must not fill the optimizer's moments, either
-        optimizer,
-        multiply(held),
-        multiply(groups),
-    )
+    frozen, groups = frozen_rules(freeze, freeze_until), [parse_rule(text) for text in rate_groups]
+    l2 = weight_decay if weight_decay and not own else None
     told = [
         f"{name} ({method.reference})",
         *args,
@@ -206,26 +197,49 @@ def make_optimizer(
         f"{warmup_steps} warm-up steps" if warmup_steps else "",
         f"weight decay {weight_decay:g} ({'L2' if l2 else 'its own'})" if weight_decay else "",
         f"clipped to {clip_norm:g}" if clip_norm is not None else "",
-        f"frozen {freeze}" if frozen else "",
+        f"frozen {freeze}" if freeze is not None else "",
         *(f"frozen before step {until}: {regex}" for regex, until in freeze_until),
         f"rates {' '.join(rate_groups)}" if groups else "",
     ]
-    return Optimizer(_contain(chain), rate, peak, ", ".join(filter(None, told)))
+    tx = _contain(_chain(optimizer, frozen, groups, clip_norm, l2, _decay_mask(decay_all)))
+    return Optimizer(tx, rate, peak, frozen, ", ".join(filter(None, told)))
+
+
+def _chain(
+    optimizer: optax.GradientTransformation,
+    frozen: Sequence[Rule],
+    groups: Sequence[Rule],
+    clip_norm: float | None,
+    l2: float | None,
+    mask: Callable[[Tree], Tree],
+) -> optax.GradientTransformation:
+    """What happens to a gradient, in order."""
+    return optax.chain(
+        multiply(frozen),
+        optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
+        optax.add_decayed_weights(l2, mask=mask) if l2 is not None else optax.identity(),
+        multiply(frozen),  # the decay of what does not move must not fill the optimizer's moments, either
+        optimizer,
+        multiply(frozen),
+        multiply(groups),
+    )
 
 
 def _build(
     name: str, method: Method, args: Sequence[str], own: dict[str, Any], rate: float | Schedule
 ) -> optax.GradientTransformation:
     """Calls the factory: the method's values, over them the user's, over them ours."""
-    given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
     takes_schedule = "Callable" in str(inspect.signature(method.factory).parameters["learning_rate"].annotation)
     if callable(rate) and not takes_schedule:
         raise UserError(f"given a schedule or a warm-up for {name}, which takes a constant rate; leave them out")
-    try:
-        return method.factory(learning_rate=rate, **{**method.values, **given, **own})
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"given {' '.join(args)} for optimizer {name}; Optax refuses it: {reason}") from error
+    with naming("--optimizer-args"):
+        given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
+        try:
+            return method.factory(learning_rate=rate, **{**method.values, **given, **own})
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            told = " ".join(args)
+            raise UserError(f"given {told} for optimizer {name}; Optax refuses it ({reason}); correct it") from error
 
 
 def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) -> dict[str, Any]:

@@ -23,23 +23,37 @@ class Rule:
         regex: searched for anywhere in the path.
         multiplier: at least 0.
         until: the rule holds in the first `until` steps only; None: always.
+        flag: what messages call the origin of the expression.
 
     Raises:
         UserError: `regex` is no regular expression.
     """
 
-    def __init__(self, regex: str, multiplier: float, until: int | None = None):
+    def __init__(self, regex: str, multiplier: float, until: int | None = None, *, flag: str = "rule"):
+        self.multiplier, self.until, self.flag = multiplier, until, flag
         try:
             self.pattern = re.compile(regex)
         except re.error as error:
-            raise UserError(f"given {regex!r}; expected a regular expression for parameter paths ({error})") from None
-        self.multiplier, self.until = multiplier, until
+            raise UserError(
+                f"given {flag} {regex!r}; expected a regular expression for parameter paths ({error}); correct it"
+            ) from None
 
 
-def parse_pair(text: str, what: str, example: str) -> tuple[str, float]:
+def frozen_rules(freeze: str | None, freeze_until: Sequence[tuple[str, int]]) -> tuple[Rule, ...]:
+    """What does not move: ever, and before a step. See `cnn_jax.optimizers.make_optimizer`."""
+    always = () if freeze is None else (Rule(freeze, 0.0, flag="--freeze"),)
+    return always + tuple(Rule(regex, 0.0, until, flag="--freeze-until") for regex, until in freeze_until)
+
+
+def first_rule(rules: Sequence[Rule], path: str) -> Rule | None:
+    """The rule that counts for a path."""
+    return next((rule for rule in rules if rule.pattern.search(path)), None)
+
+
+def parse_pair(text: str, flag: str, expected: str) -> tuple[str, float]:
     """Reads regex=number.
 
-    >>> parse_pair("^backbone/=0.1", "rate group", "backbone=0.1")
+    >>> parse_pair("^backbone/=0.1", "--rate-groups", "regex=multiplier")
     ('^backbone/', 0.1)
 
     Raises:
@@ -51,7 +65,7 @@ def parse_pair(text: str, what: str, example: str) -> tuple[str, float]:
     except ValueError:
         value = math.nan
     if not equals or not 0 <= value < math.inf:
-        raise UserError(f"given {what} {text!r}; expected {example}")
+        raise UserError(f"given {flag} {text!r}; expected {expected}; correct it")
     return regex, value
 
 
@@ -64,7 +78,8 @@ def parse_rule(text: str) -> Rule:
     Raises:
         UserError: it is something else, or the multiplier is negative.
     """
-    return Rule(*parse_pair(text, "rate group", "regex=multiplier, such as backbone=0.1"))
+    flag = "--rate-groups"
+    return Rule(*parse_pair(text, flag, "regex=multiplier, such as backbone=0.1"), flag=flag)
 
 
 class Steps(NamedTuple):
@@ -84,7 +99,7 @@ def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
         return update if value == 1.0 else jnp.zeros_like(update) if value == 0.0 else value * update
 
     def factor(path: Any, update: jax.Array, state: Any) -> jax.Array:
-        rule = next((rule for rule in rules if rule.pattern.search(_name(path))), None)
+        rule = first_rule(rules, _name(path))
         if rule is None:
             return update
         held = scaled(update, rule.multiplier)
@@ -92,10 +107,13 @@ def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
 
     def init(params: Tree) -> Any:
         paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        for pattern in (rule.pattern for rule in rules):
-            if not any(map(pattern.search, paths)):
+        for rule in rules:
+            if not any(map(rule.pattern.search, paths)):
                 some = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
-                raise UserError(f"given {pattern.pattern!r}; expected a regular expression found in a path of: {some}")
+                raise UserError(
+                    f"given {rule.flag} {rule.pattern.pattern!r}; expected a regular expression found in a path of: "
+                    f"{some}; correct it"
+                )
         return Steps(jnp.zeros((), jnp.int32)) if timed else optax.EmptyState()
 
     def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
@@ -105,28 +123,40 @@ def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def hold_statistics(frozen: str | None) -> AbstractContextManager[Any]:
-    """Within it, a BatchNorm layer whose parameters are frozen normalizes by its running statistics, as in evaluation.
+def hold_statistics(rules: Sequence[Rule], step: jax.Array) -> AbstractContextManager[Any]:
+    """Within it, a BatchNorm layer whose parameters are held normalizes by its running statistics, as in evaluation.
 
     Otherwise the features of a frozen network would drift, and change with every batch.
 
     Args:
-        frozen: regular expression for parameter paths, as for `Rule`; None: nothing is frozen.
+        rules: of parameters that do not move. A layer is held while all its parameters are.
+        step: int32 scalar, number of updates done.
     """
-    if frozen is None:
+    if not rules:
         return nullcontext()
-    pattern = re.compile(frozen)
 
     def call(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
         if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
             return next_function(*args, **kwargs)
-        own = layer.variables.get("params", {})
-        if not own or not all(pattern.search("/".join([*layer.path, name])) for name in own):
+        until = _held_until(rules, ["/".join([*layer.path, name]) for name in layer.variables.get("params", {})])
+        if not until:
             return next_function(*args, **kwargs)
-        return _normalize(layer, args[0])
+        still, before = _normalize(layer, args[0]), dict(layer.variables["batch_stats"])
+        if until == math.inf:
+            return still
+        moving, held = next_function(*args, **kwargs), step < until
+        for name, value in before.items():
+            layer.put_variable("batch_stats", name, jnp.where(held, value, layer.get_variable("batch_stats", name)))
+        return jnp.where(held, still.astype(moving.dtype), moving)
 
     return nn.intercept_methods(call)
+
+
+def _held_until(rules: Sequence[Rule], paths: Sequence[str]) -> float:
+    """The step at which the first of these parameters moves: 0 if one is free, infinity if all are frozen for good."""
+    found = [first_rule(rules, path) for path in paths]
+    return min((0 if rule is None else math.inf if rule.until is None else rule.until for rule in found), default=0)
 
 
 def _normalize(layer: nn.BatchNorm, x: jax.Array) -> jax.Array:

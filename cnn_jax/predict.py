@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.errors import UserError
-from cnn_jax.run_folder import write_text
+from cnn_jax.run_folder import write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,26 +202,28 @@ def positive(text: str) -> int:
     return value
 
 
-def write_output(flag: str, name: str, text: str) -> None:
+def write_output(flag: str, name: str, found: str | bytes) -> None:
     """Writes what a command has found to the file `name`, whole or not at all; "-" is stdout.
 
     Args:
         flag: the option that the name was given for, for the error.
         name: a file, which is replaced, or a device or pipe, which is written to.
-        text: all of it.
+        found: all of it; text is written as UTF-8.
 
     Raises:
         UserError: naming the file and the reason, when it cannot be written.
     """
     path = Path(name)
     try:
+        data = found.encode() if isinstance(found, str) else found
         if name == "-":
-            sys.stdout.write(text)
             sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
         elif path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
         else:
-            write_text(path.resolve(), text)  # resolved: a link stays one
+            write_bytes(path.resolve(), data)  # resolved: a link stays one
     except BrokenPipeError:
         raise  # the reader of stdout or of a pipe has seen enough
     except (OSError, UnicodeError) as error:

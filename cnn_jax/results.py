@@ -42,6 +42,7 @@ COLUMNS: tuple[str, ...] = (
     "command",
 )
 Row = dict[str, str]
+SPEED = "speed.csv"  # the table of `benchmarks.speed`, which results/*.csv names too
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -152,6 +153,8 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     """
     rows: list[Row] = []
     for path in paths:
+        if Path(path).name == SPEED:
+            continue
         try:
             with open(path, encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file, strict=True)

@@ -42,12 +42,17 @@ ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, TENSORBOARD, CHECKPOIN
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all; one that says the same already is left alone."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    """Writes a text as `write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a small file whole or not at all; one that holds the same already is left alone."""
+    if path.is_file() and path.read_bytes() == data:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -113,9 +118,9 @@ def read_json(run: str | Path, name: str) -> dict[str, Any]:
     try:
         record = json.loads(_text(path, f"the {name} of a run"))
     except ValueError as error:
-        raise UserError(f"given {path}: not valid JSON ({error}); expected the {name} of a run") from error
+        raise UserError(f"given {path}: not valid JSON ({error}); expected the {name} of a run; repair it") from error
     if not isinstance(record, dict):
-        raise UserError(f"given {path}: {type(record).__name__}; expected a JSON object")
+        raise UserError(f"given {path}: {type(record).__name__}; expected a JSON object; repair it")
     return record
 
 

@@ -20,7 +20,9 @@ def constant(progress: jax.Array) -> jax.Array:
 def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1) -> jax.Array:
     """Multiplied by `factor` at each of the `boundaries`, fractions of training (He et al. 2016, §4.2: at 1/2, 3/4)."""
     if not all(0 <= boundary <= 1 for boundary in boundaries):
-        raise UserError(f"given boundaries={'/'.join(map(str, boundaries))}; expected fractions of training in [0, 1]")
+        raise UserError(
+            f"given boundaries={'/'.join(map(str, boundaries))}; expected fractions of training in [0, 1]; change them"
+        )
     passed = sum(
         (progress + 1e-6 >= boundary).astype(jnp.float32)  # float32 must not put a boundary off by a step
         for boundary in boundaries
@@ -33,10 +35,14 @@ def cosine(progress: jax.Array, *, final: float = 0.0) -> jax.Array:
     return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(np.pi * progress))
 
 
-def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.0, final: float = 0.0) -> jax.Array:
-    """Triangle: linear from `initial` up to 1 at the fraction `peak`, linear down to `final` (Smith 2018)."""
+def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.04, final: float = 0.0) -> jax.Array:
+    """Triangle: linear from `initial` up to 1 at the fraction `peak`, linear down to `final` (Smith 2018).
+
+    The first step has the rate `initial`: from 0 it would move nothing. 1/25 is what PyTorch and Optax start from.
+    `final` is reached after the last step.
+    """
     if not 0 < peak < 1:
-        raise UserError(f"given peak={peak} for one_cycle; expected a fraction of training between 0 and 1")
+        raise UserError(f"given peak={peak} for one_cycle; expected a fraction of training between 0 and 1; change it")
     up = initial + (1.0 - initial) * progress / peak
     down = 1.0 - (1.0 - final) * (progress - peak) / (1.0 - peak)
     return jnp.where(progress < peak, up, down)
@@ -45,7 +51,7 @@ def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.0, f
 def exponential(progress: jax.Array, *, final: float = 0.01) -> jax.Array:
     """Geometric decay from 1 to `final` at the end."""
     if final <= 0:
-        raise UserError(f"given final={final} for exponential; expected more than 0")
+        raise UserError(f"given final={final} for exponential; expected more than 0; change it")
     return jnp.asarray(final, jnp.float32) ** progress
 
 
@@ -62,21 +68,21 @@ SCHEDULES: dict[str, Callable[..., jax.Array]] = {
 def make_schedule(
     name: str, args: Sequence[str] = (), *, peak: float, warmup_steps: int = 0, total_steps: int
 ) -> Schedule:
-    """Builds `schedule(step) -> learning rate` (float32 scalar): linear warm-up from 0, then the named schedule.
+    """Builds `schedule(step) -> learning rate` (float32 scalar): linear warm-up, then the named schedule.
 
     Args:
         name: a key of `SCHEDULES`.
         args: its arguments, each key=value; parts of a tuple are separated by "/".
         peak: the rate that the factors multiply.
-        warmup_steps: the rate is peak·step/warmup_steps before this step.
+        warmup_steps: the rate is peak·(step + 1)/(warmup_steps + 1) before this step, never 0.
         total_steps: the schedule spans the steps from warmup_steps to here, and stays at its end value after.
 
     Raises:
         UserError: unknown name or argument, a value out of range, or a warm-up that is as long as the run.
 
     >>> schedule = make_schedule("cosine", ["final=0.1"], peak=2.0, warmup_steps=10, total_steps=110)
-    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
-    [0.0, 1.0, 2.0, 1.1, 0.2]
+    >>> [round(float(schedule(step)), 3) for step in (0, 4, 10, 60, 110)]
+    [0.182, 0.909, 2.0, 1.1, 0.2]
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
@@ -92,8 +98,7 @@ def make_schedule(
     def schedule(step: int | jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         factor = shape(jnp.clip((step - warmup_steps) / span, 0.0, 1.0), **values)
-        warmup = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else jnp.ones_like(step)
-        return peak * jnp.where(warmup < 1.0, warmup, factor)
+        return peak * jnp.where(step < warmup_steps, (step + 1.0) / (warmup_steps + 1.0), factor)
 
-    schedule(0)  # values out of range are found now, not when training starts
+    jax.eval_shape(schedule, 0)  # values out of range are found now, not when training starts
     return schedule

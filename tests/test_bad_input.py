@@ -11,7 +11,7 @@ import pytest
 
 from cnn_jax import cli
 from cnn_jax import run_folder as files
-from cnn_jax.data import ArraySource, digits
+from cnn_jax.data import ArraySource, digits, pipeline, preprocess
 from experiments import digits_lenet5
 
 SMALL = ["--model", "softmax_regression", "--image-size", "8", "--epochs", "2", "--eval-every", "0.5", "--workdir"]
@@ -21,6 +21,41 @@ COMMAND = [sys.executable, "-m", "experiments.digits_lenet5", *SMALL]
 def assert_one_line(stderr: str, said: str) -> None:
     """Of the form `error: …`, with `said` in it."""
     assert stderr.startswith("error: ") and stderr.index("\n") == len(stderr) - 1 and said in stderr, stderr
+
+
+def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs the command here, which must end with exit code 2; returns what it says on stderr."""
+    monkeypatch.setattr(sys, "argv", ["digits_lenet5", *argv])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets its own
+    with pytest.raises(SystemExit) as left:
+        cli.run(digits_lenet5.CONFIG, digits_lenet5.__doc__)
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--freeze", "("], "given --freeze '('; expected a regular expression for parameter paths"),
+        (["--freeze", "nope"], "given --freeze 'nope'; expected a regular expression found in a path of: conv1/bias"),
+        (["--freeze-until", "nope=1"], "given --freeze-until 'nope'; expected a regular expression found in a path of"),
+        (["--freeze-until", "conv1"], "given --freeze-until 'conv1'; expected regex=epochs, such as stage1=3; correct"),
+        (["--rate-groups", "conv1=x"], "given --rate-groups 'conv1=x'; expected regex=multiplier, such as"),
+        (
+            ["--optimizer", "momentum", "--optimizer-args", "momentum=abc"],
+            "--optimizer-args: given momentum=abc for optimizer momentum; expected momentum=NUMBER",
+        ),
+        (["--schedule-args", "peak=x"], "--schedule-args: given peak=x for schedule one_cycle; expected peak=NUMBER"),
+        (["--model-args", "depth=x"], "--model-args: given depth=x for lenet5, which has no argument 'depth'; choose"),
+        (["--model", "mlp", "--model-args", "hidden=x"], "--model-args: given hidden=x for mlp; expected hidden="),
+        (["--augment", "pad_crop:padding=x"], "--augment: given padding=x for augmentation pad_crop; expected padding"),
+    ],
+)
+def test_a_mistake_is_told_with_its_flag_before_an_image_is_read(argv, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(pipeline, "materialize", lambda source: pytest.fail("images were read"))
+    monkeypatch.setattr(preprocess, "materialize", lambda source: pytest.fail("images were read"))
+    assert_one_line(refused([*argv, "--workdir", str(tmp_path / "run")], monkeypatch, capsys), said)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture
@@ -36,12 +71,7 @@ def run_with_label_10(monkeypatch, capsys):
             return dataclasses.replace(source, labels=labels)
 
         monkeypatch.setattr(digits, "open_digits", open_digits)
-        monkeypatch.setattr(sys, "argv", ["digits_lenet5", *argv])
-        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets its own
-        with pytest.raises(SystemExit) as left:
-            cli.run(digits_lenet5.CONFIG, digits_lenet5.__doc__)
-        assert left.value.code == 2
-        return capsys.readouterr().err
+        return refused([*argv], monkeypatch, capsys)
 
     return run
 

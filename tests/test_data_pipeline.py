@@ -1,5 +1,6 @@
 """Batches: the same for one seed, whichever way they are read."""
 
+import multiprocessing
 from itertools import islice
 
 import jax
@@ -67,6 +68,8 @@ def test_evaluation_sees_every_example_once(mode, count, size):
     np.testing.assert_array_equal(rows, np.arange(count))
     assert sum(batch["mask"].sum() for batch in seen) == count
     jax.tree.map(np.testing.assert_array_equal, seen, batches(pipeline, pipeline.eval_items()))
+    twice = batches(pipeline, islice(pipeline.eval_items(repeat=True), 2 * pipeline.eval_steps))
+    jax.tree.map(np.testing.assert_array_equal, seen + seen, twice)
 
 
 def test_gather_inside_jit_equals_numpy():
@@ -82,6 +85,27 @@ def test_worker_processes_give_the_same_batches():
     stream = make_pipeline(source, batch_size=6, seed=9, mode="stream", workers=2)
     expected = batches(resident, islice(resident.train_items(2), 5))
     jax.tree.map(np.testing.assert_array_equal, expected, batches(stream, islice(stream.train_items(2), 5)))
+
+
+def test_worker_processes_are_kept_from_pass_to_pass_and_end_with_the_reader():
+    source = open_source("synthetic:4x4x1:3:80", "test")
+    stream, resident = (
+        make_pipeline(source, batch_size=6, seed=0, mode=mode, workers=2) for mode in ("stream", "resident")
+    )
+    expected = batches(resident, resident.eval_items())
+    assert len(expected) == stream.eval_steps == 4
+    others = {child.pid for child in multiprocessing.active_children()}
+
+    def workers() -> set[int | None]:
+        return {child.pid for child in multiprocessing.active_children()} - others
+
+    reader = stream.eval_items(repeat=True)
+    jax.tree.map(np.testing.assert_array_equal, expected, batches(stream, islice(reader, stream.eval_steps)))
+    first = workers()
+    jax.tree.map(np.testing.assert_array_equal, expected, batches(stream, islice(reader, stream.eval_steps)))
+    assert len(first) == 2 and workers() == first
+    reader.close()
+    assert workers() == set()
 
 
 def test_auto_is_resident_where_it_fits():

@@ -19,6 +19,7 @@ import pytest
 from cnn_jax.config import Config
 from cnn_jax.data import Preprocess, make_pipeline, open_source
 from cnn_jax.data.augment import make_augment
+from cnn_jax.data.pipeline import StreamPipeline
 from cnn_jax.errors import UserError
 from cnn_jax.losses import LOSSES
 from cnn_jax.models.resnet import ResNet
@@ -193,6 +194,23 @@ def test_evaluation_is_exact_on_ragged_sets_and_any_number_of_devices():
         expected = np.array([experiment.sources["test"][i]["label"] for i in range(len(experiment.sources["test"]))])
         np.testing.assert_array_equal(labels, expected)
         assert metrics["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels), abs=1e-7)
+
+
+def test_a_split_that_is_evaluated_again_has_one_reader(monkeypatch):
+    experiment = make_experiment(CONFIG.override(model="mlp", devices=1, pipeline="stream", eval_batch_size=10))
+    original, readers = StreamPipeline.eval_items, []
+
+    def eval_items(self, **options):
+        readers.append(original(self, **options))
+        return readers[-1]
+
+    monkeypatch.setattr(StreamPipeline, "eval_items", eval_items)
+    evaluator, variables = experiment.evaluator("validation"), variables_for_evaluation(experiment.state)
+    first, second = evaluator.metrics(variables), evaluator.metrics(variables)
+    assert first == second == evaluator.predictions(variables)[0]
+    assert len(readers) == 2, "one for all metrics, one for the predictions"
+    evaluator.close()
+    assert next(readers[0], None) is None, "the reader is still open"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from cnn_jax.errors import UserError
 from cnn_jax.optimizers import METHODS, REFUSED, Optimizer, find_method, make_optimizer, optax_factories
-from cnn_jax.schedules import make_schedule
+from cnn_jax.schedules import SCHEDULES, make_schedule
 
 GRADIENTS = [np.array([0.3, -2.0]), np.array([-0.1, -1.0]), np.array([0.7, 4.0])]
 START = np.array([1.0, -0.5])
@@ -151,7 +151,10 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
     [
         ({"name": "adm"}, r"unknown optimizer 'adm'; perhaps you meant .*adam"),
         ({"name": "adam", "args": ["beta=0.9"]}, r"no argument 'beta'.*known: b1=0.9, b2=0.999"),
-        ({"name": "adam", "args": ["b1=high"]}, r"given b1=high for optimizer adam; expected b1=NUMBER"),
+        (
+            {"name": "adam", "args": ["b1=high"]},
+            r"-args: given b1=high for optimizer adam; expected b1=NUMBER; correct",
+        ),
         ({"name": "adam", "args": ["b1=nan"]}, r"expected b1=NUMBER"),
         ({"name": "adam", "args": ["b1"]}, r"expected key=value"),
         ({"name": "adam", "args": ["b1=0.9", "b1=0.8"]}, r"given b1 twice"),
@@ -159,7 +162,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adamw", "args": ["weight_decay=1"]}, r"no argument 'weight_decay'"),
         (
             {"name": "adam", "args": ["mu_dtype=float31"]},
-            r"given mu_dtype=float31 for optimizer adam; Optax refuses it",
+            r"--optimizer-args: given mu_dtype=float31 for optimizer adam; Optax refuses it \(.*\); correct it",
         ),
         ({"name": "rmsprop", "args": ["centered=1"]}, r"expected centered=true\|false"),
         ({"name": "lamb"}, r"given --optimizer lamb alone, which has no usual rate; give --learning-rate"),
@@ -254,9 +257,12 @@ def test_rate_groups_multiply_the_update_and_the_first_match_counts():
     np.testing.assert_allclose(update["bias"], [-0.3], rtol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [{"freeze": "block2"}, {"rate_groups": ["bloc=1", "block2=0.1"]}])
+@pytest.mark.parametrize(
+    "arguments", [{"freeze": "block2"}, {"freeze_until": [("block2", 1)]}, {"rate_groups": ["bloc=1", "block2=0.1"]}]
+)
 def test_a_pattern_that_matches_no_parameter_is_a_mistake(arguments: dict):
-    with pytest.raises(UserError, match="given 'block2'.*block1/bias, block1/kernel"):
+    flag = "--" + next(iter(arguments)).replace("_", "-")
+    with pytest.raises(UserError, match=f"given {flag} 'block2'.*block1/bias, block1/kernel; correct it"):
         one_update(ONE, **arguments)
 
 
@@ -287,7 +293,7 @@ def test_the_description_tells_everything_in_one_line():
         ("step", ["boundaries=0.07"], {6: 2.0, 7: 0.2}),  # 7/100 and 0.07 are not one number in float32
         ("cosine", ["final=0.5"], {0: 2.0, 25: 1 + 0.5 * (1 + math.sqrt(0.5)), 50: 1.5, 100: 1.0, 120: 1.0}),
         ("one_cycle", ["peak=0.2", "initial=0.1"], {0: 0.2, 10: 1.1, 20: 2.0, 60: 1.0, 100: 0.0}),
-        ("triangular", [], {0: 0.0, 30: 2.0, 100: 0.0}),
+        ("triangular", [], {0: 0.08, 15: 1.04, 30: 2.0, 100: 0.0}),
         ("exponential", ["final=0.01"], {0: 2.0, 50: 0.2, 100: 0.02}),
     ],
 )
@@ -297,7 +303,14 @@ def test_schedules_have_the_values_computed_by_hand(name: str, args: list[str], 
     for step, rate in expected.items():
         assert float(plain(step)) == pytest.approx(rate, rel=1e-5, abs=1e-6)
         assert float(jax.jit(late)(jnp.int32(step + 40))) == pytest.approx(rate, rel=1e-5, abs=1e-6)
-    assert [float(late(step)) for step in (0, 10, 39)] == pytest.approx([0.0, 0.5, 1.95])
+    assert [float(late(step)) for step in (0, 19, 39)] == pytest.approx([2 / 41, 40 / 41, 80 / 41])
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_step_moves_the_weights(name: str, warmup_steps: int):
+    schedule = make_schedule(name, peak=1.0, warmup_steps=warmup_steps, total_steps=20)
+    assert all(float(schedule(step)) > 0 for step in range(20))
 
 
 def test_the_schedule_is_what_the_optimizer_uses():

@@ -19,7 +19,7 @@ from cnn_jax import inference, predict
 from cnn_jax.cli import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
-from cnn_jax.run_folder import write_text
+from cnn_jax.run_folder import write_bytes
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +135,11 @@ def test_nothing_is_run_once_an_image_is_found_unreadable(run, photos, monkeypat
 
 @pytest.mark.parametrize("flag", ["--csv", "--json"])
 def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, monkeypatch, flag):
-    def replace(path, text):
+    def replace(path, data):
         assert path.parent != Path("/dev"), "a device is written to, not replaced"
-        write_text(path, text)
+        write_bytes(path, data)
 
-    monkeypatch.setattr(predict, "write_text", replace)
+    monkeypatch.setattr(predict, "write_bytes", replace)
     line = refuse(capsys, [run, photos, flag, "/dev/full"])
     assert f"given {flag} /dev/full" in line and "No space left on device" in line
     line = refuse(capsys, [run, photos, flag, tmp_path / "absent" / "out"])
@@ -151,11 +151,12 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
     predict.main([str(run), str(photos), flag, str(tmp_path / "link")])
     assert (tmp_path / "link").is_symlink() and "a.png" in (tmp_path / "target").read_text()
 
-    def fill_up(path, text, **_):
-        path.write_bytes(text[:9].encode())
+    def fill_up(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:9])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(Path, "write_text", fill_up)
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
     before = {path: path.stat().st_size for path in tmp_path.iterdir()}
     for name in ("target", "new"):
         line = refuse(capsys, [run, photos / "b.png", flag, tmp_path / name])

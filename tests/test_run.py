@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import cnn_jax
 from cnn_jax import run_folder as files
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
@@ -121,6 +122,30 @@ def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(finished
         run.train(CONFIG.override(workdir=str(finished), learning_rate=0.1))
 
 
+def test_a_damaged_config_of_the_folder_is_named_with_the_ways_out(finished, tmp_path):
+    (tmp_path / files.CONFIG).write_text((finished / files.CONFIG).read_text()[:50])
+    with pytest.raises(UserError, match=r"given config .*config.json: not valid JSON .*; repair it, or give --fresh"):
+        run.train(CONFIG.override(workdir=str(tmp_path)))
+
+
+def test_a_run_that_goes_on_does_not_need_the_weights_that_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = CONFIG.override(model="mlp", model_args=("hidden=8",))
+    run.train(small.override(workdir="source", steps=2))
+    config = small.override(init_from=str(tmp_path / "source"), normalize="half", ema_decay=None)
+    run.train(config.override(workdir="whole"))
+    began = cnn_jax.load("source")[2]
+    assert cnn_jax.load("whole")[2] == began, "mean and deviation come with the weights"
+    interrupted(monkeypatch, config.override(workdir="parts"), 9)
+    shutil.rmtree("source")
+    run.train(config.override(workdir="parts", init_from="source"))  # named as the user names it, though it is gone
+    weights = [load_weights(tmp_path / name / files.WEIGHTS)[0] for name in ("whole", "parts")]
+    assert_same(*weights)
+    assert cnn_jax.load("parts")[2] == began
+    with pytest.raises(UserError, match="source"):
+        run.train(config.override(workdir="anew"))
+
+
 def test_fresh_starts_over_and_leaves_foreign_files(tmp_path):
     folder = tmp_path / "run"
     run.train(CONFIG.override(workdir=str(folder), steps=2))
@@ -184,6 +209,25 @@ def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == 17, "16 validations and the test"
 
 
+def test_ctrl_c_ends_the_processes_that_read_and_frees_their_memory(tmp_path):
+    small = ["--image-size", "8", "--model", "softmax_regression", "--epochs", "1000", "--eval-every", "0.2"]
+    command = [sys.executable, "-m", "experiments.digits_lenet5", *small, "--pipeline", "stream", "--workers", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--workdir", str(tmp_path / "run")], start_new_session=True, **pipes) as going:
+        assert going.stdout is not None
+        assert any(line.startswith("epoch") for line in going.stdout)
+        os.kill(going.pid, signal.SIGINT)
+        _, wrong = going.communicate(timeout=120)
+    assert going.returncode == 130
+    said = wrong.splitlines()  # and nothing of memory that is left
+    assert len(said) == 3 and said[1].startswith("stopping after this step") and "state saved" in said[2], wrong
+    deadline = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):  # once no process of its group is left
+        while time.monotonic() < deadline:
+            os.killpg(going.pid, 0)
+            time.sleep(0.1)
+
+
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, finished, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -219,7 +263,7 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path):
 def test_steps_compiled_together_are_the_same_run_also_resumed(tmp_path, monkeypatch):
     config = CONFIG.override(model="mlp", model_args=("hidden=8",), scan_steps=3)
     run.train(config.override(workdir=str(tmp_path / "single")))
-    monkeypatch.setattr(experiment, "_scans", lambda parallel, data: True)  # as on GPU and TPU
+    monkeypatch.setattr(experiment, "_scans", lambda parallel, resident: True)  # as on GPU and TPU
     interrupted(monkeypatch, config.override(workdir=str(tmp_path / "together")), 8)
     run.train(config.override(workdir=str(tmp_path / "together")))
     weights = [load_weights(tmp_path / name / files.WEIGHTS)[0] for name in ("single", "together")]

@@ -1,5 +1,6 @@
 """Layers that do not move, move later, or move at rates of their own; statistics of frozen layers hold still."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.optimizers import make_optimizer
-from cnn_jax.parameter_groups import hold_statistics
+from cnn_jax.parameter_groups import Rule, hold_statistics
 from cnn_jax.training.experiment import make_experiment
 
 CONFIG = Config("transfer").override(
@@ -24,6 +25,11 @@ CONFIG = Config("transfer").override(
     steps=4,
     epochs=None,
 )
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays by their paths."""
+    return {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def moves(config: Config, steps: int) -> dict[str, list[float]]:
@@ -62,7 +68,9 @@ def test_head_rate_and_layer_decay_scale_the_first_step():
     ("changes", "message"),
     [
         ({"freeze_until": ("conv",)}, "given --freeze-until 'conv'; expected regex=epochs"),
-        ({"freeze_until": ("convv=1",)}, "given 'convv'; expected a regular expression found in a path"),
+        ({"freeze_until": ("convv=1",)}, "given --freeze-until 'convv'; expected a regular expression found in a path"),
+        ({"freeze": "("}, r"given --freeze '\('; expected a regular expression for parameter paths .*; correct it"),
+        ({"rate_groups": ("[=2",)}, r"given --rate-groups '\['; expected a regular expression"),
         ({"optimizer": "lamb", "learning_rate": None, "head_learning_rate": 0.1}, "give --learning-rate"),
     ],
 )
@@ -76,18 +84,37 @@ def test_frozen_batch_norm_normalizes_as_in_evaluation_and_holds_still():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3)) * 3 + 1
     variables = model.init(jax.random.key(1), x, train=False)
 
-    def run(frozen) -> Any:
-        with hold_statistics(frozen):
-            return model.apply(variables, x, train=True, mutable=["batch_stats"])
+    def run(*rules: Rule, step: int = 0) -> Any:
+        with hold_statistics(rules, jnp.int32(step)):
+            logits, updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
+        return np.asarray(logits), flat(updates["batch_stats"])
 
-    logits, updates = run("")  # found in every path
+    before = flat(variables["batch_stats"])
+    logits, statistics = run(Rule("", 0.0))  # found in every path
     np.testing.assert_allclose(logits, np.asarray(model.apply(variables, x, train=False)), atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
-    _, updates = run("^stage1")
-    trees: Any = (updates["batch_stats"], variables["batch_stats"])
-    flat, before = ({k: np.asarray(v) for k, v in traverse_util.flatten_dict(t, sep="/").items()} for t in trees)
-    for path, value in flat.items():
+    jax.tree.map(np.testing.assert_array_equal, statistics, before)
+    _, statistics = run(Rule("^stage1", 0.0))
+    for path, value in statistics.items():
         assert np.array_equal(value, before[path]) == path.startswith("stage1"), path
+    free, held = run(), run(Rule("^stage1", 0.0))
+    for step, expected in ((4, held), (5, free)):  # a rule of 5 steps holds in steps 0 to 4
+        found = run(Rule("^stage1", 0.0, until=5), step=step)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+    _, statistics = run(Rule("scale", 0.0))  # half of a layer's parameters
+    jax.tree.map(np.testing.assert_array_equal, statistics, free[1])
+
+
+def test_statistics_are_held_as_long_as_the_layer():
+    config = CONFIG.override(model="resnet20", model_args=("blocks=1/1/1", "width=4"), accumulate=2)
+    experiment = make_experiment(config.override(freeze="^(conv1|bn1)/", freeze_until=("^stage1=0.5",)))
+    data, state, step = experiment.data["train"], experiment.state, jax.jit(experiment.train_step)
+    moved = []
+    for item in itertools.islice(data.train_items(0), 3):
+        new, _ = step(state, data.gather(data.arrays, item))
+        one, other = flat(new.batch_stats), flat(state.batch_stats)
+        moved.append({path.split("_")[0] for path in one if not np.array_equal(one[path], other[path])})
+        state = new
+    assert moved == [{"stage2", "stage3"}, {"stage2", "stage3"}, {"stage1", "stage2", "stage3"}]
 
 
 def test_the_decay_of_held_parameters_fills_no_moments():

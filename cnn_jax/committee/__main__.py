@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         writer.writerows(rows)
         write_output("--csv", arguments.csv, text.getvalue())
     if arguments.plot:
-        _write(arguments.plot, _draw(rows))
+        write_output("--plot", arguments.plot, _draw(rows))
 
 
 def committee_table(
@@ -121,13 +121,6 @@ def _draw(rows: Sequence[dict[str, Any]]) -> bytes:
         axes.set(xlabel="k networks", ylabel="error (%)", xticks=sizes[:: -(-len(sizes) // 10)])
         axes.legend()
         return png(figure)
-
-
-def _write(path: str, data: bytes) -> None:
-    try:
-        Path(path).write_bytes(data)
-    except OSError as error:
-        raise UserError(f"given {path}; cannot be written ({error.strerror}); give another file") from error
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

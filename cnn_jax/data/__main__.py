@@ -1,5 +1,6 @@
 """Data sets on the command line: `python -m cnn_jax.data prepare mnist`, `list`, `show digits`, `export digits`."""
 
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from cnn_jax.data import Source, open_source
 from cnn_jax.data.prepare import prepare
 from cnn_jax.data.tfds_source import data_folder
 from cnn_jax.errors import UserError
+from cnn_jax.predict import write_output
 
 _GRID = 8  # rows and columns
 _CELL = 64  # pixels
@@ -117,10 +119,12 @@ def draw_grid(source: Source) -> Image.Image:
 
 
 def _save(image: Image.Image, path: str) -> None:
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"given --output {path} ({error}); expected a file such as grid.png; choose another") from error
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise UserError(f"given --output {path}, of no known kind of image; expected a file such as grid.png")
+    data = io.BytesIO()
+    image.save(data, kind)
+    write_output("--output", path, data.getvalue())
 
 
 if __name__ == "__main__":

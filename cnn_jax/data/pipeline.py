@@ -5,9 +5,9 @@ Two pipelines give the same batches: *resident* keeps all images as uint8 on the
 reads each batch with Grain. Nothing here imports JAX: Grain's worker processes import this module.
 """
 
-import itertools
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -19,16 +19,18 @@ from cnn_jax.data.sources import Source
 from cnn_jax.errors import UserError, unknown
 
 MODES = ("auto", "resident", "stream")
+_ENDLESS = 2**48  # examples or steps; no run is longer, and Grain wants a length
 _READ_AHEAD = 16  # batches, each read by a thread of its own; Grain's own 500 would not fit in memory
 
 Item = dict[str, np.ndarray]
+Items = Generator[Item, None, None]
 
 
 class Pipeline(Protocol):
     """Batches of one source.
 
-    `arrays` is put on the device once; `item`s come from the iterators, NumPy arrays whose leading axis is the batch;
-    `gather(arrays, item)` makes the batch of both, inside `jax.jit`.
+    `arrays` is put on the device once; `item`s come from the generators, NumPy arrays whose leading axis is the batch;
+    `gather(arrays, item)` makes the batch of both, inside `jax.jit`. Closing a generator ends what reads for it.
     """
 
     @property
@@ -38,18 +40,24 @@ class Pipeline(Protocol):
     def batch_size(self) -> int: ...
 
     @property
+    def eval_steps(self) -> int: ...
+
+    @property
     def arrays(self) -> Any: ...
 
     def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
         """Returns {"image": uint8 BxHxWxC, "label": int32 B} and, of an item of `eval_items`, "mask": bool B."""
         ...
 
-    def train_items(self, first_step: int = 0) -> Iterator[Item]:
+    def train_items(self, first_step: int = 0) -> Items:
         """Yields items without end, shuffled, from step `first_step` on. Item k is the same wherever one began."""
         ...
 
-    def eval_items(self) -> Iterator[Item]:
-        """Yields every example exactly once, in order; the last item is padded, with "mask" False on the padding."""
+    def eval_items(self, *, repeat: bool = False) -> Items:
+        """Yields every example exactly once, in order; the last item is padded, with "mask" False on the padding.
+
+        With `repeat` all this again and again, `eval_steps` items a pass: processes that read take seconds to start.
+        """
         ...
 
 
@@ -77,11 +85,16 @@ def make_pipeline(
         raise unknown("data mode", mode, MODES)
     if batch_size < 1 or workers < 0:
         raise UserError(f"given batch size {batch_size} and {workers} workers; expected at least 1 and 0; change them")
-    decoded_bytes = len(source) * int(np.prod(source.image_shape))
-    if mode == "resident" or (mode == "auto" and decoded_bytes <= max_resident_bytes):
+    if is_resident(source, mode, max_resident_bytes):
         images, labels = materialize(source)
         return ResidentPipeline(images, labels, batch_size, seed)
     return StreamPipeline(source, batch_size, seed, workers)
+
+
+def is_resident(source: Source, mode: str = "auto", max_resident_bytes: int = MAX_DECODED_BYTES) -> bool:
+    """Whether `make_pipeline` puts the images of `source` on the device."""
+    decoded_bytes = len(source) * int(np.prod(source.image_shape))
+    return mode == "resident" or (mode == "auto" and decoded_bytes <= max_resident_bytes)
 
 
 @lru_cache(maxsize=4)
@@ -134,6 +147,10 @@ class ResidentPipeline:
         return len(self.images)
 
     @property
+    def eval_steps(self) -> int:
+        return -(-self.num_examples // self.batch_size)
+
+    @property
     def arrays(self) -> dict[str, np.ndarray]:
         return {"image": self.images, "label": self.labels}
 
@@ -141,15 +158,15 @@ class ResidentPipeline:
         batch = {name: array[item["index"]] for name, array in arrays.items()}
         return {**batch, "mask": item["mask"]} if "mask" in item else batch
 
-    def train_items(self, first_step: int = 0) -> Iterator[Item]:
+    def train_items(self, first_step: int = 0) -> Items:
         step = first_step
         while True:
             yield {"index": batch_indices(self.seed, step, self.num_examples, self.batch_size)}
             step += 1
 
-    def eval_items(self) -> Iterator[Item]:
-        for start in range(0, self.num_examples, self.batch_size):
-            yield _eval_rows(start, self.num_examples, self.batch_size)
+    def eval_items(self, *, repeat: bool = False) -> Items:
+        for step in range(_ENDLESS if repeat else self.eval_steps):
+            yield _eval_rows(step % self.eval_steps * self.batch_size, self.num_examples, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -167,17 +184,27 @@ class StreamPipeline:
     def num_examples(self) -> int:
         return len(self.source)
 
+    @property
+    def eval_steps(self) -> int:
+        return -(-self.num_examples // self.batch_size)
+
     def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
         del arrays
         return dict(item)
 
-    def train_items(self, first_step: int = 0) -> Iterator[Item]:
+    def train_items(self, first_step: int = 0) -> Items:
         return self._read(_TrainRows(self.source, self.seed), first_step)
 
-    def eval_items(self) -> Iterator[Item]:
-        return self._read(_EvalRows(self.source, self.batch_size), 0)
+    def eval_items(self, *, repeat: bool = False) -> Items:
+        padded = self.eval_steps * self.batch_size
+        if self.workers:
+            yield from self._read(_EvalRows(self.source, padded, passes=_ENDLESS // padded if repeat else 1))
+            return
+        # Threads start at once; kept, they would hold the batches that they read ahead until the next pass.
+        for _ in range(_ENDLESS if repeat else 1):
+            yield from self._read(_EvalRows(self.source, padded))
 
-    def _read(self, rows: Any, first_step: int) -> Iterator[Item]:
+    def _read(self, rows: Any, first_step: int = 0) -> Items:
         """Reads `rows` in batches from `first_step` on, by slicing: a Grain iterator's state depends on the workers."""
         import grain  # slow to import, and only streaming needs it
         from absl import flags
@@ -185,17 +212,25 @@ class StreamPipeline:
         batches = grain.MapDataset.source(rows).batch(self.batch_size).slice(slice(first_step, None))
         threads = 0 if self.workers else _READ_AHEAD
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-        if not self.workers:
-            return iter(dataset)
-        flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
-        # Workers inherit a blocked SIGINT: Ctrl-C is for the process that trains, which needs them until it has saved.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            items = iter(dataset)
-            return itertools.chain([next(items)], items)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if self.workers:
+            flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
+        with closing(iter(dataset)) as items:
+            with _interrupts_blocked() if self.workers else nullcontext():
+                first = next(items)  # starts the workers
+            yield first
+            del first  # memory that a worker shares with us is freed with its last name
+            yield from items
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """What starts within inherits a blocked SIGINT: Ctrl-C is for the process that trains, which needs it to save."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @dataclass(frozen=True)
@@ -206,7 +241,7 @@ class _TrainRows:
     seed: int
 
     def __len__(self) -> int:
-        return 2**48  # no run is longer; Grain wants a length
+        return _ENDLESS
 
     def __getitem__(self, row: int) -> Item:
         epoch, place = divmod(int(row), len(self.source))
@@ -215,18 +250,19 @@ class _TrainRows:
 
 @dataclass(frozen=True)
 class _EvalRows:
-    """Every example once, then padding up to a whole number of batches."""
+    """Every example once, then padding up to `padded` rows; and so on for `passes`."""
 
     source: Source
-    batch_size: int
+    padded: int
+    passes: int = 1
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size) * self.batch_size
+        return self.passes * self.padded
 
     def __getitem__(self, row: int) -> Item:
-        last = len(self.source) - 1
-        example = _read_example(self.source, min(int(row), last))
-        return {**example, "mask": np.asarray(row <= last)}
+        place, last = int(row) % self.padded, len(self.source) - 1
+        example = _read_example(self.source, min(place, last))
+        return {**example, "mask": np.asarray(place <= last)}
 
 
 def _read_example(source: Source, index: int) -> Item:

@@ -190,7 +190,8 @@ def _workers(begun: dict[str, Path]) -> Iterator[None]:
             yield
         finally:
             for worker in workers:
-                worker._executor.shutdown(wait=True, cancel_futures=True)
+                # An unpacking waits for copies that it has queued in the same threads: cancelled, they would never end.
+                worker._executor.shutdown(wait=True, cancel_futures=isinstance(worker, Downloader))
             for unfinished in begun.values():
                 shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -56,16 +56,12 @@ def write_report(
     rows = files.read_metrics(run)
     worst = measures.worst_mistakes(predictions.probabilities, predictions.labels, MISTAKES)
     mistakes = [(np.asarray(images[int(i)]), sections.caption(predictions, int(i))) for i in worst]
-    params = load_weights(run / files.WEIGHTS)[0]["params"] if (run / files.WEIGHTS).is_file() else {}
-    if config.train.members > 1:
-        params = member(params, 0)
-    height, width, channels = np.asarray(images[0]).shape
-    filters = first_layer(params, (height, width, channels))
+    filters = _filters(run, config.train.members, np.asarray(images[0]).shape)
 
     pngs = _draw(rows, config.optim.loss, summary["best_step"], predictions, mistakes, filters)
     (run / files.PLOTS).mkdir(exist_ok=True)
     for name, data in pngs.items():
-        (run / files.PLOTS / f"{name}.png").write_bytes(data)
+        files.write_bytes(run / files.PLOTS / f"{name}.png", data)
 
     pictures = {name: html.figure((data, name.replace("_", " ")), figures.DPI / 100) for name, data in pngs.items()}
     body = [
@@ -81,8 +77,15 @@ def write_report(
     ]
     subtitle = f"{summary['model']} on {summary['dataset']}, seed {summary['seed']}; {summary['device']}"
     page = html.page(title or str(summary["experiment"]), subtitle, body)
-    (run / files.REPORT).write_text(page, encoding="utf-8")
+    files.write_text(run / files.REPORT, page)
     return run / files.REPORT
+
+
+def _filters(run: Path, members: int, image_shape: tuple[int, ...]) -> Filters | None:
+    """Those of the first network of the run, if its weights are there."""
+    params = load_weights(run / files.WEIGHTS)[0]["params"] if (run / files.WEIGHTS).is_file() else {}
+    height, width, channels = image_shape
+    return first_layer(member(params, 0) if members > 1 else params, (height, width, channels))
 
 
 def _draw(

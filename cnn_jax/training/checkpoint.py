@@ -37,6 +37,11 @@ def quiet_failures() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `Checkpoints(folder)` would find any; unlike that, leaves the folder alone."""
+    return any(path.name.isdigit() for path in folder.glob("*"))
+
+
 class Checkpoints:
     """The checkpoints of one run folder: the two latest and the one of best validation accuracy.
 

@@ -1,17 +1,19 @@
 """Exact evaluation: every example once, on any number of devices, and the count is checked."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from cnn_jax.data.pipeline import Pipeline
+from cnn_jax.data.pipeline import Item, Items, Pipeline
 from cnn_jax.training.parallel import Parallel, Step, total
 from cnn_jax.training.state import Tree
 
 
 class Evaluator:
-    """One split, ready to be evaluated again and again with other variables; compiled once.
+    """One split, ready to be evaluated again and again with other variables; compiled once, its reader started once.
 
     Args:
         step: of `make_eval_step`.
@@ -23,13 +25,20 @@ class Evaluator:
         self._step, self._pipeline, self._parallel = step, pipeline, parallel
         self._arrays: Tree = None
         self._compiled: Any = None
+        self._reader: Items | None = None
 
-    def _batches(self, variables: Tree) -> Any:
+    def close(self) -> None:
+        """Ends the processes that read for `metrics`."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _batches(self, variables: Tree, items: Iterator[Item]) -> Iterator[tuple[Any, Any, Item]]:
         """Yields (metrics, logits, item) of each batch; dispatches a batch ahead of the one that is read."""
         if self._arrays is None:
             self._arrays = self._parallel.place(self._pipeline.arrays)
         ahead = None
-        for item in self._pipeline.eval_items():
+        for item in items:
             placed = self._parallel.place_item(item)
             if self._compiled is None:
                 self._compiled = self._parallel.compile_eval(
@@ -43,15 +52,18 @@ class Evaluator:
             yield ahead
 
     def metrics(self, variables: Tree) -> dict[str, float]:
-        """Mean "loss" and "accuracy" over the split."""
-        seen = [jax.device_get(metrics) for metrics, _, _ in self._batches(variables)]
+        """Mean "loss" and "accuracy" over the split. What reads it waits for the next time, until `close`."""
+        if self._reader is None:
+            self._reader = self._pipeline.eval_items(repeat=True)
+        items = itertools.islice(self._reader, self._pipeline.eval_steps)
+        seen = [jax.device_get(metrics) for metrics, _, _ in self._batches(variables, items)]
         self._check(sum(float(np.asarray(m["accuracy"][1])) for m in seen))
         return total(seen)
 
     def predictions(self, variables: Tree) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
         """The same metrics, labels_N (int32) and logits_NxK (float32), on the host, in the order of the split."""
         labels, logits, seen = [], [], []
-        for metrics, batch_logits, item in self._batches(variables):
+        for metrics, batch_logits, item in self._batches(variables, self._pipeline.eval_items()):
             seen.append(jax.device_get(metrics))
             logits.append(self._parallel.fetch_rows(batch_logits)[item["mask"]])
             labels.append(self._pipeline.gather(self._pipeline.arrays, item)["label"][item["mask"]])

@@ -1,17 +1,19 @@
 """All parts of a run, put together from its config and from nothing else; nothing is written here."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnn_jax.arguments import naming
 from cnn_jax.committee import Committee, train_members
 from cnn_jax.config import Config
 from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
+from cnn_jax.data.pipeline import is_resident
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.losses import LOSSES
 from cnn_jax.models import MODELS, build
@@ -21,6 +23,7 @@ from cnn_jax.schedules import SCHEDULES
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
 from cnn_jax.training.parallel import Parallel, Step, make_parallel
+from cnn_jax.training.runtime import COMPILE_QUICKLY
 from cnn_jax.training.state import TrainState, init_state
 from cnn_jax.training.step import Augment, Loss, make_eval_step, make_train_step
 from cnn_jax.training.transfer import freeze_until, initial_variables, rate_groups
@@ -28,7 +31,7 @@ from cnn_jax.training.transfer import freeze_until, initial_variables, rate_grou
 
 @dataclass(frozen=True)
 class Experiment:
-    """All parts of a run, made from its config and from nothing else."""
+    """All parts of a run. Of one that goes on from a checkpoint, the leaves of `state` are `jax.ShapeDtypeStruct`."""
 
     config: Config
     parallel: Parallel
@@ -65,7 +68,7 @@ class Experiment:
                 label_smoothing=optim.label_smoothing,
                 accumulate=optim.accumulate,
                 ema_decay=optim.ema_decay,
-                frozen=optim.freeze,
+                frozen=self.optimizer.frozen,
                 axis_name=self.parallel.axis_name,
             )
 
@@ -91,42 +94,79 @@ def _loss(name: str) -> Loss:
     return LOSSES[name]
 
 
-def make_experiment(config: Config) -> Experiment:
+def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experiment:
     """Opens the data and builds model, optimizer and state; writes nothing.
 
+    Args:
+        config: of the run.
+        resumed: the preprocessing of the same run, when it goes on from a checkpoint: then the state here is shapes
+            only, and weights to start from are not read again.
+
     Raises:
-        UserError: whatever is wrong with the config, in one line.
+        UserError: whatever is wrong with the config, in one line; before images are read, unless it lies in these.
     """
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
     loss = _loss(optim.loss)
     _known_names(config)
     sources = _open_sources(config)
-    classes = sources["train"].class_names
-    augment = make_augment(config.data.augment, len(classes))
-    mixing = [spec for spec in config.data.augment if parse_spec(spec)[0] in PER_BATCH]
+    train = sources["train"]
+    augment = _augment(config, parallel, len(train.class_names))
+    with naming("--model-args"):
+        model = _model(config, len(train.class_names), parallel)
+    plan = make_plan(config, len(train), scan=_scans(parallel, is_resident(train, config.data.pipeline)))
+    optimizer = _optimizer(config, plan, model, train.image_shape)
+    seeds = jnp.asarray(member_seeds(config), jnp.uint32)
+    init = partial(init_state, model, optimizer.tx, train.image_shape, ema=optim.ema_decay is not None)
+    # A model that cannot take these images, or a rule for no parameter, is found out here.
+    state = jax.eval_shape(lambda: _states(init, seeds))
+    if resumed is not None:
+        preprocess = replace(resumed, image_shape=train.image_shape)
+    else:
+        variables, published = initial_variables(config, model, train.image_shape)
+        preprocess = published or Preprocess.fit(train, config.data.normalize)
+        start = partial(_states, partial(init, variables=variables))
+        if variables is None:  # else they would be constants of the program
+            start = jax.jit(start, compiler_options=COMPILE_QUICKLY)
+        state = start(seeds)
+    return Experiment(
+        config,
+        parallel,
+        sources,
+        {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()},
+        preprocess,
+        augment,
+        loss,
+        model,
+        optimizer,
+        plan,
+        state,
+        parameters=count_parameters(state.params) // len(seeds),
+        flops_per_image=count_flops(model, train.image_shape),
+    )
+
+
+def _augment(config: Config, parallel: Parallel, classes: int) -> Augment:
+    specs = config.data.augment
+    with naming("--augment"):
+        augment = make_augment(specs, classes)
+    mixing = [spec for spec in specs if parse_spec(spec)[0] in PER_BATCH]
     if mixing and parallel.kind == "pmap" and len(parallel.devices) > 1:
         raise UserError(
             f"given --augment {mixing[0]} with --parallel pmap on {len(parallel.devices)} devices; expected jit, where "
             "images of the whole batch are mixed; drop --parallel"
         )
-    preprocess = Preprocess.fit(sources["train"], config.data.normalize)
-    model = build(
-        config.model.model,
-        len(classes),
-        dtype=jnp.dtype(config.model.precision),
-        axis_name=parallel.axis_name,
-        args=config.model.model_args,
-    )
-    shape = preprocess.image_shape
-    variables = None
-    if config.model.init_from is not None:
-        variables, published = initial_variables(config, model, shape)
-        if published is not None:
-            preprocess = Preprocess(shape, published.mean, published.std)
-    data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
-    plan = make_plan(config, data["train"].num_examples, scan=_scans(parallel, data["train"]))
-    optimizer = make_optimizer(
+    return augment
+
+
+def _model(config: Config, classes: int, parallel: Parallel) -> nn.Module:
+    dtype = jnp.dtype(config.model.precision)
+    return build(config.model.model, classes, dtype=dtype, axis_name=parallel.axis_name, args=config.model.model_args)
+
+
+def _optimizer(config: Config, plan: Plan, model: nn.Module, image_shape: tuple[int, int, int]) -> Optimizer:
+    optim = config.optim
+    return make_optimizer(
         optim.optimizer,
         learning_rate=optim.learning_rate,
         args=optim.optimizer_args,
@@ -139,28 +179,13 @@ def make_experiment(config: Config) -> Experiment:
         clip_norm=optim.clip_norm,
         freeze=optim.freeze,
         freeze_until=freeze_until(optim, plan.steps_per_epoch),
-        rate_groups=rate_groups(optim, model, shape),
+        rate_groups=rate_groups(optim, model, image_shape),
     )
-    # A model that cannot take these images says so here, before anything is compiled.
-    jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.float32), train=False))
-    init = partial(init_state, model, optimizer.tx, shape, ema=optim.ema_decay is not None, variables=variables)
-    seeds = member_seeds(config)
-    state = init(seeds[0]) if len(seeds) == 1 else jax.vmap(init)(jnp.asarray(seeds, jnp.uint32))
-    return Experiment(
-        config,
-        parallel,
-        sources,
-        data,
-        preprocess,
-        augment,
-        loss,
-        model,
-        optimizer,
-        plan,
-        state,
-        parameters=count_parameters(state.params) // len(seeds),
-        flops_per_image=count_flops(model, shape),
-    )
+
+
+def _states(init: Callable[[jax.Array], TrainState], seeds: jax.Array) -> TrainState:
+    """The state of one network, or those of several along a new first axis."""
+    return init(seeds[0]) if len(seeds) == 1 else jax.vmap(init)(seeds)
 
 
 def _known_names(config: Config) -> None:
@@ -216,6 +241,6 @@ def _pipeline(config: Config, name: str, source: Source, devices: int) -> Pipeli
     return make_pipeline(source, batch_size=size, seed=config.train.seed, mode=data.pipeline, workers=data.workers)
 
 
-def _scans(parallel: Parallel, data: Pipeline) -> bool:
+def _scans(parallel: Parallel, resident: bool) -> bool:
     """Whether steps are compiled together: where loops are fast (not on CPU) and items are small (indices)."""
-    return parallel.devices[0].platform != "cpu" and bool(jax.tree.leaves(data.arrays))
+    return parallel.devices[0].platform != "cpu" and resident

@@ -114,21 +114,14 @@ def run_loop(
             jax.block_until_ready(state)
             recorder.flush(step)
             recorder.training_clock(False)
-            metrics = validate(state)
-            if not math.isfinite(metrics["loss"]):  # the last update was one too many; its own loss is never computed
-                raise _diverged("validation loss", metrics["loss"], step, checkpoints)
-            recorder.validation(step, metrics)
-            checkpoints.save(step, state, metrics)
+            _validate(state, step, validate, checkpoints, recorder)
             recorder.training_clock(True)
         if step >= plan.total_steps:
             return state
         if stop.requested:
             if step > first_step:  # else what is there is what was restored
                 checkpoints.save(step, state, None)
-            checkpoints.wait()
-            recorder.flush(step)
-            saved = "state saved; the same command goes on from here" if step else "before the first; nothing to save"
-            raise TrainingStopped(f"stopped at step {step}, {saved}", STOP_CODE)
+            raise _stopped(step, checkpoints, recorder)
         count = plan.next_chunk(step)
         chunk = [next(items) for _ in range(count)]
         state, metrics = run_steps(state, chunk, count)
@@ -138,6 +131,27 @@ def run_loop(
             _settle(recorder, pending[:-1], checkpoints)  # the device is already at work on the last one
             pending = pending[-1:]
             checkpoints.check()
+
+
+def _validate(
+    state: TrainState,
+    step: int,
+    validate: Callable[[TrainState], dict[str, float]],
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+) -> None:
+    metrics = validate(state)
+    if not math.isfinite(metrics["loss"]):  # the last update was one too many; its own loss is never computed
+        raise _diverged("validation loss", metrics["loss"], step, checkpoints)
+    recorder.validation(step, metrics)
+    checkpoints.save(step, state, metrics)
+
+
+def _stopped(step: int, checkpoints: Checkpoints, recorder: Recorder) -> TrainingStopped:
+    checkpoints.wait()
+    recorder.flush(step)
+    saved = "state saved; the same command goes on from here" if step else "before the first; nothing to save"
+    return TrainingStopped(f"stopped at step {step}, {saved}", STOP_CODE)
 
 
 def _settle(recorder: Recorder, pending: Sequence[tuple[int, Any]], checkpoints: Checkpoints) -> None:

@@ -14,6 +14,7 @@ from cnn_jax.schedules import Schedule
 from cnn_jax.training.board import Board
 from cnn_jax.training.loop import Plan
 from cnn_jax.training.progress import Display
+from cnn_jax.training.runtime import COMPILE_QUICKLY
 
 
 @dataclass
@@ -54,8 +55,8 @@ class Recorder:
     ):
         self._run, self._plan, self._display = run, plan, display
         # All at once: asking the device for one later would wait until it has done what is queued.
-        rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(jnp.arange(plan.total_steps))
-        self._rates = np.asarray(rates)
+        rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))
+        self._rates = np.asarray(jax.jit(rates, compiler_options=COMPILE_QUICKLY)(np.arange(plan.total_steps)))
         self._batch_size = batch_size
         self._board = Board(run / TENSORBOARD, first_step) if run else None
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cnn_jax.data import Source
 from cnn_jax.errors import UserError
 from cnn_jax.report import write_report
 from cnn_jax.training import runtime
-from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
 from cnn_jax.training.experiment import Experiment, make_experiment
 from cnn_jax.training.loop import StopRequest, run_loop
 from cnn_jax.training.parallel import stack
@@ -42,7 +43,8 @@ def train(config: Config) -> dict[str, Any]:
         print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")
         return files.read_json(run, files.SUMMARY)
     print("preparing  data and initial weights …", flush=True)
-    experiment = make_experiment(config)
+    resumes = not config.train.fresh and has_checkpoint(run / files.CHECKPOINTS) and (run / files.PREPROCESS).exists()
+    experiment = make_experiment(config, resumed=files.read_preprocess(run) if resumes else None)
     facts = runtime.environment(runtime.command_line())
     first = jax.process_index() == 0
     if first:
@@ -60,11 +62,15 @@ def _is_finished(run: Path, config: Config) -> bool:
     """Whether the folder holds this very run, finished.
 
     Raises:
-        UserError: it holds another run.
+        UserError: it holds another run, or one whose config cannot be read.
     """
     if not (run / files.CONFIG).exists():
         return False
-    differences = config.difference(Config.load(run / files.CONFIG))
+    try:
+        saved = Config.load(run / files.CONFIG)
+    except UserError as error:
+        raise UserError(f"{error}, or give --fresh to start over, or another --workdir") from error
+    differences = config.difference(saved)
     if differences:
         raise UserError(
             f"given run folder {run}, which holds a run with another config ({'; '.join(differences)}); "
@@ -134,15 +140,15 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         devices=len(parallel.devices),
     )
     steps = CompiledSteps(experiment, arrays, display)
-    items = experiment.data["train"].train_items(first_step)
-    ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
-    for count in plan.chunk_sizes(first_step):  # before any clock runs
-        steps.prepare(state, ahead[:count])
     evaluator = experiment.evaluator("validation")
     folder = run if jax.process_index() == 0 else None
-    recorder = Recorder(folder, plan, experiment.optimizer.schedule, config.data.batch_size, display, first_step)
-    try:
-        with display:
+    # Closed here: at the exit of Python, memory that the processes which read share with us would be left behind.
+    with closing(experiment.data["train"].train_items(first_step)) as items, closing(evaluator):
+        ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
+        for count in plan.chunk_sizes(first_step):  # before any clock runs
+            steps.prepare(state, ahead[:count])
+        schedule, batch_size = experiment.optimizer.schedule, config.data.batch_size
+        with display, closing(Recorder(folder, plan, schedule, batch_size, display, first_step)) as recorder:
             run_loop(
                 state,
                 first_step,
@@ -156,8 +162,6 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
             )
         checkpoints.wait()
         return recorder.seconds
-    finally:
-        recorder.close()
 
 
 class CompiledSteps:

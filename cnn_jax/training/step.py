@@ -1,6 +1,7 @@
 """One training step and one evaluation step as pure functions; nothing here knows of files, epochs or devices."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import optax
 
 from cnn_jax.committee import Network
 from cnn_jax.losses import smooth
-from cnn_jax.parameter_groups import hold_statistics
+from cnn_jax.parameter_groups import Rule, hold_statistics
 from cnn_jax.training.state import TrainState, Tree, stream
 
 Batch = dict[str, jax.Array]
@@ -30,7 +31,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     ema_decay: float | None = None,
-    frozen: str | None = None,
+    frozen: Sequence[Rule] = (),
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch) -> (state, metrics)`, pure and ready for `jit`, `pmap`, `vmap` or `scan`.
@@ -45,7 +46,7 @@ def make_train_step(
         label_smoothing: share of the target spread over all classes.
         accumulate: parts into which the batch is cut; their gradients are averaged.
         ema_decay: decay of the moving average in `state.ema`; after t updates it is at most (1 + t)/(10 + t).
-        frozen: regular expression: BatchNorm layers whose parameters it matches use their running statistics. (That
+        frozen: while a rule holds the parameters of a BatchNorm layer, the layer uses its running statistics. (That
             the parameters do not move is the optimizer's doing.)
         axis_name: the mapped axis when the step runs under `pmap`; None under plain `jit`, where the batch is global.
 
@@ -53,46 +54,7 @@ def make_train_step(
         The step. Its metrics are those of the parameters *before* the update, over the whole (global) batch:
         "loss", "accuracy" and "gradient_norm", each an array (sum, count).
     """
-
-    def loss_of(params: Tree, batch_stats: Tree, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
-        variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
-        with hold_statistics(frozen):
-            logits_BxK, updates = model.apply(
-                variables,
-                normalize(images),
-                train=True,
-                rngs={"dropout": dropout_key},
-                mutable=["batch_stats", "auxiliary"],
-            )
-        smoothed = smooth(targets, label_smoothing)
-        loss_B = loss(logits_BxK, smoothed)
-        hits_B = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets, -1)
-        heads: Any = updates.get("auxiliary", {})
-        beside = sum(head["weight"] * loss(head["logits"], smoothed).mean() for head in heads.values())
-        return loss_B.mean() + beside, (updates.get("batch_stats", {}), loss_B.sum(), hits_B.sum())
-
-    def gradients(state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array) -> Any:
-        """Returns (gradients, batch_stats, loss sum, hits) of the whole local batch."""
-        one = jax.value_and_grad(loss_of, has_aux=True)
-        if accumulate == 1:
-            (_, aux), grads = one(state.params, state.batch_stats, images, targets, dropout_key)
-            return grads, *aux
-
-        def add(carry: Any, part: Any) -> Any:
-            grads, batch_stats, loss_sum, hits = carry
-            part_images, part_targets, key = part
-            (_, (batch_stats, more_loss, more_hits)), new = one(
-                state.params, batch_stats, part_images, part_targets, key
-            )
-            return (jax.tree.map(jnp.add, grads, new), batch_stats, loss_sum + more_loss, hits + more_hits), None
-
-        # Part j takes the rows j, j + n, …: a batch that is spread over devices stays where it is.
-        cut = lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)  # noqa: E731
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        start = (zeros, state.batch_stats, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-        keys = jax.random.split(dropout_key, accumulate)
-        (grads, *aux), _ = jax.lax.scan(add, start, (cut(images), cut(targets), keys))
-        return jax.tree.map(lambda g: g / accumulate, grads), *aux
+    loss_of = functools.partial(_batch_loss, model, loss, normalize, label_smoothing, frozen)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         size = batch["label"].shape[0]
@@ -101,18 +63,15 @@ def make_train_step(
             first_index = jax.lax.axis_index(axis_name) * size
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
         images, targets = augment(stream(seed, "augment", state.step), batch["image"], batch["label"], first_index)
-        grads, batch_stats, loss_sum, hits = gradients(state, images, targets, dropout_key)
+        grads, batch_stats, loss_sum, hits = _gradients(loss_of, accumulate, state, images, targets, dropout_key)
         count = jnp.asarray(size, jnp.float32)
         if axis_name:
             grads = jax.lax.pmean(grads, axis_name)
             loss_sum, hits, count = jax.lax.psum((loss_sum, hits, count), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay is not None:
-            new, done = {"params": params, "batch_stats": batch_stats}, state.step.astype(jnp.float32)
-            keep = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))  # a young average forgets its start faster
-            ema = jax.tree.map(lambda old, now: keep * old + (1.0 - keep) * now, ema, new)
+        new = {"params": params, "batch_stats": batch_stats}
+        ema = state.ema if ema_decay is None else _moving_average(state.ema, new, ema_decay, state.step)
         metrics = {
             "loss": jnp.stack([loss_sum, count]),
             "accuracy": jnp.stack([hits.astype(jnp.float32), count]),
@@ -121,6 +80,72 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     return step
+
+
+def _batch_loss(
+    model: nn.Module,
+    loss: Loss,
+    normalize: Callable[[jax.Array], jax.Array],
+    label_smoothing: float,
+    frozen: Sequence[Rule],
+    params: Tree,
+    batch_stats: Tree,
+    step: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    dropout_key: jax.Array,
+) -> tuple[jax.Array, tuple[Tree, jax.Array, jax.Array]]:
+    """Mean loss of a batch, side heads included, and (new batch_stats, sum of the losses without them, hits)."""
+    variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+    with hold_statistics(frozen, step):
+        logits_BxK, updates = model.apply(
+            variables,
+            normalize(images),
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats", "auxiliary"],
+        )
+    smoothed = smooth(targets, label_smoothing)
+    loss_B = loss(logits_BxK, smoothed)
+    hits_B = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets, -1)
+    heads: Any = updates.get("auxiliary", {})
+    beside = sum(head["weight"] * loss(head["logits"], smoothed).mean() for head in heads.values())
+    return loss_B.mean() + beside, (updates.get("batch_stats", {}), loss_B.sum(), hits_B.sum())
+
+
+def _gradients(
+    loss_of: Callable[..., Any],
+    accumulate: int,
+    state: TrainState,
+    images: jax.Array,
+    targets: jax.Array,
+    dropout_key: jax.Array,
+) -> tuple[Tree, Tree, jax.Array, jax.Array]:
+    """Gradients of the mean of `loss_of` over the parts of a batch, then the batch_stats, loss sum and hits of all."""
+    one = jax.value_and_grad(loss_of, has_aux=True)
+    if accumulate == 1:
+        (_, aux), grads = one(state.params, state.batch_stats, state.step, images, targets, dropout_key)
+        return grads, *aux
+
+    def add(carry: Any, part: Any) -> Any:
+        grads, batch_stats, loss_sum, hits = carry
+        (_, (batch_stats, more_loss, more_hits)), new = one(state.params, batch_stats, state.step, *part)
+        return (jax.tree.map(jnp.add, grads, new), batch_stats, loss_sum + more_loss, hits + more_hits), None
+
+    # Part j takes the rows j, j + n, …: a batch that is spread over devices stays where it is.
+    cut = lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)  # noqa: E731
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    start = (zeros, state.batch_stats, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    parts = (cut(images), cut(targets), jax.random.split(dropout_key, accumulate))
+    (grads, batch_stats, loss_sum, hits), _ = jax.lax.scan(add, start, parts)
+    return jax.tree.map(lambda g: g / accumulate, grads), batch_stats, loss_sum, hits
+
+
+def _moving_average(old: Tree, new: Tree, decay: float, updates: jax.Array) -> Tree:
+    """The average after one more of `updates`; a young one forgets its start faster."""
+    done = updates.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
+    return jax.tree.map(lambda before, now: keep * before + (1.0 - keep) * now, old, new)
 
 
 def make_eval_step(

@@ -1,6 +1,7 @@
 """Transfer learning: weights to start from, rates and freezing by layer."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -21,14 +22,17 @@ HEAD = "output"  # the classifier's name in every model
 
 def initial_variables(
     config: Config, model: nn.Module, image_shape: tuple[int, int, int]
-) -> tuple[dict[str, Any], Preprocess | None]:
+) -> tuple[dict[str, Any] | None, Preprocess | None]:
     """The variables of `--init-from` for this model, and the preprocessing that they were trained with, if known.
+
+    Without the flag both are None.
 
     Raises:
         UserError: they cannot be had, are of another model or image size, or there is more than one member to start.
     """
     source = config.model.init_from
-    assert source is not None
+    if source is None:
+        return None, None
     if config.train.members > 1:
         raise UserError(
             f"given --init-from with --members {config.train.members}; expected one of them; drop the other"
@@ -39,7 +43,7 @@ def initial_variables(
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
     size = "x".join(map(str, image_shape))
     match(variables, expected, given=source, wanted=f"weights of {config.model.model} for {size} images")
-    return variables, preprocess
+    return variables, preprocess and replace(preprocess, image_shape=image_shape)
 
 
 def freeze_until(optim: OptimConfig, steps_per_epoch: float) -> list[tuple[str, int]]:
