@@ -56,6 +56,7 @@ Array = np.ndarray
 
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9  # a large rate would blow the last digit, in which the two differ, up
 CHECKED = 3  # steps whose losses must agree
+BUSY = 0.05  # share of the processor that others may take before a warning
 SETTLE, PAUSE = 0.05, 0.2  # seconds before a block: until all threads sleep, and in which others are watched
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (2e-2, 5e-2)}  # of the first step, of the others
 MATMUL = {"cpu": 2048, "gpu": 4096}  # side of the matrices
@@ -558,7 +559,7 @@ def _processor_ticks() -> tuple[int, int] | None:
 
 
 def describe(result: Result) -> str:
-    """A table of both sides, and as the last line the ratio."""
+    """A table of both sides, a warning if the machine was busy, and as the last line the ratio."""
     rates = [statistics.median(rates) for rates in (result.ours_rates, result.torch_rates)]
     speeds = [rate * result.flops for rate in rates]
     memory = [_mebibytes(side) for side in (result.ours, result.torch)]
@@ -574,9 +575,13 @@ def describe(result: Result) -> str:
     ]
     if result.others:
         rows.append(("busy with others, %", number(100 * statistics.median(result.others)), ""))
+    lines = [f"{name:<28}{one:>12}{other:>12}" for name, one, other in rows]
+    if result.others and max(result.others) > BUSY:
+        lines.append(
+            "warning: others used the processor meanwhile, which slows PyTorch down more than us; measure anew"
+        )
     ratios = result.ratios
-    last = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-    return "\n".join([*(f"{name:<28}{one:>12}{other:>12}" for name, one, other in rows), last])
+    return "\n".join([*lines, f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"])
 
 
 def figures(case: str, result: Result) -> list[Figure]:

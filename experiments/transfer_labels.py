@@ -1,7 +1,7 @@
 """Accuracy against the number of labels: from scratch beside transferred, several seeds each, one picture.
 
     python -m experiments.mnist_lenet5
-    python -m experiments.transfer_labels --output results/transfer
+    python -m experiments.transfer_labels --output results/transfer/digits
 
 The runs are those of `experiments.transfer_digits`, in `runs/transfer`; finished ones are not repeated. Writes
 OUTPUT.csv (a row a run) and OUTPUT.png (mean and range over the seeds).
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="where, without ending")
     arguments = parser.parse_args(argv)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # found out before the training, not after it
     from cnn_jax.training.run import train
 
     rows = []

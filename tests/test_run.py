@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import cnn_jax
 from cnn_jax import run_folder as files
@@ -292,6 +293,30 @@ def test_splits_that_share_images_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match="share images"):
             run.train(CONFIG.override(workdir=str(tmp_path / "run"), **wrong))
+
+
+def test_sums_of_splits_are_compared_part_by_part():
+    sizes = {"train": 100, "test": 50}
+    for one, other in (
+        ("train[:10]+test", "test"),
+        ("train[:60]", "test + train[50%:]"),
+        ("all", "test"),
+        ("test", "all"),
+    ):
+        assert experiment._overlap(one, other, sizes), (one, other)
+    assert not experiment._overlap("train[:50]+test[:10]", "train[50:]+test[10:]", sizes)
+
+
+def test_splits_of_a_folder_with_bad_images_are_those_of_all_its_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
+    for name in ("a", "b"):
+        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), 20 * i).save(tmp_path / "photos" / "train" / name / f"{i}.png")
+    (tmp_path / "photos" / "train" / "a" / "0.png").write_bytes(b"no image")
+    splits = {"train_split": "train[:14]", "validation_split": "train[14:17]", "test_split": "train[17:]"}
+    config = CONFIG.override(dataset=f"folder:{tmp_path / 'photos'}", skip_bad_images=True, batch_size=4, **splits)
+    assert sum(len(source) for source in make_experiment(config).sources.values()) == 19
 
 
 def test_a_saved_config_does_not_delete_the_run_that_it_repeats(tmp_path):

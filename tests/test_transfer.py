@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+import cnn_jax
 from cnn_jax.config import Config
+from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.optimizers import make_optimizer
 from cnn_jax.parameter_groups import Rule, hold_statistics
+from cnn_jax.training import run, transfer
 from cnn_jax.training.experiment import make_experiment
+from cnn_jax.weights.preprocess import PublishedPreprocess
 
 CONFIG = Config("transfer").override(
     dataset="synthetic:16x16x1:3:64",
@@ -128,3 +132,17 @@ def test_the_decay_of_held_parameters_fills_no_moments():
         updates, state = optimizer.tx.update(zeros, state, params)
         seen.append(float(jax.tree.leaves(updates)[0][0, 0]))
     np.testing.assert_allclose(seen, [0.0] * 5 + [-0.1 * 1e-2], rtol=1e-6)
+
+
+def test_a_run_from_published_weights_takes_only_their_mean_and_deviation(tmp_path, monkeypatch):
+    published = PublishedPreprocess((8, 8, 1), (0.4,), (0.2,), resize=9)  # of a smaller network than the images here
+    config = CONFIG.override(workdir=str(tmp_path / "run"), init_from="published")
+    source = make_experiment(CONFIG).state
+    variables = {"params": source.params, "batch_stats": source.batch_stats}
+    monkeypatch.setattr(transfer, "load_pretrained", lambda *_, **__: (None, variables, published))
+    run.train(config)
+    monkeypatch.undo()
+    for _ in range(2):  # finished, and opened again
+        _, _, preprocess = cnn_jax.load(tmp_path / "run")
+        assert type(preprocess) is Preprocess and preprocess == Preprocess((16, 16, 1), (0.4,), (0.2,))
+        run.train(config)

@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,14 +217,16 @@ def made_up() -> Result:
 
 def test_the_table_has_medians_shares_and_what_is_unknown():
     lines = describe(made_up()).splitlines()
-    rows = {line[:28].strip(): line[28:].split() for line in lines[1:-1]}
+    rows = {line[:28].strip(): line[28:].split() for line in lines[1:-2]}
     assert rows["images/s"] == ["100", "60"]
     assert rows["GFLOP/s"] == ["100", "60"]
     assert rows["% of matmul's 200"] == ["50", "30"]
     assert rows["peak memory, MiB"] == ["1", "n/a"]
     assert rows["compile or first step, s"] == ["3", "1"] and rows["the same, cached, s"] == ["0.5", "n/a"]
     assert rows["busy with others, %"] == ["25"]
+    assert lines[-2].startswith("warning: others")
     assert lines[-1] == "ratio 1.50 (1.20–2.00)"
+    assert "warning" not in describe(replace(made_up(), others=[0.0, 0.01]))
 
 
 def test_figures_have_spread_and_leave_out_what_is_unknown():

@@ -206,11 +206,11 @@ def _open_sources(config: Config) -> dict[str, Source]:
     }
     how = {"data_dir": data.data_dir, "image_size": data.image_size, "skip_bad_images": data.skip_bad_images}
     sources = {name: open_source(data.dataset, split, **how) for name, split in splits.items()}
-    sizes = {}  # of whole splits, without opening those that have no part
-    for split in splits.values():
-        name = split.partition("[")[0]
-        if name != split and "+" not in split and name not in sizes:
-            sizes[name] = len(open_source(data.dataset, name, **how))
+    sizes = {}  # of whole splits, without opening those that have no part, and bad images included
+    for part in (part for split in splits.values() for part in _parts(split)):
+        name = part.partition("[")[0]
+        if name not in (part, *sizes):
+            sizes[name] = len(open_source(data.dataset, name, **how | {"skip_bad_images": False}))
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         if _overlap(splits[one], splits[other], sizes):
             raise UserError(
@@ -221,10 +221,18 @@ def _open_sources(config: Config) -> dict[str, Source]:
 
 
 def _overlap(one: str, other: str, sizes: Mapping[str, int]) -> bool:
-    """Whether two splits share images; sums of splits are compared as words only."""
-    if "+" in one + other or one == other:
-        return one == other
+    """Whether two splits, or sums of splits, share images; `all` shares some with every other."""
+    return any(_parts_overlap(a, b, sizes) for a in _parts(one) for b in _parts(other))
+
+
+def _parts(split: str) -> list[str]:
+    return [part.strip() for part in split.split("+")]
+
+
+def _parts_overlap(one: str, other: str, sizes: Mapping[str, int]) -> bool:
     name, other_name = one.partition("[")[0], other.partition("[")[0]
+    if "all" in (name, other_name):
+        return True
     if name != other_name:
         return False
     if name in (one, other):

@@ -123,8 +123,8 @@ def run_loop(
                 checkpoints.save(step, state, None)
             raise _stopped(step, checkpoints, recorder)
         count = plan.next_chunk(step)
-        chunk = [next(items) for _ in range(count)]
-        state, metrics = run_steps(state, chunk, count)
+        # No name keeps the items: a streamed batch is memory that a worker wants back after the step.
+        state, metrics = run_steps(state, [next(items) for _ in range(count)], count)
         step += count
         pending.append((step, metrics))
         if step - pending[0][0] >= AHEAD:

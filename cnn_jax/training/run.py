@@ -147,6 +147,8 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
         for count in plan.chunk_sizes(first_step):  # before any clock runs
             steps.prepare(state, ahead[:count])
+        feed = itertools.chain(ahead, items)
+        del ahead
         schedule, batch_size = experiment.optimizer.schedule, config.data.batch_size
         with display, closing(Recorder(folder, plan, schedule, batch_size, display, first_step)) as recorder:
             run_loop(
@@ -154,7 +156,7 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
                 first_step,
                 plan,
                 run_steps=steps,
-                items=itertools.chain(ahead, items),
+                items=feed,
                 validate=lambda state: evaluator.metrics(variables_for_evaluation(state)),
                 checkpoints=checkpoints,
                 recorder=recorder,

@@ -1,7 +1,6 @@
 """Transfer learning: weights to start from, rates and freezing by layer."""
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -43,7 +42,10 @@ def initial_variables(
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
     size = "x".join(map(str, image_shape))
     match(variables, expected, given=source, wanted=f"weights of {config.model.model} for {size} images")
-    return variables, preprocess and replace(preprocess, image_shape=image_shape)
+    if preprocess is None:
+        return variables, None
+    # Mean and deviation only: a published resize and crop are for photographs, not for the images of this data set.
+    return variables, Preprocess(image_shape, preprocess.mean, preprocess.std)
 
 
 def freeze_until(optim: OptimConfig, steps_per_epoch: float) -> list[tuple[str, int]]:
