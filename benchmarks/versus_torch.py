@@ -48,6 +48,7 @@ from cnn_jax.models import build
 from cnn_jax.models.small import Filters, SmallCnn
 from cnn_jax.models.summary import count_flops
 from cnn_jax.optimizers import make_optimizer
+from cnn_jax.training.runtime import keep_memory
 from cnn_jax.training.state import init_state
 from cnn_jax.training.step import make_train_step
 
@@ -141,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     device, name = arguments.device, arguments.model
+    keep_memory()  # as every run of ours does; PyTorch's tensors profit, too
     _choose(device)
     torch = import_torch(device)
     from benchmarks import torch_networks
