@@ -3,8 +3,9 @@
     python -m experiments.own_folder --dataset folder:PATH
     python -m experiments.own_folder --dataset folder:PATH --image-size 224 --model resnet18
 
-Images are resized to 32×32 pixels unless --image-size says otherwise. Without a folder it trains on the digits that ship with the package, so that the command can be tried at once: test
-accuracy (360 images) 99.17 ± 0.28 % over 3 seeds, 24 seconds on two CPU cores.
+Images are resized to 32×32 pixels unless --image-size says otherwise. Without a folder it trains on the digits that
+ship with the package, so that the command can be tried at once: test accuracy (360 images) 99.17 ± 0.28 % over 3
+seeds, 24 seconds on two CPU cores.
 """
 
 from cnn_jax.cli import run

@@ -204,13 +204,13 @@ def _open_sources(config: Config) -> dict[str, Source]:
         "validation": data.validation_split or usual.validation,
         "test": data.test_split or usual.test,
     }
-    how = {"data_dir": data.data_dir, "image_size": data.image_size, "skip_bad_images": data.skip_bad_images}
-    sources = {name: open_source(data.dataset, split, **how) for name, split in splits.items()}
+    opened = partial(open_source, data.dataset, data_dir=data.data_dir, image_size=data.image_size)
+    sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
     sizes = {}  # of whole splits, without opening those that have no part, and bad images included
     for part in (part for split in splits.values() for part in _parts(split)):
         name = part.partition("[")[0]
         if name not in (part, *sizes):
-            sizes[name] = len(open_source(data.dataset, name, **how | {"skip_bad_images": False}))
+            sizes[name] = len(opened(name))
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         if _overlap(splits[one], splits[other], sizes):
             raise UserError(
