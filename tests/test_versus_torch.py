@@ -110,16 +110,17 @@ def test_both_sides_have_the_same_losses_in_bfloat16(quick):
 
 
 def test_compiling_with_and_without_the_program_in_the_cache():
-    before = jax.config.jax_compilation_cache_dir
+    config: Any = jax.config
+    before = config.jax_compilation_cache_dir
     traced = []
 
     def step(state: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        traced.append(jax.config.jax_compilation_cache_dir)
+        traced.append(config.jax_compilation_cache_dir)
         return state + batch, batch
 
     compiled, cold, warm = compile_step(step, jnp.zeros(3), jnp.ones(3))
     assert len(traced) == 2 and len(set(traced)) == 1 and traced[0] != before
-    assert jax.config.jax_compilation_cache_dir == before
+    assert config.jax_compilation_cache_dir == before
     assert cold > 0 and warm > 0
     state = jnp.ones(3)
     assert compiled(state, jnp.ones(3))[0].tolist() == [2, 2, 2]
