@@ -89,11 +89,15 @@ def test_chunked_convolution_gives_gradients_per_example_under_vmap():
     np.testing.assert_allclose(gradient(lambda *a: conv_chunked(*a, 2)), expected, rtol=1e-4, atol=1e-3)
 
 
-def kernel_gradient_has_scan(x, kernel, **kwargs) -> bool:
+def kernel_gradient(x, kernel, **kwargs) -> str:
     def gradient(kernel):
         return jax.grad(lambda k: jnp.sum(conv_general_dilated(x, k, dimension_numbers=NHWC, **kwargs)))(kernel)
 
-    return "scan" in str(jax.make_jaxpr(gradient)(kernel))
+    return str(jax.make_jaxpr(gradient)(kernel))
+
+
+def kernel_gradient_has_scan(x, kernel, **kwargs) -> bool:
+    return "scan" in kernel_gradient(x, kernel, **kwargs)
 
 
 def test_dispatch_takes_tiles_for_few_maps(monkeypatch):
@@ -113,7 +117,23 @@ def test_dispatch_takes_tiles_for_few_maps(monkeypatch):
     assert not conv._fits_tiles(*imagenet), "the tiles would fill the memory"
 
 
+def test_dispatch_takes_chunks_or_xlas_gradient_set_apart(monkeypatch):
+    monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
+    monkeypatch.setattr(conv, "_WHOLE", True)
+    plain = {"window_strides": (1, 1), "padding": "SAME"}
+    x, kernel = normal(0, 16, 8, 8, 16), normal(1, 3, 3, 16, 16)
+    apart = kernel_gradient(x, kernel, **plain)
+    assert apart.count("optimization_barrier") == 2 and "scan" not in apart, "its input and the output's gradient"
+    assert "scan" in kernel_gradient(x, normal(1, 1, 1, 16, 16), **plain), "1x1"
+    assert "scan" in kernel_gradient(x, normal(1, 3, 3, 16, 65), **plain), "many maps"
+    assert conv._chunk_size((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 128
+    assert conv._chunk_size((256, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 8, "beyond the cache"
+    monkeypatch.setattr(conv, "_WHOLE", False)
+    assert "scan" in kernel_gradient(x, kernel, **plain), "an XLA that is slower"
+
+
 def test_dispatch_takes_the_chunked_gradient_only_where_it_is_meant(monkeypatch):
+    monkeypatch.setattr(conv, "_WHOLE", False)
     x, kernel = normal(0, 16, 8, 8, 12), normal(1, 3, 3, 12, 16)
     plain = {"window_strides": (1, 1), "padding": "SAME"}
     assert not kernel_gradient_has_scan(x, kernel, **plain), "eight devices: the scan would gather the batch"

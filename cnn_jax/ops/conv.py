@@ -5,7 +5,9 @@ sum are faster there, each for other shapes:
 
 - Few input maps: a row of the matrix is a tile of several neighbouring outputs, not one (`conv_tiled`).
 - The kernel's gradient, P being the patches of the input as rows, is Pᵀ·dL/dy: a `lax.scan` over chunks of a few
-  images (`conv_chunked`). XLA computes it as a convolution whose "kernel" is the whole output gradient.
+  images (`conv_chunked`). XLA computes it as a convolution whose "kernel" is the whole output gradient. That is the
+  faster one for few maps in the cache, if what it reads is kept apart from what computes it: fused with it, XLA writes
+  the input of that convolution transposed, number by number.
 - The input's gradient of a convolution with a stride is the one of the same convolution without, on the input folded
   by `space_to_depth`. XLA computes it as a convolution over a gradient interleaved with zeros.
 
@@ -27,6 +29,9 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 _MAX_CHUNK = 8  # images; 4 to 8 was best for 3×3 and 5×5 kernels at 8×8 to 32×32
 _MAX_PATCH_BYTES = 6 * 2**20  # a chunk's patches beyond this fall out of the cache, and XLA's own gradient is faster
 _MIN_FEATURES = 16  # with fewer output channels the matrix product is too thin to win
+_MAX_WHOLE_MAPS = 64  # channels, of input and output, up to which XLA's own gradient is as fast as chunks
+_MAX_WHOLE_BYTES = 20 * 2**20  # of input and output together; beyond the cache it is far slower
+_WHOLE = jax.__version_info__ >= (0, 11)  # before, chunks are always faster
 _TILE = 4  # output columns a tile, at least: more widen the matrix product, and add zeros to it
 _MAX_FOLDED_MAPS = 16  # input channels; folding makes a kernel's matrix larger, by zeros, which pays for few only
 _MAX_TILED_MAPS = 8  # input channels; with more, the matrix product without tiles is wide enough
@@ -147,7 +152,8 @@ def conv_chunked(
         kernel_HxWxCxF: filters, of the same type.
         strides: rows and columns between neighbouring outputs.
         pads: zeros added (above, below) and (left, right).
-        chunk: images a matrix product; any number, `B` need not be a multiple.
+        chunk: images a matrix product; any number, `B` need not be a multiple. From `B` on the gradient is XLA's, apart
+            from what surrounds it.
 
     Returns:
         Maps of shape (B, (H + pads - kernel) // stride + 1, …, F).
@@ -176,6 +182,9 @@ def _patches_times_kernel(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads, chunk: int
 ) -> jax.Array:
     """The same convolution as a matrix product a chunk. Its transpose in `kernel` is what this file is about."""
+    if chunk >= len(x):
+        y = lax.conv_general_dilated(lax.optimization_barrier(x), kernel, strides, pads, dimension_numbers=_NHWC)
+        return lax.optimization_barrier(y)  # transposed, it is dL/dy that is kept apart
     size, features = kernel.shape[:2], kernel.shape[3]
     output = _output_size(x.shape, size, strides, pads)
     matrix_DxF = kernel.reshape(-1, features)
@@ -193,11 +202,9 @@ def _patches_times_kernel(
         return rows_NxF.reshape(-1, *output, features)
 
     whole = len(x) - len(x) % chunk
-    parts = []
-    if whole:
-        chunks = x[:whole].reshape(-1, chunk, *x.shape[1:])
-        _, y = lax.scan(lambda carry, x_chunk: (carry, product(x_chunk, matrix)), None, chunks)
-        parts.append(y.reshape(whole, *output, features))
+    chunks = x[:whole].reshape(-1, chunk, *x.shape[1:])
+    _, y = lax.scan(lambda carry, x_chunk: (carry, product(x_chunk, matrix)), None, chunks)
+    parts = [y.reshape(whole, *output, features)]
     if whole < len(x):
         parts.append(product(x[whole:], matrix))
     return jnp.concatenate(parts)
@@ -242,9 +249,15 @@ def _output_size(
 
 
 def _chunk_size(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], strides: tuple[int, int], pads: Pads) -> int:
-    """Images a chunk, or 0 where XLA's own gradient is the faster one."""
+    """Images a chunk, all for XLA's own gradient apart from its surroundings, or 0 for XLA's convolution as it is."""
     height, width = _output_size(x_shape, kernel_shape[:2], strides, pads)
-    if min(height, width) < 1 or kernel_shape[3] < _MIN_FEATURES:
+    if min(height, width) < 1:
+        return 0
+    all_bytes = 4 * x_shape[0] * (x_shape[1] * x_shape[2] * kernel_shape[2] + height * width * kernel_shape[3])
+    few = max(kernel_shape[2:]) <= _MAX_WHOLE_MAPS and max(kernel_shape[:2]) > 1
+    if _WHOLE and few and all_bytes <= _MAX_WHOLE_BYTES:
+        return x_shape[0]
+    if kernel_shape[3] < _MIN_FEATURES:
         return 0
     image_bytes = 4 * height * width * kernel_shape[0] * kernel_shape[1] * kernel_shape[2]
     chunk = min(_MAX_CHUNK, _MAX_PATCH_BYTES // image_bytes)
