@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import tyro
-
 from cnn_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cnn_jax.errors import TrainingStopped, UserError, unknown
 
@@ -91,6 +89,8 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
 
 
 def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, presets: Mapping[str, Config]) -> Any:
+    import tyro  # here, so that commands without a config do without it
+
     default = _Arguments(Start(), base.data, base.model, base.optim, base.train)
     names = f"\n\nPresets: {', '.join(presets)}." if presets else ""
     said = io.StringIO()
@@ -193,19 +193,31 @@ def _check(config: Config) -> None:
         )
 
 
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "STR": "a text"}
+
+
 def _one_line(box: str, prog: str) -> str:
     """Says in one line what tyro says in a box: its sections are parted by rules, the first is the mistake itself."""
     lines = [re.sub(r"[╭╮╰╯│]+", " ", line).strip() for line in box.splitlines()]
     sections = [" ".join(part.split()) for part in re.split(r"─{3,}", "\n".join(lines)) if part.strip()]
     mistake, rest = (sections[1], sections[2:]) if len(sections) > 1 else ("".join(sections), [])
-    value = re.match(r"Error parsing (?P<flag>--[\w-]+): .*?(from \['|: ')(?P<given>.*?)'", mistake)
-    if value:
-        kind = re.search(rf"{value['flag']} (\{{None\}}\|)?(?P<kind>\S+)", rest[0] if rest else "")
-        expected = f"; expected {kind['kind']}" if kind else ""
-        return f"given {value['flag']} {value['given']}{expected}; see {prog} --help"
-    close = re.findall(r"--[\w-]+", " ".join(part for part in rest if part.startswith("Perhaps")))
-    hint = f"; perhaps you meant {' or '.join(dict.fromkeys(close))}" if close else ""
-    return f"{mistake.rstrip('.')}{hint}; see {prog} --help"
+    see = f"see {prog} --help"
+    if found := re.match(r"Error parsing (--[\w-]+): .*?(?:from \['|: ')(.*?)'", mistake):
+        flag, given = found.groups()
+        kind = re.search(rf"{flag} (?:\{{None\}}\|)?(\S+)", rest[0] if rest else "")
+        expected = _KINDS.get(kind[1], kind[1]) if kind else "another value"
+        return f"given {flag} {given}; expected {expected}; {see}"
+    if found := re.match(r"invalid choice '(.*?)' for argument '(--[\w-]+)'. Expected one of \((.*)\)", mistake):
+        given, flag, choices = found.groups()
+        known = [name for name in re.findall(r"'(.*?)'", choices) if name != "None"]
+        return f"given {flag} {given}; expected {' or '.join(sorted(known))}; choose one"
+    if found := re.match(r"Missing value for argument '(--[\w-]+)'", mistake):
+        return f"given {found[1]} without a value; expected one after it; {see}"
+    if found := re.match(r"Unrecognized options: ([^,]+)", mistake):
+        close = re.findall(r"--[\w-]+", " ".join(part for part in rest if part.startswith("Perhaps")))
+        meant = f"perhaps you meant {' or '.join(dict.fromkeys(close))}; " if close else ""
+        return f"given {found[1]}, which is no option; expected --name value; {meant}{see}"
+    return f"{mistake.rstrip('.')}; {see}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -86,8 +86,11 @@ def test_a_folder_is_found_from_anywhere():
     ("argv", "said"),
     [
         (["--dataset", "folder:"], "folder:PATH"),
-        (["--optimzer", "adam"], "--optimizer"),
-        (["--batch-size", "many"], "many"),
+        (["--optimzer", "adam"], "given --optimzer, which is no option; expected --name value; perhaps you meant --opti"),
+        (["adam"], "given adam, which is no option; expected --name value; see"),
+        (["--batch-size", "many"], "given --batch-size many; expected a whole number; see"),
+        (["--epochs", "x"], "given --epochs x; expected a number; see"),
+        (["--precision", "half"], "given --precision half; expected bfloat16 or float32; choose one"),
         (["--batch-size", "0"], "more than 0"),
         (["--batch-size", "10", "--accumulate", "3"], "--accumulate 3"),
         (["--preset", "quik"], "quick"),
@@ -99,7 +102,7 @@ def test_a_folder_is_found_from_anywhere():
         (["--seed", "-1"], "0 or more"),
         (["--config", "absent.json"], "absent.json"),
         (["--preset", "quick", "--config", "a.json"], "drop the other"),
-        (["--epochs"], "--epochs"),
+        (["--epochs"], "given --epochs without a value; expected one after it; see"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(argv, said):

@@ -123,7 +123,26 @@ def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(finished
         run.train(CONFIG.override(workdir=str(finished), learning_rate=0.1))
 
 
+def test_a_run_that_failed_at_its_start_can_be_corrected_in_its_folder(tmp_path):
+    config = CONFIG.override(workdir=str(tmp_path / "run"), model="mlp", ema_decay=None)
+    with pytest.raises(TrainingStopped):
+        run.train(config.override(learning_rate=1e30, log_every=1))
+    assert (tmp_path / "run" / files.CONFIG).exists()
+    run.train(config.override(steps=2))
+    assert {row["step"] for row in files.read_metrics(tmp_path / "run") if row["kind"] == "train"} <= {1, 2}
+    assert files.read_config(tmp_path / "run").optim.learning_rate == config.optim.learning_rate
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_file_in_the_place_of_the_folder(tmp_path, fresh):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="which is a file; expected a folder; give another"):
+        run.train(CONFIG.override(workdir=str(tmp_path / "run"), fresh=fresh))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_a_damaged_config_of_the_folder_is_named_with_the_ways_out(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / files.CONFIG).write_text((finished / files.CONFIG).read_text()[:50])
     with pytest.raises(UserError, match=r"given config .*config.json: not valid JSON .*; repair it, or give --fresh"):
         run.train(CONFIG.override(workdir=str(tmp_path)))

@@ -111,7 +111,9 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     """Returns the class names in alphabetical order, and the files of each split that there is."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"given folder:{path}, which is not a folder; expected one with a sub-folder for each class")
+        raise UserError(
+            f"given folder:{path}, which is not a folder; expected one with a sub-folder for each class; correct the path"
+        )
     folders = {"train": root / "train", "validation": root / "validation", "test": root / "test"}
     if (root / "val").is_dir():
         folders["validation"] = root / "val"

@@ -153,7 +153,8 @@ def absent(name: str, folder: Path) -> UserError:
         if nearest(base, [*known, *ours]):
             return unknown("data set", name, [*known, *ours])
         return UserError(
-            f"given unknown data set {name!r}; expected a TFDS name, {', '.join(ours)}; choose one of these"
+            f"given unknown data set {name!r}; expected {', '.join(ours)}, mnist, cifar10 or another name of TFDS; "
+            "choose one of these"
         )
     versions = sorted(path.name for path in (folder / base).glob("*") if path.is_dir())
     found = f" (found there: {', '.join(versions)})" if versions else ""

@@ -135,7 +135,10 @@ def make_parallel(kind: str, devices: int | None, batch_size: int, accumulate: i
     """
     found = jax.devices()
     if devices is not None and devices > len(found):
-        raise UserError(f"given --devices {devices}; expected at most {len(found)}, the number of devices found")
+        raise UserError(
+            f"given --devices {devices}; expected at most {len(found)}, the number of devices "
+            "found; lower it, or leave it out to use them all"
+        )
     chosen = tuple(found[:devices])
     unit = len(chosen) * accumulate
     if batch_size % unit:

@@ -39,6 +39,8 @@ def train(config: Config) -> dict[str, Any]:
     """
     runtime.prepare(config.train)
     run = Path(config.train.workdir or f"runs/{config.experiment}")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"given --workdir {run}, which is a file; expected a folder; give another")
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")
         return files.read_json(run, files.SUMMARY)
@@ -62,9 +64,9 @@ def _is_finished(run: Path, config: Config) -> bool:
     """Whether the folder holds this very run, finished.
 
     Raises:
-        UserError: it holds another run, or one whose config cannot be read.
+        UserError: it holds another run that has trained, or one whose config cannot be read.
     """
-    if not (run / files.CONFIG).exists():
+    if not (run / files.CONFIG).exists() or not _has_trained(run):
         return False
     try:
         saved = Config.load(run / files.CONFIG)
@@ -79,9 +81,18 @@ def _is_finished(run: Path, config: Config) -> bool:
     return (run / files.SUMMARY).exists()
 
 
+def _has_trained(run: Path) -> bool:
+    """Whether the folder holds more than the start of a run: something that a new one would lose."""
+    return has_checkpoint(run / files.CHECKPOINTS) or any((run / n).exists() for n in (files.WEIGHTS, files.SUMMARY))
+
+
 def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
-    """Writes what describes the run. `--fresh` removes the files of a run and no others."""
-    if experiment.config.train.fresh:
+    """Writes what describes the run. What `--fresh` removes, or a start without a checkpoint, is its files, no others."""
+    fresh = experiment.config.train.fresh
+    if not fresh and not has_checkpoint(run / files.CHECKPOINTS) and (run / files.METRICS).exists():
+        print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
+        fresh = True
+    if fresh:
         for name in files.ALL:
             path = run / name
             if path.is_dir():
@@ -128,9 +139,6 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
     first_step, state = restored or (0, parallel.place(experiment.state))
     if restored:
         print(f"resuming   from step {first_step}", flush=True)
-    elif (run / files.METRICS).exists() and jax.process_index() == 0:
-        print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
-        (run / files.METRICS).unlink()
     display = Display(
         total_steps=plan.total_steps,
         first_step=first_step,
