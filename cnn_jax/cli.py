@@ -70,14 +70,18 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
     preset, saved = _peek(argv, "--preset"), _peek(argv, "--config")
     if preset is not None and saved is not None:
         raise UserError(f"given --preset {preset} and --config {saved}; expected one of them; drop the other")
+    folder = base.experiment
     if preset is not None:
+        folder += f"-{preset}"
         if not presets:
             raise UserError(f"given --preset {preset}; {prog} has no presets; drop it")
         if preset not in presets:
             raise unknown("preset", preset, presets)
         base = presets[preset]
     if saved is not None:
-        experiment, base = base.experiment, Config.load(saved).override(workdir=None)
+        experiment, base = base.experiment, Config.load(saved)
+        folder = os.path.basename(os.path.abspath(base.train.workdir or experiment)) + "-repeated"
+        base = base.override(workdir=None)
         if base.experiment != experiment:
             raise UserError(
                 f"given --config {saved}, of the experiment {base.experiment}; expected one of {experiment}; "
@@ -85,7 +89,7 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
             )
     arguments = _parse(argv, prog, doc, base, presets)
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
-    return _resolve(chosen, base, argv, f"-{preset}" if preset else "")
+    return _resolve(chosen, base, argv, os.path.join("runs", folder))
 
 
 def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, presets: Mapping[str, Config]) -> Any:
@@ -124,8 +128,8 @@ def _given(argv: Sequence[str], flag: str) -> bool:
     return any(word.replace("_", "-").split("=")[0] == flag for word in argv)
 
 
-def _resolve(config: Config, base: Config, argv: Sequence[str], suffix: str) -> Config:
-    """Applies the few rules that join fields."""
+def _resolve(config: Config, base: Config, argv: Sequence[str], workdir: str) -> Config:
+    """Applies the few rules that join fields; `workdir` is the one where none is given."""
     changes: dict[str, Any] = {}
     if config.optim.optimizer != base.optim.optimizer:
         # The experiment's rate and arguments were tuned for its own optimizer: another one starts from its paper's.
@@ -157,7 +161,7 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], suffix: str) -> 
             raise UserError("given --dataset folder:; expected folder:PATH; name the folder")
         changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))  # a run is read from anywhere
     if config.train.workdir is None:
-        changes["workdir"] = os.path.join("runs", config.experiment + suffix)
+        changes["workdir"] = workdir
     if config.model.init_from is not None and os.path.exists(config.model.init_from):
         changes["init_from"] = os.path.abspath(config.model.init_from)
     config = config.override(**changes)

@@ -90,7 +90,7 @@ def predict(
     model, variables, preprocess = load(run)
     variables, classes = jax.device_put(variables), read_classes(run)
     found: list[Prediction] = []
-    bad: list[Path] = []
+    bad: dict[Path, UserError] = {}
     for members, images in _batches(paths, preprocess, min(batch_size, len(paths)), bad):
         if bad and not skip_bad_images:
             continue  # to the end, for the names of the other bad ones
@@ -101,15 +101,17 @@ def predict(
         raise UserError(f"given {names}, which cannot be read; expected images; drop them or add --skip-bad-images")
     if not found:
         raise UserError(f"given {len(bad)} images, all unreadable; expected at least one that can be read; add one")
+    for error in bad.values():
+        print(f"warning: {error}", file=sys.stderr)
     return found
 
 
 def _batches(
-    paths: Iterable[Path], preprocess: "Preprocess", size: int, bad: list[Path]
+    paths: Iterable[Path], preprocess: "Preprocess", size: int, bad: dict[Path, UserError]
 ) -> Iterator[tuple[list[Path], "np.ndarray"]]:
     """Yields up to `size` paths and their images, uint8 (size, H, W, C), in the first rows of one and the same array.
 
-    All batches have one shape, so the model is compiled once. Unreadable images are warned of and put into `bad`.
+    All batches have one shape, so the model is compiled once. Unreadable images are left out, and put into `bad`.
     """
     import numpy as np
 
@@ -118,8 +120,7 @@ def _batches(
         try:
             images[len(members)] = preprocess.read(path)
         except UserError as error:
-            bad.append(path)
-            print(f"warning: {error}", file=sys.stderr)
+            bad[path] = error
             continue
         members.append(path)
         if len(members) == size:

@@ -68,7 +68,11 @@ def test_a_saved_config_is_repeated(tmp_path):
     first = parsed("--batch-size", "7", "--optimizer", "adam", "--workdir", "somewhere")
     (tmp_path / "config.json").write_text(first.to_json())
     again = parsed("--config", str(tmp_path / "config.json"))
-    assert again.difference(first) == [] and again.train.workdir != "somewhere"
+    assert again.difference(first) == [] and again.train.workdir == "runs/somewhere-repeated"
+    preset = parsed("--preset", "quick")
+    (tmp_path / "config.json").write_text(preset.to_json())
+    again = parsed("--config", str(tmp_path / "config.json"))
+    assert again.train.workdir == f"{preset.train.workdir}-repeated", "not where the experiment without a preset goes"
 
 
 def test_the_config_of_another_experiment_is_refused(tmp_path):
