@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
@@ -63,15 +63,32 @@ def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:
 
     Args:
         run: the run folder.
+        row: see `write_metrics`.
+    """
+    with open_metrics(run) as file:
+        write_metrics(file, row)
+
+
+def open_metrics(run: str | Path) -> BinaryIO:
+    """Opens `metrics.jsonl` for `write_metrics`; half a line that a crash left at its end is cut off."""
+    file = open(Path(run) / METRICS, "ab+")
+    file.truncate(_end_of_last_line(file))
+    return file
+
+
+def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
+    """Adds a line at once, for those who watch.
+
+    Args:
+        file: of `open_metrics`.
         row: `kind` ("train", "validation" or "test"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since the start of
             training, and for "train" `learning_rate` and `images_per_second`. A number that is not finite is written
             as null, which JSON knows.
     """
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
     plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
-    with open(Path(run) / METRICS, "ab+") as file:
-        file.truncate(_end_of_last_line(file))
-        file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    file.flush()
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

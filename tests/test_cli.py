@@ -1,5 +1,6 @@
 """The command line: names, defaults that follow each other, and one-line errors; no JAX is imported to answer."""
 
+import os
 import subprocess
 import sys
 
@@ -125,3 +126,11 @@ def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():
     assert shown.returncode == 0 and "--learning-rate" in shown.stdout and "LeNet-5" in shown.stdout, shown.stderr
     refused = subprocess.run([sys.executable, "-c", code, "--sed", "1"], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+
+
+def test_a_run_imports_no_pytorch_and_leaves_it_to_others(tmp_path):
+    (tmp_path / "torch.py").write_text("print('imported')")
+    code = "import cnn_jax.training.board; print('then'); import torch"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["then", "imported"], done.stderr

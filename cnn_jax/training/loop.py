@@ -163,10 +163,10 @@ def _settle(recorder: Recorder, pending: Sequence[tuple[int, Any]], checkpoints:
 def _settle_call(recorder: Recorder, last: int, device_metrics: Any, checkpoints: Checkpoints) -> None:
     metrics = {name: np.asarray(value).reshape(-1, 2) for name, value in device_metrics.items()}
     losses = metrics["loss"][:, 0]
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        step = last - len(losses) + int(bad[0]) + 1
-        raise _diverged("loss", float(losses[bad[0]]), step, checkpoints)
+    finite = np.isfinite(losses)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise _diverged("loss", float(losses[first]), last - len(losses) + first + 1, checkpoints)
     recorder.train(last, metrics)
 
 

@@ -1,6 +1,7 @@
 """Metrics to where they are read: metrics.jsonl, TensorBoard and the screen."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_jax.run_folder import TENSORBOARD, append_metrics, read_metrics
+from cnn_jax.run_folder import TENSORBOARD, open_metrics, read_metrics, write_metrics
 from cnn_jax.schedules import Schedule
 from cnn_jax.training.board import Board
 from cnn_jax.training.loop import Plan
@@ -25,7 +26,7 @@ class _Sums:
     steps: int = 0
     totals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add(self, values: dict[str, tuple[float, float]]) -> None:
+    def add(self, values: dict[str, Sequence[float]]) -> None:
         self.steps += 1
         for name, (value, number) in values.items():
             old = self.totals.get(name, (0.0, 0.0))
@@ -53,13 +54,14 @@ class Recorder:
         display: Display,
         first_step: int,
     ):
-        self._run, self._plan, self._display = run, plan, display
+        self._plan, self._display = plan, display
         # All at once: asking the device for one later would wait until it has done what is queued.
         rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))
         self._rates = np.asarray(jax.jit(rates, compiler_options=COMPILE_QUICKLY)(np.arange(plan.total_steps)))
         self._batch_size = batch_size
-        self._board = Board(run / TENSORBOARD, first_step) if run else None
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
+        self._board = Board(run / TENSORBOARD, first_step) if run else None
+        self._file = open_metrics(run) if run else None
         self._seconds = max((row["seconds"] for row in before), default=0.0)  # of earlier processes of this run
         self._train_seconds, self._running_since = 0.0, None
         self._row = _Sums()  # since the last row
@@ -67,9 +69,10 @@ class Recorder:
         self._start = time.perf_counter()
 
     def close(self) -> None:
-        """Writes out what TensorBoard holds back."""
-        if self._board:
-            self._board.close()
+        """Closes the files."""
+        for file in (self._board, self._file):
+            if file:
+                file.close()
 
     @property
     def seconds(self) -> float:
@@ -85,9 +88,10 @@ class Recorder:
 
     def train(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds the metrics, each (steps, 2) for the (sum, count) of each step, of the steps that end at `step`."""
-        count = len(metrics["loss"])
+        pairs = {name: values.tolist() for name, values in metrics.items()}
+        count = len(pairs["loss"])
         for offset in range(count):
-            values = {name: (float(pairs[offset, 0]), float(pairs[offset, 1])) for name, pairs in metrics.items()}
+            values = {name: of_steps[offset] for name, of_steps in pairs.items()}
             self._row.add(values)
             self._epoch.add(values)
             at = step - count + offset + 1
@@ -120,10 +124,8 @@ class Recorder:
         self._epoch = _Sums(self._train_seconds)
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        if self._run is None:
+        if self._file is None or self._board is None:
             return
         row = {"kind": kind, "step": step, "epoch": step / self._plan.steps_per_epoch}
-        append_metrics(self._run, row | values | {"seconds": self.seconds})
-        assert self._board is not None
-        for name, value in values.items():
-            self._board.add(f"{kind}/{name}", value, step)
+        write_metrics(self._file, row | values | {"seconds": self.seconds})
+        self._board.add({f"{kind}/{name}": value for name, value in values.items()}, step)
