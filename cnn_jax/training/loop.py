@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, Protocol, Self
@@ -17,9 +18,11 @@ from cnn_jax.errors import TrainingStopped
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
 
-# Steps that are called before the metrics of the first are fetched: waking up for each costs per cents on a CPU.
-# No more, for items in flight need memory and Ctrl-C waits for them.
-AHEAD = 4
+# Calls in flight while the metrics of an earlier one are waited for: at least one, so that the device never waits; so
+# many as take this time, for waking up after each of many short ones costs per cents on a CPU; no more, for items in
+# flight need memory and Ctrl-C waits for them.
+MAX_AHEAD = 16
+AHEAD_SECONDS = 0.1
 STOP_CODE = 130  # as a shell reports an interrupted command
 
 
@@ -104,7 +107,7 @@ def run_loop(
     Raises:
         TrainingStopped: asked to stop (state saved), or a loss is not finite (last good checkpoint left as it is).
     """
-    step, pending = first_step, []
+    step, pending, ahead, settled = first_step, [], 1, time.perf_counter()
     recorder.training_clock(True)
     while True:
         if plan.due(step) or stop.requested:
@@ -127,9 +130,11 @@ def run_loop(
         state, metrics = run_steps(state, [next(items) for _ in range(count)], count)
         step += count
         pending.append((step, metrics))
-        if step - pending[0][0] >= AHEAD:
+        if len(pending) > ahead:
             _settle(recorder, pending[:-1], checkpoints)  # the device is already at work on the last one
-            pending = pending[-1:]
+            seconds = (time.perf_counter() - settled) / len(pending[:-1])
+            pending, settled = pending[-1:], time.perf_counter()
+            ahead = min(max(1, int(AHEAD_SECONDS / max(seconds, 1e-6))), MAX_AHEAD)
             checkpoints.check()
 
 
