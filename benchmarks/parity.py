@@ -4,7 +4,8 @@
 
 The networks are the cases of `tests/test_parity_*.py`: each of our families beside torchvision's (where it has none,
 beside the published layers written in PyTorch), on two random images. An error is the largest absolute difference over
-the largest absolute value of PyTorch's; `stage_error` is the worst of the stages. Needs torch, torchvision and pytest.
+the largest absolute value of PyTorch's; `stage_error` is the worst of all stages that our network records: a case that
+leaves one out is refused. Needs torch, torchvision and pytest.
 """
 
 import argparse

@@ -7,7 +7,7 @@
     python -m experiments.transfer_digits --preset scratch       # without MNIST
     python -m experiments.transfer_digits --dataset folder:PATH --train-split "train[:100]"
 
-Yosinski et al., "How transferable are features in deep neural networks?" (2014). `experiments.transfer_labels` draws
+Yosinski et al., "How transferable are features in deep neural networks?" (2014). `benchmarks.transfer_labels` draws
 accuracy against the number of labels. Nothing is selected by validation: the labels there would be labels, too. Test
 accuracy with 50 labels, 3 seeds: 84.8 ± 0.9 %; probe 88.4 ± 0.8 %; scratch 76.9 ± 0.8 %.
 """

@@ -15,6 +15,7 @@ from cnn_jax.data.augment import (
     make_augment,
     mixup,
     pad_crop,
+    pca_color,
 )
 from cnn_jax.data.warp import affine, affine_warp, elastic, random_resized_crop, warp
 from cnn_jax.errors import UserError
@@ -184,6 +185,23 @@ def test_color_jitter_changes_one_thing_at_a_time():
     np.testing.assert_allclose(grey, np.broadcast_to(image[..., :1], grey.shape), atol=1e-6)
 
 
+def test_pca_color_adds_one_color_along_the_principal_components():
+    """Of grey images, so that nothing is cut; the first component is brightness, the others hardly show."""
+    image = np.full((4, 5, 3), 0.5, np.float32)
+    keys = jax.random.split(KEY, 4000)
+    results = np.asarray(jax.vmap(lambda key: pca_color(key, jnp.asarray(image), sigma=0.5))(keys)) - image
+    colors = results[:, 0, 0]
+    np.testing.assert_allclose(results, np.broadcast_to(colors[:, None, None], results.shape), atol=1e-6)
+    values, vectors = np.linalg.eigh(np.cov(colors.T))
+    np.testing.assert_allclose(np.sqrt(values), [0.5 * 0.0045, 0.5 * 0.0188, 0.5 * 0.2175], rtol=0.05)
+    np.testing.assert_allclose(np.abs(vectors[:, 2]), [0.5675, 0.5808, 0.5836], atol=2e-3)
+    np.testing.assert_allclose(np.abs(vectors[:, 1]), [0.7192, 0.0045, 0.6948], atol=2e-2)
+    still = over_keys(pca_color, IMAGE_8x6x3, sigma=0.0)
+    np.testing.assert_allclose(still, np.broadcast_to(IMAGE_8x6x3, still.shape), atol=1e-6)
+    with pytest.raises(UserError, match=r"pca_color of images of 1 channels; expected .*colour images"):
+        pca_color(KEY, jnp.zeros((4, 4, 1)))
+
+
 # A batch.
 
 
@@ -308,7 +326,7 @@ def test_mistakes_in_a_spec_are_told_in_one_line(spec: str, message: str):
 @pytest.mark.parametrize(
     "spec",
     ["pad_crop:padding=-1", "pad_crop:padding=8,mode=reflect", "cutout:size=0", "elastic:sigma=0", "affine:scale=2/1"]
-    + ["random_resized_crop:scale=0.5/1.5", "color_jitter:hue=-1", "mixup:alpha=0"],
+    + ["random_resized_crop:scale=0.5/1.5", "color_jitter:hue=-1", "pca_color:sigma=-1", "mixup:alpha=0"],
 )
 def test_values_out_of_range_are_told_when_the_batch_is_seen(spec: str):
     with pytest.raises(UserError, match="given .*; ?expected|given .* expected"):

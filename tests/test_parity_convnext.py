@@ -45,7 +45,13 @@ def test_every_name_is_torchvisions(name):
 def test_timms_names_are_for_the_same_weights():
     timm: Any = pytest.importorskip("timm")
     make = partial(timm.create_model, "convnext_tiny")
-    stages = {"stem": "stem", "stage3_conv": "stages.2.downsample", "stage4_block3": "stages.3"}
+    stages = {"stem": "stem", "pool": "head.global_pool"}
+    stages |= {f"stage{s}_conv": f"stages.{s - 1}.downsample" for s in (2, 3, 4)}
+    stages |= {
+        f"stage{s}_block{b}": f"stages.{s - 1}.blocks.{b - 1}"
+        for s, count in enumerate(BLOCKS, start=1)
+        for b in range(1, count + 1)
+    }
     assert compare(Case(convnext_tiny(), make, naming.timm, stages)).worst() < TOLERANCE
 
 

@@ -1,5 +1,6 @@
 """MobileNet-v2 and EfficientNet compute what torchvision's do, block by block, from weights of the public names."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -66,6 +67,10 @@ def test_other_sizes_have_torchvisions_names_and_shapes(ours, theirs, names):
         assert sorted(leaf.shape) == sorted(state[torch_name(path, names)])
 
 
+def timm_block(found: re.Match[str]) -> str:
+    return f"blocks.{int(found[1]) - 1}.{int(found[2]) - 1}"
+
+
 @pytest.mark.parametrize(
     ("timm_name", "case", "names"),
     [
@@ -75,7 +80,8 @@ def test_other_sizes_have_torchvisions_names_and_shapes(ours, theirs, names):
 )
 def test_timms_names_are_for_the_same_weights(timm_name, case, names):
     timm: Any = pytest.importorskip("timm")
-    stages = {"head": "bn2", "pool": "global_pool"}
+    blocks = {name: re.sub(r"stage(\d+)_block(\d+)", timm_block, name) for name in case.stages if "_" in name}
+    stages = {"stem": "bn1", **blocks, "head": "bn2", "pool": "global_pool"}
     assert compare(Case(case.model, partial(timm.create_model, timm_name), names, stages)).worst() < TOLERANCE
 
 

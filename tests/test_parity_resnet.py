@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from flax import traverse_util
-from torch_nets import TOLERANCE, Case, compare, numpy_state, randomise, shapes, torchvision
+from torch_nets import TOLERANCE, Case, check_stages, compare, numpy_state, randomise, shapes, torchvision
 
 from cnn_jax.models import resnet
 from cnn_jax.models.resnet import ResNet
@@ -86,3 +86,12 @@ def test_a_mixed_up_layer_would_show():
 
     errors = compare(Case(case.model, case.net, mixed_up, case.stages, case.image))
     assert errors.stages["conv1"] < TOLERANCE < 0.01 < errors.stages["stage1_block1"]
+
+
+def test_a_missed_stage_would_show():
+    every = stages_of(resnet.resnet18())
+    check_stages(every, every)
+    with pytest.raises(AssertionError, match=r"not compared: \['stage2_block1'\]"):
+        check_stages(set(every) - {"stage2_block1"}, every)
+    with pytest.raises(AssertionError, match=r"not recorded: \['stage9'\]"):
+        check_stages({*every, "stage9"}, every)

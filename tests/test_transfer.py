@@ -10,7 +10,10 @@ import pytest
 from flax import traverse_util
 
 import cnn_jax
+from benchmarks import transfer_labels
+from cnn_jax import run_folder
 from cnn_jax.config import Config
+from cnn_jax.data import open_source
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
@@ -19,6 +22,7 @@ from cnn_jax.parameter_groups import Rule, hold_statistics
 from cnn_jax.training import run, transfer
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.weights.preprocess import PublishedPreprocess
+from experiments import digits_lenet5
 
 CONFIG = Config("transfer").override(
     dataset="synthetic:16x16x1:3:64",
@@ -75,6 +79,7 @@ def test_head_rate_and_layer_decay_scale_the_first_step():
         ({"freeze_until": ("convv=1",)}, "given --freeze-until 'convv'; expected a regular expression found in a path"),
         ({"freeze": "("}, r"given --freeze '\('; expected a regular expression for parameter paths .*; correct it"),
         ({"rate_groups": ("[=2",)}, r"given --rate-groups '\['; expected a regular expression"),
+        ({"init_from": "x", "members": 2}, "all start from the same weights; expected one of the two; train a run for"),
         ({"optimizer": "lamb", "learning_rate": None, "head_learning_rate": 0.1}, "give --learning-rate"),
     ],
 )
@@ -146,3 +151,38 @@ def test_a_run_from_published_weights_takes_only_their_mean_and_deviation(tmp_pa
         _, _, preprocess = cnn_jax.load(tmp_path / "run")
         assert type(preprocess) is Preprocess and preprocess == Preprocess((16, 16, 1), (0.4,), (0.2,))
         run.train(config)
+
+
+def test_each_seed_draws_labels_of_its_own():
+    seen = {transfer_labels.drawn_split(50, 1257, seed) for seed in range(5)}
+    assert len(seen) == 5
+    for split in seen:
+        assert len(open_source("digits", split)) == 50
+    assert {transfer_labels.drawn_split(1257, 1257, seed) for seed in range(3)} == {"train[0:1257]"}
+
+
+def test_accuracy_against_labels_is_written_and_drawn(tmp_path, monkeypatch, capsys):
+    """On the digits as a folder, which is written once and holds the same pixels."""
+    pretrained = str(tmp_path / "pretrained")
+    run.train(digits_lenet5.CONFIG.override(steps=1, epochs=None, devices=1, workdir=pretrained))
+    short = {way: config.override(steps=1, devices=1) for way, config in transfer_labels.WAYS.items()}
+    monkeypatch.setattr(transfer_labels, "WAYS", short)
+    monkeypatch.setattr(transfer_labels, "LABELS", (10, 5000))
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
+    output = tmp_path / "transfer"
+    argv = ["--init-from", pretrained, "--seeds", "1", "--runs", str(tmp_path / "runs"), "--output", str(output)]
+    transfer_labels.main(argv)
+    rows = output.with_suffix(".csv").read_text().splitlines()
+    assert rows[0] == "way,labels,seed,test_accuracy"
+    assert [row.split(",")[:3] for row in rows[1:]] == [[way, n, "0"] for way in short for n in ("10", "1257")]
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    folder = f"folder:{tmp_path / 'runs' / 'images'}"
+    written, original = (
+        {source[i]["image"].tobytes() for i in range(len(source))}
+        for source in (open_source(folder, "test"), open_source("digits", "test"))
+    )
+    assert written == original
+    assert run_folder.read_config(tmp_path / "runs" / "transferred-10-0").data.dataset == folder
+    capsys.readouterr()
+    transfer_labels.main(argv)  # nothing is trained or written again
+    assert output.with_suffix(".csv").read_text().splitlines() == rows

@@ -6,8 +6,8 @@ A parity test describes its networks as `CASES`, a `Case` each, and asserts `com
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from unittest import SkipTest
 
@@ -30,7 +30,8 @@ class Case:
         model: ours: a name for `build`, or a module.
         net: makes PyTorch's, with any weights.
         names: the naming of its weights.
-        stages: our stage → the module of PyTorch's whose output it is; "MODULE:input" takes what a module reads.
+        stages: our stage → the module of PyTorch's whose output it is; "MODULE:input" takes what a module reads. All
+            stages that our network records, or `compare` refuses.
         image: (height, width, channels) of the random images; the batch is 2.
         ignore: PyTorch's names that ours does not have, as for `from_torch`.
     """
@@ -38,7 +39,7 @@ class Case:
     model: str | nn.Module
     net: Callable[[], Any]
     names: Names
-    stages: Mapping[str, str] = field(default_factory=dict)
+    stages: Mapping[str, str]
     image: tuple[int, int, int] = (64, 64, 3)
     ignore: tuple[str, ...] = ()
 
@@ -110,7 +111,7 @@ def shapes(model: nn.Module, image: tuple[int, int, int]) -> Any:
 
 
 def compare(case: Case, seed: int = 0) -> Errors:
-    """Converts PyTorch's random weights and evaluates both networks on the same two random images."""
+    """Converts PyTorch's random weights and evaluates both networks on the same two random images, in every stage."""
     model = build(case.model) if isinstance(case.model, str) else case.model
     net = randomise(case.net(), seed)
     variables = from_torch(
@@ -123,12 +124,18 @@ def compare(case: Case, seed: int = 0) -> Errors:
     x = np.random.default_rng(seed + 1).normal(size=(2, *case.image)).astype(np.float32)
     logits, activations = _evaluate(net, x, set(case.stages.values()))
     ours, seen = jax.jit(lambda v, x: stages(model, v, x))(variables, x)
-    missing = set(case.stages) - set(seen)
-    assert not missing, f"no stage {sorted(missing)} in {list(seen)}"
+    check_stages(case.stages, seen)
     return Errors(
         logits=_relative(ours, logits),
         stages={stage: _relative(seen[stage], activations[module]) for stage, module in case.stages.items()},
     )
+
+
+def check_stages(compared: Iterable[str], recorded: Iterable[str]) -> None:
+    """Refuses a comparison that leaves out a stage that our network records, or names one that it does not."""
+    left_out, absent = set(recorded) - set(compared), set(compared) - set(recorded)
+    assert not left_out, f"not compared: {sorted(left_out)}"
+    assert not absent, f"not recorded: {sorted(absent)}"
 
 
 def _evaluate(net: Any, x_BxHxWxC: np.ndarray, modules: set[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

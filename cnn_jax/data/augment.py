@@ -98,6 +98,29 @@ def color_jitter(
     return jnp.clip(image @ (_FROM_YIQ @ rotation @ _TO_YIQ).T, 0.0, 1.0)
 
 
+# Principal components of the colours of ImageNet's training images, RGB in [0, 1]: directions in columns, and the λ of
+# each. Published with Facebook's ResNets (fb.resnet.torch, 2016).
+_COLOR_DIRECTIONS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
+)
+_COLOR_LAMBDAS = np.array([0.2175, 0.0188, 0.0045], np.float32)
+
+
+def pca_color(key: jax.Array, image_HxWxC: jax.Array, *, sigma: float = 0.1) -> jax.Array:
+    """Adds one random colour to all pixels: Σ αᵢ λᵢ pᵢ with αᵢ ~ N(0, sigma) (Krizhevsky et al. 2012, §4.1).
+
+    The paper takes directions pᵢ and λᵢ from its own training set, ImageNet; here they are ImageNet's, whatever the
+    images. What leaves [0, 1] is cut.
+    """
+    if sigma < 0 or image_HxWxC.shape[-1] != 3:
+        raise UserError(
+            f"given sigma={sigma} for pca_color of images of {image_HxWxC.shape[-1]} channels; expected 0 or more, and "
+            "colour images; leave it out for others"
+        )
+    color_3 = _COLOR_DIRECTIONS @ (sigma * jax.random.normal(key, (3,)) * _COLOR_LAMBDAS)
+    return jnp.clip(image_HxWxC + color_3[None, None], 0.0, 1.0)
+
+
 def mixup(
     key: jax.Array, images_BxHxWxC: jax.Array, targets_BxK: jax.Array, *, alpha: float = 0.2
 ) -> tuple[jax.Array, jax.Array]:
@@ -146,6 +169,7 @@ PER_IMAGE: dict[str, Callable[..., jax.Array]] = {
     "elastic": elastic,
     "cutout": cutout,
     "color_jitter": color_jitter,
+    "pca_color": pca_color,
 }
 PER_BATCH: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"mixup": mixup, "cutmix": cutmix}
 AUGMENTATIONS: dict[str, Callable[..., Any]] = {**PER_IMAGE, **PER_BATCH}

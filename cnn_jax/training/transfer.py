@@ -24,7 +24,8 @@ def initial_variables(
 ) -> tuple[dict[str, Any] | None, Preprocess | None]:
     """The variables of `--init-from` for this model, and the preprocessing that they were trained with, if known.
 
-    Without the flag both are None.
+    Without the flag both are None. Members are refused: all would start from the same weights and see the same batches,
+    and so without dropout or augmentation stay one network; their new classifiers would be the same, too.
 
     Raises:
         UserError: they cannot be had, are of another model or image size, or there is more than one member to start.
@@ -34,7 +35,8 @@ def initial_variables(
         return None, None
     if config.train.members > 1:
         raise UserError(
-            f"given --init-from with --members {config.train.members}; expected one of them; drop the other"
+            f"given --init-from with --members {config.train.members}, which would all start from the same weights; "
+            "expected one of the two; train a run for each --seed and join them by python -m cnn_jax.committee RUN …"
         )
     _, variables, preprocess = load_pretrained(
         source, model=model, num_classes=model.num_classes, classifier=config.model.init_head, seed=config.train.seed

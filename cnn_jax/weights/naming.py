@@ -67,11 +67,17 @@ def namings(model: nn.Module) -> dict[str, Naming]:
         case GoogLeNet(form="torchvision"):
             known = {"torchvision": Naming(googlenet.torchvision, ignore=(r"^aux[12]\.",))}
         case InceptionV3():
-            known = {"torchvision": Naming(inception_v3.torchvision, ignore=(r"^AuxLogits\.",))}
+            known = {
+                "torchvision": Naming(inception_v3.torchvision, ignore=(r"^AuxLogits\.",)),
+                "timm": Naming(inception_v3.timm, ignore=(r"^AuxLogits\.",)),
+            }
         case ResNet():
-            known = {"torchvision": Naming(resnet.torchvision)}
+            known = {"torchvision": Naming(resnet.torchvision), "timm": Naming(resnet.timm)}
         case DenseNet():
-            known = {"torchvision": Naming(densenet.torchvision, prepare=densenet.current)}
+            known = {
+                "torchvision": Naming(densenet.torchvision, prepare=densenet.current),
+                "timm": Naming(densenet.timm, prepare=densenet.current),
+            }
         case InvertedResidualNet():
             family = efficientnet if model.squeeze else mobilenet
             known = {"torchvision": Naming(family.torchvision), "timm": Naming(family.timm)}

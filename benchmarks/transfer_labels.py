@@ -1,0 +1,123 @@
+"""Accuracy against the number of labels: transferred beside from scratch, several seeds each, one picture.
+
+    python -m experiments.mnist_lenet5
+    python -m benchmarks.transfer_labels --output results/transfer/digits
+    python -m benchmarks.transfer_labels --dataset folder:PATH --runs runs/own --output runs/own
+
+LeNet-5, trained on MNIST, is moved to a folder of grey images: without --dataset to the small digits that ship with the
+package, which are written as PNG files first, to RUNS/images. The runs are those of `experiments.transfer_digits`;
+finished ones are not repeated. Each seed has labels of its own: N images in a row, from a random place of the training
+split, where a folder's images are in random order. Writes OUTPUT.csv (a row a run) and OUTPUT.png (mean and range over
+the seeds).
+"""
+
+import argparse
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from cnn_jax.cli import ArgumentParser, guard
+from experiments.transfer_digits import CONFIG, PRESETS
+
+WAYS = {"transferred": CONFIG, "linear probe": PRESETS["probe"], "from scratch": PRESETS["scratch"]}
+LABELS = (10, 20, 50, 100, 200, 500)  # where there are more, and all that there are
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains what is missing, then writes and draws.
+
+    Raises:
+        UserError: no weights to start from, no such data set, or runs of another study in the folder.
+    """
+    parser = ArgumentParser(
+        prog="python -m benchmarks.transfer_labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--init-from", default=CONFIG.model.init_from, help="the run on MNIST (default: %(default)s)")
+    parser.add_argument("--dataset", help="where to: folder:PATH (default: the small digits, as a folder)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="where, without ending")
+    arguments = parser.parse_args(argv)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # found out before the training, not after it
+    dataset = arguments.dataset or f"folder:{digits_folder(arguments.runs / 'images')}"
+    rows = study(dataset, arguments.init_from, arguments.seeds, arguments.runs)
+    with arguments.output.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    arguments.output.with_suffix(".png").write_bytes(draw(rows))
+
+
+def digits_folder(path: Path) -> Path:
+    """Writes the small digits to PATH/SPLIT/CLASS/NUMBER.png, unless they are there; returns the absolute path."""
+    from cnn_jax.data import open_source
+    from cnn_jax.data.__main__ import export
+
+    if not path.exists():
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        for split in ("train", "validation", "test"):
+            export(open_source("digits", split), unfinished / split)
+        unfinished.rename(path)
+    return path.resolve()
+
+
+def study(dataset: str, init_from: str, seeds: int, runs: Path) -> list[dict[str, Any]]:
+    """Trains every way with every number of labels and every seed; returns a row a run."""
+    from cnn_jax.data import default_splits, open_source
+    from cnn_jax.training.run import train
+
+    total = len(open_source(dataset, default_splits(dataset).train, image_size=CONFIG.data.image_size))
+    rows = []
+    for way, base in WAYS.items():
+        for labels in (*(few for few in LABELS if few < total), total):
+            for seed in range(seeds):
+                config = base.override(
+                    dataset=dataset,
+                    init_from=init_from if base.model.init_from else None,
+                    train_split=drawn_split(labels, total, seed),
+                    batch_size=min(labels, 50),
+                    eval_every=1e9,
+                    seed=seed,
+                    workdir=str(runs / f"{way.replace(' ', '-')}-{labels}-{seed}"),
+                )
+                accuracy = train(config)["test_accuracy"]
+                rows.append({"way": way, "labels": labels, "seed": seed, "test_accuracy": accuracy})
+    return rows
+
+
+def drawn_split(labels: int, total: int, seed: int) -> str:
+    """The part of the training split that this seed learns from: `labels` of its first `total` images, in a row."""
+    start = int(np.random.default_rng(seed).integers(total - labels + 1))
+    return f"train[{start}:{start + labels}]"
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Error against the number of labels, a line a way with its range over the seeds."""
+    from cnn_jax.report.figures import BLUE, INK, ORANGE, new_axes, png, style
+
+    numbers = sorted({row["labels"] for row in rows})
+    with style():
+        figure, axes = new_axes(5.2, 3.4)
+        for way, color in zip(WAYS, (BLUE, INK, ORANGE), strict=True):
+            errors = [
+                [100 - 100 * row["test_accuracy"] for row in rows if (row["way"], row["labels"]) == (way, number)]
+                for number in numbers
+            ]
+            axes.plot(numbers, list(map(mean, errors)), "-o", color=color, label=way, markersize=4)
+            axes.fill_between(numbers, list(map(min, errors)), list(map(max, errors)), color=color, alpha=0.15)
+        axes.set(xscale="log", xlabel="labelled training images", ylabel="test error (%)", ylim=(0, None))
+        axes.set_xticks(numbers, [str(number) for number in numbers])
+        axes.minorticks_off()
+        axes.legend()
+        return png(figure)
+
+
+if __name__ == "__main__":
+    guard(main)

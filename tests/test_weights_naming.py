@@ -1,0 +1,75 @@
+"""Each of our arrays has one of timm's names, of as many numbers, and no name is left over. None of it needs timm.
+
+`timm_names/MODEL.txt` lists the state dict of timm's MODEL without its counters: on each line names, with alternatives
+in braces, and the shape that all of them have.
+"""
+
+import itertools
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flax import traverse_util
+from torch_nets import shapes
+
+from cnn_jax.weights.catalog import ARCHITECTURES
+from cnn_jax.weights.convert import torch_name
+from cnn_jax.weights.naming import namings, recognise
+
+TESTS = Path(__file__).parent
+LISTED = sorted(path.stem for path in (TESTS / "timm_names").glob("*.txt"))
+
+
+def timm_shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of a list of `timm_names`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for line in (TESTS / "timm_names" / f"{model}.txt").read_text().splitlines():
+        names, shape = line.split()
+        parts = [part.strip("{}").split(",") for part in names.split(".")]
+        found |= dict.fromkeys(map(".".join, itertools.product(*parts)), tuple(map(int, shape.split("x"))))
+    return found
+
+
+@cache
+def our_sizes(model: str) -> dict[str, int]:
+    """Sizes of our arrays by path, side heads included."""
+    network: Any = ARCHITECTURES[model]()
+    if model == "inception_v3":
+        network = network.clone(aux_heads=True)
+    leaves: Any = traverse_util.flatten_dict(shapes(network, network.input_shape), sep="/")
+    return {path: leaf.size for path, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("model", LISTED)
+def test_our_names_for_timm_are_timms(model):
+    naming = namings(ARCHITECTURES[model]())["timm"]
+    ours = our_sizes(model)
+    named = {torch_name(path, naming.names): size for path, size in ours.items()}
+    assert len(named) == len(ours), "two of our arrays have one name"
+    assert named == {name: math.prod(shape) for name, shape in timm_shapes(model).items()}
+
+
+def test_every_family_that_timm_has_is_listed():
+    without = {"alexnet", "googlenet"}  # timm has no such networks
+    for name, make in ARCHITECTURES.items():
+        assert ("timm" in namings(make())) == (name not in without), name
+    families = {type(ARCHITECTURES[name]()) for name in LISTED}
+    assert families == {type(make()) for name, make in ARCHITECTURES.items() if name not in without}
+
+
+@pytest.mark.parametrize("model", ["vgg16", "mobilenetv2_100", "efficientnet_b0", "convnext_tiny"])
+def test_timms_names_are_recognised_where_they_are_others_than_torchvisions(model):
+    network, paths, state = ARCHITECTURES[model](), list(our_sizes(model)), timm_shapes(model)
+    names = recognise(network, paths, state).names
+    assert {torch_name(path, names) for path in paths} == set(state)
+
+
+@pytest.mark.parametrize("model", LISTED)
+def test_the_lists_are_those_of_timm_where_it_is_installed(model):
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    with torch.device("meta"):
+        net = timm.create_model(model, **({"aux_logits": True} if model == "inception_v3" else {}))
+    theirs = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items() if tensor.ndim}
+    assert timm_shapes(model) == theirs
