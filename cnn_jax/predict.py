@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from cnn_jax.data.preprocess import Preprocess
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
 
 class Prediction(NamedTuple):
     """The most probable classes of one image, the best first."""
@@ -136,12 +134,15 @@ def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
     Raises:
         UserError: a path that does not exist, or a folder without images.
     """
+    from cnn_jax.data.folder import SUFFIXES
+
     for path in map(Path, given):
         if path.is_dir():
             files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             inside = sorted(p for p in files if p.is_file())
             if not inside:
-                raise UserError(f"given folder {path}, with no images; expected files ending in {' '.join(SUFFIXES)}")
+                endings = " ".join(sorted(SUFFIXES))
+                raise UserError(f"given folder {path}, with no images; expected files ending in {endings}; add some")
             yield from inside
         elif path.exists():
             yield path

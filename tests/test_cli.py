@@ -91,7 +91,10 @@ def test_a_folder_is_found_from_anywhere():
     ("argv", "said"),
     [
         (["--dataset", "folder:"], "folder:PATH"),
-        (["--optimzer", "adam"], "given --optimzer, which is no option; expected --name value; perhaps you meant --opti"),
+        (
+            ["--optimzer", "adam"],
+            "given --optimzer, which is no option; expected --name value; perhaps you meant --opti",
+        ),
         (["adam"], "given adam, which is no option; expected --name value; see"),
         (["--batch-size", "many"], "given --batch-size many; expected a whole number; see"),
         (["--epochs", "x"], "given --epochs x; expected a number; see"),

@@ -26,7 +26,7 @@ from cnn_jax.data.preprocess import read_image
 from cnn_jax.data.sources import Example, Splits, parse_split
 from cnn_jax.errors import UserError
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
 _INSPECTED = 1000  # files, evenly spaced, whose headers decide on the size and on grey or colour
 _LARGEST_OWN_SIZE = 256
@@ -112,7 +112,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"given folder:{path}, which is not a folder; expected one with a sub-folder for each class; correct the path"
+            f"given folder:{path}, which is not a folder; expected one with a sub-folder a class; correct the path"
         )
     folders = {"train": root / "train", "validation": root / "validation", "test": root / "test"}
     if (root / "val").is_dir():
@@ -128,7 +128,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     if not counts.all():
         raise UserError(
             f"given folder:{path}, whose class {class_names[int(counts.argmin())]!r} has no images; expected "
-            f"files of {', '.join(sorted(_SUFFIXES))} in each class; add some, or remove that folder"
+            f"files of {', '.join(sorted(SUFFIXES))} in each class; add some, or remove that folder"
         )
     return class_names, splits
 
@@ -161,7 +161,7 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
 
 def _images(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
-        yield from (file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and not _hidden(file))
+        yield from (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not _hidden(file))
 
 
 def _place(name: str) -> float:
