@@ -1,7 +1,9 @@
-"""K networks of different seeds trained at once by `jax.vmap`, against K trained one after another, on this device.
+"""K networks trained at once by `jax.vmap`, against K trained one after another, on this device.
 
     python -m benchmarks.members --output results/speed.csv
+    python -m benchmarks.members --of rates --output results/speed.csv
 
+The networks are of K seeds, or of one seed and K learning rates.
 Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster at once is.
 What is measured is recorded at once. A model ends early, and says so, where the next K would last beyond `--seconds`
 (twice as many networks are taken to need twice the time) or would need more than half of the memory, on a CPU.
@@ -15,10 +17,12 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from benchmarks.speed import Figure, figure, record
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
 from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.config import Config
 
 
 def measure(case: str, alone: Bench, together: Bench, members: int, blocks: int, seconds: float) -> list[Figure]:
@@ -32,6 +36,14 @@ def measure(case: str, alone: Bench, together: Bench, members: int, blocks: int,
     ]
 
 
+def of_several(config: Config, members: int, kind: str) -> Config:
+    """The config of so many networks: of "seeds", or of "rates", evenly spaced on a logarithmic scale."""
+    if kind == "seeds":
+        return config.override(members=members)
+    rates = np.geomspace(1e-3, 1e-2, members).tolist()
+    return config.override(member_learning_rates=tuple(rates))
+
+
 def memory_limit() -> float:
     """Half of the machine's bytes on a CPU, where a program that takes too much is killed; JAX says it elsewhere."""
     if jax.default_backend() != "cpu":
@@ -43,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints and records three figures for each model and K."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--of", choices=("seeds", "rates"), default="seeds", help="what differs (default %(default)s)")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="K, ascending")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step of each network (default {BATCH})")
     parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
@@ -60,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 need = f"they would need about {memory / 2**30:.1f} GiB and {seconds:.0f} s"
                 print(f"{model} ends before {members} members: {need}")
                 break
-            together = make_bench(config.override(members=members))
-            case = f"{model} batch {arguments.batch}, {members} members"
+            together = make_bench(of_several(config, members, arguments.of))
+            rates = " rates" if arguments.of == "rates" else ""
+            case = f"{model} batch {arguments.batch}{rates}, {members} members"
             figures = measure(case, alone, together, members, arguments.blocks, arguments.block_seconds)
             print(*figures, sep="\n", flush=True)
             record(arguments.output, "members", figures)

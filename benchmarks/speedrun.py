@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.speed import Figure, figure, record
 from cnn_jax.cli import guard
-from experiments import cifar10_speedrun
+from cnn_jax.speedrun import command
+from experiments.cifar10_speedrun import PRESETS, RECIPE
 
 if TYPE_CHECKING:
     from cnn_jax.speedrun.contest import Run
@@ -26,7 +27,7 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
 
     (name, ours), *others = runs.items()
     images = "" if arguments.train_images is None else f", {arguments.train_images} images"
-    changed = "".join(f", {flag} {value}" for flag, value in cifar10_speedrun.changes(arguments).items())
+    changed = "".join(f", {flag} {value}" for flag, value in command.changes(arguments).items())
     where = f"{arguments.split} split{images}"
     found = []
     for title, each in runs.items():
@@ -48,10 +49,10 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and records."""
-    parser = cifar10_speedrun.parser(__doc__)
+    parser = command.make_parser(__doc__, RECIPE, PRESETS)
     parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
-    arguments = cifar10_speedrun.parse(parser, argv)
-    record(arguments.output, "speedrun", figures(arguments, cifar10_speedrun.contest(arguments)))
+    arguments = command.parse(parser, PRESETS, argv)
+    record(arguments.output, "speedrun", figures(arguments, command.contest(arguments)))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,8 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], workdir: str) ->
         for name in ("train_split", "validation_split", "test_split"):
             if not _given(argv, "--" + name.replace("_", "-")):
                 changes[name] = None
+    if _given(argv, "--members") and config.optim.member_learning_rates:
+        raise UserError("given --members and --member-learning-rates; expected one of them; drop --members")
     if _given(argv, "--steps") and _given(argv, "--epochs"):
         raise UserError("given --steps and --epochs; expected one of them; drop the other")
     if _given(argv, "--epochs"):

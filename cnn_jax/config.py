@@ -74,6 +74,8 @@ class OptimConfig:
     """Arguments of the optimizer, each key=value, such as b1=0.95."""
     learning_rate: float | None = None
     """Peak rate; default: the one of the optimizer's paper."""
+    member_learning_rates: tuple[float, ...] = ()
+    """Peak rates, one for each network, all of one seed; they are trained at once as --members are."""
     schedule: str = "constant"
     """constant, step, cosine, one_cycle (or triangular) or exponential."""
     schedule_args: tuple[str, ...] = ()
@@ -158,6 +160,11 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """A network for each of the rates, where there are any."""
+        if rates := self.optim.member_learning_rates:
+            object.__setattr__(self, "train", dataclasses.replace(self.train, members=len(rates)))
 
     def override(self, **values: Any) -> Self:
         """Returns a copy with fields of any group replaced by their (unique) names.
@@ -259,7 +266,7 @@ def _is(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in args
     if origin is tuple:
-        return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+        return isinstance(value, tuple) and all(_is(v, args[0]) for v in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -275,5 +282,5 @@ def _in_words(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(args)}"
     if origin is tuple:
-        return "a list of strings"
+        return f"a list of {'strings' if args[0] is str else 'numbers'}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(hint, "null")

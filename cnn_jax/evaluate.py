@@ -4,6 +4,7 @@ python -m cnn_jax.evaluate runs/mnist_lenet5
 python -m cnn_jax.evaluate runs/mnist_* --split validation --json scores.json
 python -m cnn_jax.evaluate runs/own --dataset folder:new_photos --split test[:500]
 python -m cnn_jax.evaluate runs/cifar10_resnet --views flip
+python -m cnn_jax.evaluate runs/alexnet --views ten_crop
 """
 
 import argparse
@@ -75,8 +76,8 @@ def evaluate(
         data_dir: folder of TFDS sets.
         image_size: resizes the images; default: as in the run.
         batch_size: images a forward pass; default: as in the run.
-        views: names of `cnn_jax.committee.VIEWS`, with arguments: probabilities are averaged over changed copies of
-            each image (test-time augmentation).
+        views: names of `cnn_jax.committee.VIEWS`, with arguments: probabilities are averaged over these views of each
+            image (test-time augmentation).
 
     Returns:
         "run", "dataset", "split", "count", "accuracy", "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %),
@@ -258,7 +259,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="folder of TFDS sets (default: as in the run)")
     parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
     parser.add_argument("--batch-size", type=positive, help="images a forward pass (default: as in the run)")
-    parser.add_argument("--views", nargs="*", default=[], metavar="VIEW", help="average over flip, shift:pixels=1, too")
+    parser.add_argument(
+        "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the scores of all runs there too")
     return parser.parse_args(argv)
 

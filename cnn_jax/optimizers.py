@@ -32,6 +32,7 @@ class Optimizer:
         tx: the whole transformation; its state is arrays and nothing else, none shared with the parameters.
         schedule: step → learning rate, for the record.
         learning_rate: the peak rate.
+        at: peak rate, which may be traced → the same transformation with this rate.
         frozen: rules of the parameters that do not move; BatchNorm layers among them hold their statistics.
         description: one line for people.
     """
@@ -39,6 +40,7 @@ class Optimizer:
     tx: optax.GradientTransformation
     schedule: Schedule
     learning_rate: float
+    at: Callable[[Any], optax.GradientTransformation]
     frozen: tuple[Rule, ...]
     description: str
 
@@ -182,11 +184,14 @@ def make_optimizer(
     peak = method.learning_rate if learning_rate is None else learning_rate
     if peak is None:
         raise UserError(f"given --optimizer {name} alone, which has no usual rate; give --learning-rate")
-    with naming("--schedule-args"):
-        rate = make_schedule(schedule, schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+
+    def scheduled(peak: Any) -> Schedule:
+        with naming("--schedule-args"):
+            return make_schedule(schedule, schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+
+    rate = scheduled(peak)
     own = _own_decay(name, method, weight_decay, decay_all)
     fixed = schedule == "constant" and not warmup_steps
-    optimizer = _build(name, method, args, own, peak if fixed else rate)
     frozen, groups = frozen_rules(freeze, freeze_until), [parse_rule(text) for text in rate_groups]
     l2 = weight_decay if weight_decay and not own else None
     told = [
@@ -201,8 +206,13 @@ def make_optimizer(
         *(f"frozen before step {until}: {regex}" for regex, until in freeze_until),
         f"rates {' '.join(rate_groups)}" if groups else "",
     ]
-    tx = _contain(_chain(optimizer, frozen, groups, clip_norm, l2, _decay_mask(decay_all)))
-    return Optimizer(tx, rate, peak, frozen, ", ".join(filter(None, told)))
+
+    def at(peak: Any) -> optax.GradientTransformation:
+        optimizer = _build(name, method, args, own, peak if fixed else scheduled(peak))
+        mask = functools.partial(decay_mask, decay_all=decay_all)
+        return _contain(_chain(optimizer, frozen, groups, clip_norm, l2, mask))
+
+    return Optimizer(at(peak), rate, peak, at, frozen, ", ".join(filter(None, told)))
 
 
 def _chain(
@@ -249,7 +259,7 @@ def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) 
     mask = next((n for n in _OWN_MASK if n in names), None)
     if decay is None or mask is None:
         return {}
-    values: dict[str, Any] = {decay: weight_decay, mask: _decay_mask(decay_all)}
+    values: dict[str, Any] = {decay: weight_decay, mask: functools.partial(decay_mask, decay_all=decay_all)}
     if name == "muon":
         values["adam_weight_decay"] = weight_decay if decay_all else 0.0  # Adam has the biases
         values["muon_weight_dimension_numbers"] = _muon_dimensions
@@ -262,8 +272,20 @@ def _muon_dimensions(params: Tree) -> Tree:
     return jax.tree.map(lambda p: numbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None, params)
 
 
-def _decay_mask(decay_all: bool) -> Callable[[Tree], Tree]:
-    return lambda params: jax.tree.map(lambda p: decay_all or p.ndim > 1, params)
+def decay_mask(params: Tree, decay_all: bool = False) -> Tree:
+    """Which parameters weight decay pulls on: kernels; biases and the scales of norms, of one dimension, are left out.
+
+    Args:
+        params: arrays or their shapes.
+        decay_all: leave none out.
+
+    Returns:
+        The same tree of booleans.
+
+    >>> decay_mask({"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)})
+    {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda p: decay_all or p.ndim > 1, params)
 
 
 def _contain(tx: optax.GradientTransformation) -> optax.GradientTransformation:

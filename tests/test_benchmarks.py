@@ -154,6 +154,13 @@ def test_members_end_in_time(tiny, tmp_path, capsys):
     assert "ends before 1000000 members" in capsys.readouterr().out
 
 
+def test_members_differ_in_seed_or_in_rate():
+    seeds, rates = (members.of_several(timing.CASES["lenet5"], 3, kind) for kind in ("seeds", "rates"))
+    assert seeds.train.members == rates.train.members == 3
+    assert seeds.optim.member_learning_rates == ()
+    assert rates.optim.member_learning_rates == pytest.approx((1e-3, 1e-2 / 10**0.5, 1e-2))
+
+
 def test_growth(tiny, tmp_path):
     path = tmp_path / "speed.csv"
     small = ["--model", "lenet5", "--image", "12", "--blocks", "1", "--seconds", "0.01", "--output", str(path)]

@@ -110,6 +110,7 @@ def test_a_folder_is_found_from_anywhere():
         (["--seed", "-1"], "0 or more"),
         (["--config", "absent.json"], "absent.json"),
         (["--preset", "quick", "--config", "a.json"], "drop the other"),
+        (["--members", "3", "--member-learning-rates", "0.1", "0.2"], "drop --members"),
         (["--epochs"], "given --epochs without a value; expected one after it; see"),
     ],
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.committee import Committee, Views, average, flip, member, shift
+from cnn_jax.committee import Committee, Views, average, flip, member, shift, ten_crop
 from cnn_jax.committee.__main__ import main
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
@@ -75,6 +75,39 @@ def test_views():
     np.testing.assert_array_equal(down_right[:, :-1, :-1], images[:, 1:, 1:])
 
 
+def test_ten_crops_are_the_corners_the_middle_and_their_mirrors():
+    height, width, part = 16, 8, 0.75
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    images = jnp.stack([x, y], axis=-1)[None]  # each pixel tells where it was
+    views = ten_crop(images, part=part)
+    assert len(views) == 10 and all(view.shape == images.shape for view in views)
+    for view, mirrored in zip(views[:5], views[5:], strict=True):
+        np.testing.assert_array_equal(mirrored, view[:, :, ::-1])
+    inside = [np.asarray(view)[0, 1:-1, 1:-1] for view in views[:5]]  # at the ends nothing is left to interpolate
+    for view in inside:
+        np.testing.assert_allclose(np.diff(view[..., 0], axis=1), part, atol=1e-5)
+        np.testing.assert_allclose(np.diff(view[..., 1], axis=0), part, atol=1e-5)
+    middles = [view.mean(axis=(0, 1)) for view in inside]
+    np.testing.assert_allclose(middles, [[2.5, 5.5], [4.5, 5.5], [2.5, 9.5], [4.5, 9.5], [3.5, 7.5]], atol=1e-4)
+    whole = ten_crop(images, part=1.0)
+    np.testing.assert_allclose(whole[:5], np.broadcast_to(images, (5, *images.shape)), atol=1e-6)
+
+
+def test_number_of_views():
+    class Sees:
+        seen: list[int] = []
+
+        def apply(self, variables: Any, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+            self.seen.append(1)
+            return x_BxHxWxC.reshape(len(x_BxHxWxC), -1)
+
+    network = Sees()
+    Views(network, ("flip", "shift")).apply({}, jnp.zeros((1, 4, 4, 1)), train=False)
+    assert len(network.seen) == 6
+    Views(network, ("ten_crop",)).apply({}, jnp.zeros((1, 4, 4, 1)), train=False)
+    assert len(network.seen) == 16
+
+
 def test_a_network_with_views_does_not_mind_a_mirror():
     model: Any = build("mlp", 3, args=["hidden=8"])
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
@@ -125,3 +158,6 @@ def test_an_unknown_view_is_refused_when_it_is_named():
         Views(build("mlp", 3), ("flop",))
     with pytest.raises(UserError, match="pixels=0"):
         shift(jnp.zeros((1, 4, 4, 1)), pixels=0)
+    for part in (0.0, 1.1, 0.01):
+        with pytest.raises(UserError, match=f"given part={part} for view ten_crop of 4x4 images"):
+            ten_crop(jnp.zeros((1, 4, 4, 1)), part=part)

@@ -1,5 +1,6 @@
 """The CIFAR-10 speed run: recipes, batches, optimizers and the whole program, against NumPy and PyTorch."""
 
+import doctest
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,8 +12,9 @@ import optax
 import pytest
 
 from cnn_jax.data import materialize, open_source
-from cnn_jax.speedrun import augment, optimizer, program
-from cnn_jax.speedrun.recipe import MEAN, RECIPES, STD, Plan, Recipe
+from cnn_jax.speedrun import augment, optimizer, program, streaming
+from cnn_jax.speedrun import recipe as recipes
+from cnn_jax.speedrun.recipe import MEAN, RECIPES, STD, Hardest, Plan, Recipe
 from cnn_jax.training.state import TrainState, stream
 
 SEED = jnp.uint32(3)
@@ -45,6 +47,8 @@ def synthetic(split: str) -> tuple[jax.Array, jax.Array]:
         ("sgd94", Plan(48, 476, 144)),
         ("sgd95", Plan(48, 720, 144)),
         ("sgd96", Plan(48, 1776, 144)),
+        ("hiverge94", Plan(32, 243, 7)),
+        ("hardest96", Plan(48, 2160, 2160)),
     ],
 )
 def test_steps_are_those_of_the_records(name, plan):
@@ -90,6 +94,7 @@ def test_rate_of_the_whitening_bias_ends_with_its_training():
 def test_flops_are_those_published():
     shape = (32, 32, 3)
     published = {"muon94": 0.29e15, "sgd94": 0.36e15, "sgd95": 1.39e15, "sgd96": 4.9e15}  # of whole epochs
+    published |= {"hiverge94": 0.26e15, "hardest96": 3.1e15}
     for name, flops in published.items():
         assert program.count_run_flops(RECIPES[name], shape, 50_000, 10_000) == pytest.approx(flops, rel=0.05)
 
@@ -147,6 +152,22 @@ def test_cutout_blanks_a_whole_square_of_mean_colour():
     assert len(corners) > 20 and max(row for row, _ in corners) == 14 and max(column for _, column in corners) == 10
 
 
+def test_jitter_is_of_normalized_pixels_and_one_for_an_image():
+    images, _ = synthetic("train")
+    x = images.astype(jnp.float32) / 255.0
+    mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
+    before = (np.asarray(x) - mean) / std
+    after = (np.asarray(augment.jitter(jax.random.key(0), x, 0.2, 0.1)) - mean) / std
+    factors, shifts = [], []
+    for one, other in zip(before, after):
+        factor, offset = np.polyfit(one.ravel(), other.ravel(), 1)
+        np.testing.assert_allclose(other, factor * one + offset, atol=1e-4)
+        factors.append(factor - 1)
+        shifts.append(offset / factor)
+    for found, limit in ((factors, 0.1), (shifts, 0.2)):
+        assert 0.8 * limit < np.abs(found).max() <= limit + 1e-4 and min(found) < 0 < max(found)
+
+
 def test_augmented_images_are_shifted_cut_and_in_the_unit_range():
     images, labels = synthetic("train")
     both = augment.make_augment(tiny("sgd96", translate=1), 10)
@@ -160,12 +181,14 @@ def test_augmented_images_are_shifted_cut_and_in_the_unit_range():
 # Optimizers
 
 
-def newton_schulz_by_hand(matrix: np.ndarray) -> np.ndarray:
+def newton_schulz_by_hand(
+    matrix: np.ndarray, quintic: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+) -> np.ndarray:
     x = matrix / np.linalg.norm(matrix)
     x = x.T if len(x) > len(x.T) else x
     for _ in range(3):
         a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        x = quintic[0] * x + (quintic[1] * a + quintic[2] * a @ a) @ x
     return x.T if len(matrix) > len(matrix.T) else x
 
 
@@ -197,10 +220,30 @@ def test_muon_rescales_the_weights_before_each_step():
     assert float(jnp.linalg.norm(after["conv"])) == pytest.approx(2.0, rel=1e-5)
 
 
+def test_muon_rescales_and_decays_when_it_is_told():
+    kernels: Any = {"conv": jnp.full((3, 3, 2, 4), 5.0)}
+    due = jnp.asarray([False, True])
+    tx = optimizer.muon(lambda step: 0.1, 0.6, jnp.float32, rescaled=lambda step: due[step], decay=0.5)
+    state, still = tx.init(kernels), {"conv": jnp.zeros((3, 3, 2, 4))}
+    updates: Any
+    updates, state = tx.update(still, state, kernels)
+    np.testing.assert_allclose(kernels["conv"] + updates["conv"], 0.95 * 5.0, rtol=1e-5)
+    updates, state = tx.update(still, state, kernels)
+    assert float(jnp.linalg.norm(kernels["conv"] + updates["conv"])) == pytest.approx(0.95 * 2.0, rel=1e-5)
+
+
+def test_rescaling_becomes_rarer():
+    recipe = RECIPES["hiverge94"]
+    (steps,) = np.nonzero(optimizer.rescaled_steps(recipe, recipe.plan(50_000)))
+    gaps = np.diff(steps)
+    assert steps[0] == 1 and gaps[0] == 2 and gaps[-1] >= 15 and (np.diff(gaps) >= 0).all()
+    assert optimizer.rescaled_steps(RECIPES["muon94"], Plan(4, 9, 2)).all()
+
+
 def test_parameters_are_in_their_groups():
     recipe = tiny("muon94")
     images, _ = synthetic("train")
-    state = jax.eval_shape(lambda: program.start(recipe, recipe.plan(64), SEED, images))
+    state = jax.eval_shape(lambda: program.start(recipe, recipe.plan(64), SEED, images).main)
     groups = jax.tree_util.tree_map_with_path(optimizer._group, state.params)
     assert groups["whiten"] == {"bias": "whitening"} and groups["output"] == {"kernel": "output"}
     assert groups["group2"]["conv1"] == {"kernel": "filters"} and groups["group3"]["bn2"] == {"bias": "norms"}
@@ -230,11 +273,11 @@ def test_lookahead_by_hand():
 class Transcription:
     """The recipe as its published code does it: PyTorch's own layers, SGD and gradients, in float32.
 
-    Muon is written out here, from its description. Weights are NCHW and OIHW.
+    Muon is written out here, from its description. Weights are NCHW and OIHW. The networks are those of depth 2.
     """
 
     def __init__(self, torch: Any, recipe: Recipe, plan: Plan, state: TrainState):
-        self.torch, self.recipe, self.plan, self.step_number = torch, recipe, plan, 0
+        self.torch, self.recipe, self.plan, self.step_number, self.rescaled = torch, recipe, plan, 0, 0
         self.whitening = self.tensor(state.batch_stats["whiten"]["kernel"])
         self.parameters = jax.tree_util.tree_map_with_path(
             lambda path, leaf: self.tensor(leaf).requires_grad_(), state.params
@@ -264,13 +307,14 @@ class Transcription:
     def logits(self, x: Any) -> Any:
         f = self.torch.nn.functional
         bias = self.parameters["whiten"]["bias"]
+        activation = f.silu if "activation=silu" in self.recipe.model_args else f.gelu
         x = f.gelu(f.conv2d(x, self.whitening, bias if self.bias_trained else bias.detach()))
         for name in ("group1", "group2", "group3"):
             group = self.parameters[name]
             x = f.max_pool2d(f.conv2d(x, group["conv1"]["kernel"], padding=1), 2)
-            x = f.gelu(f.batch_norm(x, None, None, None, group["bn1"]["bias"], True, 0.0, 1e-12))
+            x = activation(f.batch_norm(x, None, None, None, group["bn1"]["bias"], True, 0.0, 1e-12))
             x = f.conv2d(x, group["conv2"]["kernel"], padding=1)
-            x = f.gelu(f.batch_norm(x, None, None, None, group["bn2"]["bias"], True, 0.0, 1e-12))
+            x = activation(f.batch_norm(x, None, None, None, group["bn2"]["bias"], True, 0.0, 1e-12))
         x = f.max_pool2d(x, x.shape[-1]).flatten(1)
         return x @ self.parameters["output"]["kernel"].T / (x.shape[-1] if self.recipe.muon_momentum is not None else 9)
 
@@ -292,12 +336,35 @@ class Transcription:
             factor = 1.0 * (1 - share) + self.recipe.end * share
         return factor, factor
 
-    def step(self, x_BxHxWxC: np.ndarray, labels: np.ndarray) -> float:
-        torch = self.torch
-        x = torch.tensor(x_BxHxWxC.transpose(0, 3, 1, 2))
-        loss = torch.nn.functional.cross_entropy(
-            self.logits(x), torch.tensor(labels).long(), label_smoothing=0.2, reduction="sum"
+    def losses(self, x_BxHxWxC: np.ndarray, labels: np.ndarray) -> Any:
+        return self.torch.nn.functional.cross_entropy(
+            self.logits(self.torch.tensor(x_BxHxWxC.transpose(0, 3, 1, 2))),
+            self.torch.tensor(labels).long(),
+            label_smoothing=self.recipe.label_smoothing,
+            reduction="none",
         )
+
+    def step(self, x_BxHxWxC: np.ndarray, labels: np.ndarray) -> float:
+        losses = self.losses(x_BxHxWxC, labels)
+        self.update(losses.sum())
+        self.step_number += 1
+        if self.recipe.lookahead and self.step_number % 5 == 0:
+            keep = 0.95**5 * (self.step_number / self.plan.total_steps) ** 3
+            with self.torch.no_grad():
+                for slow, parameter in zip(self.slow, self.all()):
+                    slow.lerp_(parameter, 1 - keep)
+                    parameter.copy_(slow)
+        return losses.mean().item()
+
+    def choose(self, x_BxHxWxC: np.ndarray, labels: np.ndarray, keep: int, every: int) -> np.ndarray:
+        losses = self.losses(x_BxHxWxC, labels)
+        rows = losses.argsort()[-keep:]
+        if self.step_number % every == 0:
+            self.update(losses[rows].sum())
+        self.step_number += 1
+        return rows.numpy()
+
+    def update(self, loss: Any) -> None:
         for parameter in self.all():
             parameter.grad = None
         loss.backward()
@@ -306,24 +373,43 @@ class Transcription:
             group["lr"] = rate * factor
         self.sgd.step()
         if self.recipe.muon_momentum is not None:
-            with torch.no_grad():
+            with self.torch.no_grad():
                 self.muon(self.recipe.filter_rate * of_others, self.recipe.muon_momentum)
-        self.step_number += 1
-        if self.recipe.lookahead and self.step_number % 5 == 0:
-            keep = 0.95**5 * (self.step_number / self.plan.total_steps) ** 3
-            with torch.no_grad():
-                for slow, parameter in zip(self.slow, self.all()):
-                    slow.lerp_(parameter, 1 - keep)
-                    parameter.copy_(slow)
-        return loss.item() / len(labels)
 
     def muon(self, rate: float, momentum: float) -> None:
+        recipe, number = self.recipe, self.step_number + 1
+        first, growth = recipe.rescale_every
+        rescale = number - self.rescaled >= first + int(growth * number / self.plan.total_steps)
+        self.rescaled = number if rescale else self.rescaled
         for kernel, buffer in zip(self.filters, self.buffers):
             buffer.mul_(momentum).add_(kernel.grad)
             direction = (kernel.grad + momentum * buffer).flatten(1)
-            direction = self.torch.tensor(newton_schulz_by_hand(direction.numpy())).reshape(kernel.shape)
-            kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
-            kernel.sub_(rate * direction)
+            orthogonal = newton_schulz_by_hand(direction.numpy(), recipe.quintic)
+            if rescale:
+                kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
+            kernel.sub_(rate * self.torch.tensor(orthogonal).reshape(kernel.shape))
+            if recipe.muon_decay:
+                kernel.mul_(1 - rate * recipe.weight_decay * recipe.batch_size)
+
+
+def same(reference: Transcription, params: Any, number: int) -> None:
+    """Parameters agree with those of PyTorch."""
+    jax.tree_util.tree_map_with_path(
+        lambda path, ours, theirs: np.testing.assert_allclose(
+            reference.tensor(ours).numpy(),
+            theirs.detach().numpy(),
+            atol=1e-4 * float(theirs.detach().abs().max()) + 1e-6,
+            err_msg=f"{jax.tree_util.keystr(path)} after step {number + 1}",
+        ),
+        params,
+        reference.parameters,
+    )
+
+
+def seen(recipe: Recipe, step: jax.Array, batch: Any) -> np.ndarray:
+    """What the network sees of a batch."""
+    images, _ = augment.make_augment(recipe, 10)(stream(SEED, "augment", step), batch["image"], batch["label"])
+    return (np.asarray(images) - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -332,40 +418,56 @@ class Transcription:
         # A slower rate: rounding errors are 41 times larger after the iteration, where the gradient is nearly 0.
         tiny("muon94", epochs=1.25, filter_rate=0.024),
         tiny("sgd94", epochs=1.75, whitening_epochs=0.75),
+        tiny("hiverge94", epochs=1.25, filter_rate=0.02, rescale_every=(2, 2)),
     ],
-    ids=["muon94", "sgd94"],
+    ids=["muon94", "sgd94", "hiverge94"],
 )
 def test_steps_are_those_of_pytorch(recipe):
     torch = pytest.importorskip("torch")
     images, labels = synthetic("train")
     plan = recipe.plan(64)
-    state = jax.jit(partial(program.start, recipe, plan))(SEED, images)
-    reference = Transcription(torch, recipe, plan, state)
+    networks = jax.jit(partial(program.start, recipe, plan))(SEED, images)
+    reference = Transcription(torch, recipe, plan, networks.main)
     gather = program.make_gather(recipe, plan, SEED, images, labels)
     rows = augment.batch_rows(SEED, 64, 16, plan)
     steps = {bias: jax.jit(program.make_step(recipe, plan, SEED, train_whitening_bias=bias)) for bias in (True, False)}
     for number in range(plan.total_steps):
-        batch = gather(state.step, rows[number])
-        seen, _ = augment.make_augment(recipe, 10)(stream(SEED, "augment", state.step), batch["image"], batch["label"])
-        seen = (np.asarray(seen) - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
-        expected = reference.step(seen, np.asarray(batch["label"]))
-        state, loss = steps[number < plan.whitening_steps](state, batch)
+        batch = gather(networks.main.step, rows[number])
+        expected = reference.step(seen(recipe, networks.main.step, batch), np.asarray(batch["label"]))
+        networks, loss = steps[number < plan.whitening_steps](networks, batch)
         assert float(loss) == pytest.approx(expected, abs=1e-4)
-        jax.tree_util.tree_map_with_path(
-            lambda path, ours, theirs, number=number: np.testing.assert_allclose(
-                reference.tensor(ours).numpy(),
-                theirs.detach().numpy(),
-                atol=1e-4 * float(theirs.detach().abs().max()) + 1e-6,
-                err_msg=f"{jax.tree_util.keystr(path)} after step {number + 1}",
-            ),
-            state.params,
-            reference.parameters,
-        )
+        same(reference, networks.main.params, number)
     if recipe.lookahead:
-        end = [reference.tensor(leaf).numpy() for leaf in jax.tree.leaves(state.ema["params"])]
+        end = [reference.tensor(leaf).numpy() for leaf in jax.tree.leaves(networks.main.ema["params"])]
         for ours, theirs in zip(end, reference.slow):
             np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * float(theirs.abs().max()) + 1e-6)
     assert number + 1 == plan.total_steps > 4
+
+
+def test_small_network_chooses_the_images_as_in_pytorch():
+    torch = pytest.importorskip("torch")
+    images, labels = synthetic("train")
+    hardest = Hardest(share=0.5, widths=(32, 64, 64), every=2)
+    recipe = tiny("sgd94", epochs=1, whitening_epochs=1, hardest=hardest)
+    plan = recipe.plan(64)
+    networks = jax.jit(partial(program.start, recipe, plan))(SEED, images)
+    assert networks.small is not None
+    reference = Transcription(torch, recipe, plan, networks.main)
+    small = Transcription(torch, recipe.small(hardest), replace(plan, whitening_steps=0), networks.small)
+    gather = program.make_gather(recipe, plan, SEED, images, labels)
+    step = jax.jit(program.make_step(recipe, plan, SEED, train_whitening_bias=True))
+    for number, rows in enumerate(augment.batch_rows(SEED, 64, 16, plan)):
+        batch = gather(networks.main.step, rows)
+        x, label = seen(recipe, networks.main.step, batch), np.asarray(batch["label"])
+        kept = small.choose(x, label, keep=8, every=2)
+        before = networks.small.params
+        networks, loss = step(networks, batch)
+        assert float(loss) == pytest.approx(reference.step(x[kept], label[kept]), abs=1e-4)
+        same(reference, networks.main.params, number)
+        same(small, networks.small.params, number)
+        still = jax.tree.map(lambda a, b: bool((a == b).all()), before, networks.small.params)
+        assert all(jax.tree.leaves(still)) == (number % 2 == 1)
+    assert (networks.small.params["whiten"]["bias"] == 0).all()
 
 
 # Evaluation
@@ -402,9 +504,23 @@ def test_logits_are_the_mean_over_six_views():
     np.testing.assert_allclose(got, six_views_by_hand(x, weights), atol=1e-5)
 
 
+def test_least_certain_images_are_seen_in_six_views():
+    certain = np.array([[9.0, 0.0], [0.1, 0.0], [0.0, 5.0], [0.0, 0.2]], np.float32)
+    asked = []
+
+    def predict(six_views: bool, rows: Any) -> jax.Array:
+        asked.append((six_views, None if rows is None else sorted(rows.tolist())))
+        return jnp.asarray(certain if rows is None else 1.0 - certain[np.asarray(rows)])
+
+    share = program.accuracy(replace(RECIPES["hiverge94"], uncertain=0.5), predict, jnp.array([0, 1, 1, 0]))
+    assert asked == [(False, None), (True, [1, 3])] and float(share) == 1.0
+    assert float(program.accuracy(RECIPES["muon94"], predict, jnp.array([0, 1, 1, 0]))) == 0.5
+    assert asked[2:] == [(True, None)]
+
+
 @pytest.mark.parametrize("batch", [2, 4, 100])
 def test_every_test_image_counts_once(batch, monkeypatch):
-    monkeypatch.setattr(program, "_EVAL_BATCH", batch)
+    monkeypatch.setattr(program, "EVAL_BATCH", batch)
     monkeypatch.setattr(program, "network", lambda recipe: Weighted())
     images, labels = (a[:7] for a in synthetic("test"))
     weights = np.random.default_rng(0).normal(size=(20 * 20 * 3, 10))
@@ -442,6 +558,30 @@ def test_returned_variables_are_those_that_were_scored(runs):
     recipe = tiny("muon94")
     score = program.evaluate(recipe, runs[0].variables, *synthetic("test"))
     assert float(score) == float(runs[0].accuracy)
+
+
+def test_streamed_run_is_the_resident_one(runs):
+    train, test = ((np.asarray(images), np.asarray(labels)) for images, labels in map(synthetic, ("train", "test")))
+    recipe = tiny("muon94", epochs=10, whitening_epochs=1)
+    run = streaming.Streamed(recipe, train, test, steps=18)  # 4 steps, then twice 18
+    with jax.default_prng_impl("threefry2x32"):  # as in any other program
+        outcome = run(jnp.uint32(0))
+        np.testing.assert_allclose(outcome.losses_S[:8], runs[0].losses_S[:8], rtol=1e-4)
+        np.testing.assert_allclose(outcome.losses_S, runs[0].losses_S, rtol=0.1)
+        assert run.score(outcome.variables, test) == float(outcome.accuracy)
+        assert float(outcome.accuracy) == pytest.approx(float(runs[0].accuracy), abs=0.1)
+        other = run(jnp.uint32(0), (train[1] + 1) % 10)
+    assert not np.array_equal(other.losses_S[1:], outcome.losses_S[1:])
+
+
+def test_images_are_sent_in_parts_of_a_limited_size():
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    assert streaming.chunk_steps(RECIPES["muon94"], images) * 2000 * 3072 <= 2**26
+    assert streaming.chunk_steps(replace(RECIPES["muon94"], batch_size=10**6), images) == 1
+
+
+def test_examples():
+    assert doctest.testmod(recipes).failed == doctest.testmod(optimizer).failed == 0
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

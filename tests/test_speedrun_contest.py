@@ -13,7 +13,7 @@ import pytest
 from benchmarks import speed, speedrun
 from cnn_jax.data import ArraySource
 from cnn_jax.errors import UserError
-from cnn_jax.speedrun import contest, torch_script
+from cnn_jax.speedrun import command, contest, program, torch_script
 from cnn_jax.speedrun import data as speedrun_data
 from cnn_jax.speedrun.contest import Program, Run, alternate, p_below, ratios
 from cnn_jax.speedrun.data import Data, load_data
@@ -163,12 +163,12 @@ def test_official_figure_needs_the_official_test_set(small_cifar10, monkeypatch)
 
 
 def test_too_little_memory_is_said_in_one_line():
-    with pytest.raises(UserError, match="expected a device that holds them") as caught:
-        with contest.enough_memory(RECIPES["muon94"], DATA):
+    with pytest.raises(UserError, match="expected a device that holds the activations") as caught:
+        with contest.enough_memory(RECIPES["muon94"]):
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nand more")
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match="something else"):
-        with contest.enough_memory(RECIPES["muon94"], DATA):
+        with contest.enough_memory(RECIPES["muon94"]):
             raise RuntimeError("something else")
 
 
@@ -176,13 +176,14 @@ def test_too_little_memory_is_said_in_one_line():
 
 
 def parsed(*argv: str) -> Any:
-    return cifar10_speedrun.parse(cifar10_speedrun.parser(None), argv)
+    parser = command.make_parser(None, cifar10_speedrun.RECIPE, cifar10_speedrun.PRESETS)
+    return command.parse(parser, cifar10_speedrun.PRESETS, argv)
 
 
 def test_preset_gives_defaults_and_flags_win():
     arguments = parsed("--preset", "smoke", "--batch-size", "7")
-    assert arguments.runs == 1 and cifar10_speedrun.changes(arguments)["batch_size"] == 7
-    assert cifar10_speedrun.changes(parsed()) == {}
+    assert arguments.runs == 1 and command.changes(arguments)["batch_size"] == 7
+    assert command.changes(parsed()) == {}
 
 
 @pytest.mark.parametrize(
@@ -259,11 +260,43 @@ def test_program_takes_the_next_seed_each_time(small_cifar10, monkeypatch):
         losses = jnp.arange(6.0) + seed.astype(jnp.float32)
         return Outcome(jnp.float32(0.25), losses, {})
 
-    monkeypatch.setattr(contest, "speedrun", run)
-    monkeypatch.setattr(contest, "evaluate", lambda recipe, variables, images, labels: images.shape[0] / 100)
+    monkeypatch.setattr(program, "speedrun", run)
+    monkeypatch.setattr(program, "evaluate", lambda recipe, variables, images, labels: images.shape[0] / 100)
     recipe = replace(RECIPES["muon94"], batch_size=20)
-    program = Program("muon94", recipe, load_data("tune", None), seed=5)
-    first, second = program.run(), program.run()
+    ours = Program("muon94", recipe, load_data("tune", None), seed=5)
+    first, second = ours.run(), ours.run()
     assert len(seen) == 1, "traced more than once"
     assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps an epoch
     assert first.accuracy == 0.25 and first.beside == pytest.approx(0.12) and first.seconds > 0
+    assert ours.streamed is None
+
+
+class _Runner:
+    """Recognises as many images as there are."""
+
+    def __init__(self, recipe: Any, train: Any, test: Any, steps: int, unroll: int):
+        self._accuracy = len(test[1]) / 100
+
+    def __call__(self, seed: Any, labels: Any = None) -> Outcome:
+        return Outcome(jnp.float32(self._accuracy), jnp.zeros(2), {})
+
+    def score(self, variables: Any, split: Any) -> float:
+        return len(split[1]) / 100
+
+
+def test_images_that_the_device_cannot_hold_are_streamed(small_cifar10, monkeypatch, capsys):
+    def resident(*arguments: Any) -> Any:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.")
+
+    monkeypatch.setattr(contest, "Resident", resident)
+    monkeypatch.setattr(contest, "Streamed", _Runner)
+    tiny = ["--runs", "1", "--batch-size", "20", "--width-factor", "0.04"]
+    cifar10_speedrun.main(tiny)
+    said = capsys.readouterr().out
+    assert "muon94: the device cannot hold all images; streaming them from the host, 2796 steps at a time" in said
+    assert "accuracy 20.00 %" in said and "12.00 %" in said
+    cifar10_speedrun.main([*tiny, "--stream", "7"])
+    assert "muon94: as was asked for; streaming them from the host, 7 steps at a time" in capsys.readouterr().out
+    monkeypatch.setattr(contest, "Streamed", resident)
+    with pytest.raises(UserError, match="given batches of 20; expected a device that holds the activations of one"):
+        cifar10_speedrun.main(tiny)

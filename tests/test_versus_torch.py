@@ -17,23 +17,11 @@ import numpy as np
 import pytest
 from torch_nets import shapes
 
-from benchmarks import versus_torch
-from benchmarks.versus_torch import (
-    MODELS,
-    TOLERANCES,
-    Result,
-    Side,
-    alternate,
-    check_losses,
-    compile_step,
-    describe,
-    figures,
-    main,
-    make_batch,
-    ours,
-    theirs,
-    torch_weights,
-)
+from benchmarks import jax_side, sides, torch_side, versus_torch
+from benchmarks.jax_side import MODELS, compile_step, ours
+from benchmarks.sides import Side, alternate, make_batch
+from benchmarks.torch_side import theirs, torch_weights
+from benchmarks.versus_torch import TOLERANCES, Result, check_losses, describe, figures, main
 from cnn_jax.errors import TrainingStopped, UserError
 
 torch = pytest.importorskip("torch")
@@ -41,7 +29,7 @@ NETWORKS = importlib.import_module("benchmarks.torch_networks").NETWORKS
 
 ROOT = Path(__file__).parents[1]
 # The other requirements of the package, which the comparison does without.
-OTHERS = ["tensorflow_datasets", "grain", "orbax", "PIL", "safetensors", "matplotlib", "tensorboardX"]
+OTHERS = ["tyro", "tensorflow_datasets", "grain", "orbax", "PIL", "safetensors", "matplotlib", "tensorboardX"]
 SMALL = {"resnet18": 64, "vgg11": 32, "resnet50": 64}
 LAST_LINE = r"ratio \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)"
 TINY = ["--device", "cpu", "--batch-size", "2", "--blocks", "2", "--seconds", "0.01"]
@@ -78,8 +66,8 @@ def drawn(model: Any, image: tuple[int, int, int]) -> Any:
 @pytest.fixture
 def quick(monkeypatch):
     """For tests in which neither the compile time nor the ceiling nor the start matters."""
-    monkeypatch.setattr(versus_torch, "compile_step", quickly)
-    monkeypatch.setattr(versus_torch, "initial_variables", drawn)
+    monkeypatch.setattr(jax_side, "compile_step", quickly)
+    monkeypatch.setattr(jax_side, "initial_variables", drawn)
     monkeypatch.setattr(versus_torch, "MATMUL", {"cpu": 64})
 
 
@@ -167,7 +155,7 @@ def test_other_weights_are_not_timed(monkeypatch, quick):
         state["output.bias"] += np.arange(10, dtype=np.float32) / 100
         return state
 
-    monkeypatch.setattr(versus_torch, "torch_weights", changed)
+    monkeypatch.setattr(torch_side, "torch_weights", changed)
     monkeypatch.setattr(versus_torch, "alternate", lambda *arguments: pytest.fail("timed"))
     with pytest.raises(TrainingStopped, match="losses of step 1 differ"):
         main(["--model", "lenet5", *TINY])
@@ -194,8 +182,8 @@ def test_blocks_take_turns_and_the_ratio_is_of_pairs(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(versus_torch, "time", SimpleNamespace(perf_counter=lambda: now, sleep=lambda seconds: None))
-    monkeypatch.setattr(versus_torch, "_processor_ticks", lambda: None)
+    monkeypatch.setattr(sides, "time", SimpleNamespace(perf_counter=lambda: now, sleep=lambda seconds: None))
+    monkeypatch.setattr(sides, "_processor_ticks", lambda: None)
     rates = alternate(train("ours", 0.25), train("torch", 0.5), batch_size=8, blocks=3, seconds=4.0)
     assert rates == ([32.0] * 3, [16.0] * 3, [])
     blocks = [("ours", 16), ("torch", 8), ("torch", 8), ("ours", 16), ("ours", 16), ("torch", 8)]
@@ -203,11 +191,11 @@ def test_blocks_take_turns_and_the_ratio_is_of_pairs(monkeypatch):
 
 
 def test_what_others_take_is_the_time_that_is_not_idle(monkeypatch):
-    monkeypatch.setattr(versus_torch, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(sides, "time", SimpleNamespace(sleep=lambda seconds: None))
     ticks = iter([(1000, 500), (1200, 650), (1200, 650), (1200, 650)])
-    monkeypatch.setattr(versus_torch, "_processor_ticks", lambda: next(ticks))
-    assert versus_torch.pause() == 0.25
-    assert versus_torch.pause() is None  # too short to tell
+    monkeypatch.setattr(sides, "_processor_ticks", lambda: next(ticks))
+    assert sides.pause() == 0.25
+    assert sides.pause() is None  # too short to tell
 
 
 def made_up() -> Result:
@@ -273,8 +261,8 @@ def test_torch_compile_without_a_compiler(monkeypatch):
 def test_pytorch_without_the_gpu_of_jax(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="PyTorch .* found none"):
-        versus_torch.import_torch("gpu")
+        torch_side.import_torch("gpu")
 
 
 def test_examples():
-    assert doctest.testmod(versus_torch).failed == 0
+    assert doctest.testmod(torch_side).failed == 0

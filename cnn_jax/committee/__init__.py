@@ -4,7 +4,7 @@ Members are networks of one architecture whose variables lie stacked along a new
 or evaluates all of them at once. Views (test-time augmentation) are changed copies of an image that mean the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,10 +28,15 @@ class Network(Protocol):
 def average(logits_MxBxK: Any) -> jax.Array:
     """Logits (B, K) of the mean of the members' probabilities (Ciresan, Meier and Schmidhuber 2012, eq. 1).
 
+    A member whose logits are not numbers, since its training has diverged, has no vote.
+
     >>> [round(float(p), 3) for p in jnp.exp(average(jnp.log(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]))))[0]]
     [0.7, 0.3]
     """
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits_MxBxK), axis=0) - jnp.log(jnp.float32(len(logits_MxBxK)))
+    log_MxBxK = jax.nn.log_softmax(logits_MxBxK)
+    votes_MxBx1 = ~jnp.isnan(log_MxBxK).any(axis=-1, keepdims=True)
+    total_BxK = jax.nn.logsumexp(jnp.where(votes_MxBx1, log_MxBxK, -jnp.inf), axis=0)
+    return total_BxK - jnp.log(votes_MxBx1.sum(axis=0).astype(jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -54,23 +59,38 @@ def member(variables: Tree, index: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[index], variables)
 
 
-def train_members(make_step: Callable[[jax.Array], Callable[..., Any]], seeds: Sequence[int]) -> Callable[..., Any]:
+def train_members(
+    make_step: Callable[..., Callable[..., Any]], seeds: jax.Array, rates: jax.Array | None = None
+) -> Callable[..., Any]:
     """Makes the training step of stacked members of the step of one.
 
     Args:
-        make_step: seed (a traced uint32 scalar) → `step(state, batch) -> (state, metrics)`.
-        seeds: of the members; each draws its own dropout and augmentation. They see the same batches.
+        make_step: seed, or seed and learning rate (traced scalars) → `step(state, batch) -> (state, metrics)`.
+        seeds: uint32 (M,), of the members; each draws its own dropout and augmentation. They see the same batches.
+        rates: float32 (M,), their learning rates, if they have their own.
 
     Returns:
-        `step(stacked state, batch) -> (stacked state, metrics)`; metrics are summed over the members.
+        `step(stacked state, batch) -> (stacked state, metrics)`; metrics are summed over the members. Of several rates
+        those that are too great are to be expected: members whose loss is not finite are left out, unless all are.
     """
 
     def step(state: Tree, batch: Mapping[str, jax.Array]) -> tuple[Tree, Tree]:
-        one = lambda state, seed: make_step(seed)(state, batch)  # noqa: E731
-        state, metrics = jax.vmap(one)(state, jnp.asarray(seeds, jnp.uint32))
+        one = lambda state, *own: make_step(*own)(state, batch)  # noqa: E731
+        if rates is None:
+            state, metrics = jax.vmap(one)(state, seeds)
+        else:
+            state, metrics = jax.vmap(one)(state, seeds, rates)
+            metrics = _of_finite(metrics)
         return state, jax.tree.map(lambda pairs_Mx2: pairs_Mx2.sum(axis=0), metrics)
 
     return step
+
+
+def _of_finite(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Pairs (M, 2) of (sum, count); those of members whose loss is not finite become 0 of 0, unless all are such."""
+    finite_M = jnp.isfinite(metrics["loss"][:, 0])
+    stays_Mx1 = (finite_M | ~finite_M.any()).reshape(-1, 1)
+    return {name: jnp.where(stays_Mx1, pairs_Mx2, 0.0) for name, pairs_Mx2 in metrics.items()}
 
 
 def flip(images_BxHxWxC: jax.Array) -> list[jax.Array]:
@@ -88,12 +108,31 @@ def shift(images_BxHxWxC: jax.Array, *, pixels: int = 1) -> list[jax.Array]:
     return [padded[:, top : top + height, left : left + width] for top, left in ends]
 
 
-VIEWS: dict[str, Callable[..., list[jax.Array]]] = {"flip": flip, "shift": shift}
+def ten_crop(images_BxHxWxC: jax.Array, *, part: float = 0.875) -> list[jax.Array]:
+    """The four corners and the middle of the image, and the mirror images of these (Krizhevsky et al. 2012, §4.1).
+
+    Each crop has `part` of the height and of the width, in the paper 224 of 256 pixels. It is enlarged (bilinear) to
+    the size of the image, which is the one that the network takes: train on parts enlarged in the same way, by
+    `random_resized_crop`. The whole image is none of the views.
+    """
+    height, width = images_BxHxWxC.shape[1:3]
+    rows, columns = round(part * height), round(part * width)
+    if not (0 < part <= 1 and rows and columns):
+        raise UserError(f"given part={part} for view ten_crop of {height}x{width} images; expected 1 or a little less")
+    low, right = height - rows, width - columns
+    corners = ((0, 0), (0, right), (low, 0), (low, right), (low // 2, right // 2))
+    crops = [images_BxHxWxC[:, top : top + rows, left : left + columns] for top, left in corners]
+    views = [jax.image.resize(crop, images_BxHxWxC.shape, "bilinear") for crop in crops]
+    return [*views, *(view[:, :, ::-1] for view in views)]
+
+
+VIEWS: dict[str, Callable[..., list[jax.Array]]] = {"flip": flip, "shift": shift, "ten_crop": ten_crop}
+REPLACING = {"ten_crop"}  # what these make stands for the image; what the others make is seen besides it
 
 
 @dataclass(frozen=True)
 class Views:
-    """A network that sees each image several times: as it is, and as each of the `specs` changes all views before it.
+    """A network that sees several views of each image: each of the `specs` is applied to all views before it.
 
     Attributes:
         model: the network.
@@ -106,13 +145,14 @@ class Views:
     def __post_init__(self) -> None:
         self._functions()  # what is wrong is said now
 
-    def _functions(self) -> list[Callable[[jax.Array], list[jax.Array]]]:
-        return [parse_spec("view", spec, VIEWS, hidden=["images_BxHxWxC"])[1] for spec in self.specs]
+    def _functions(self) -> list[tuple[str, Callable[[jax.Array], list[jax.Array]]]]:
+        return [parse_spec("view", spec, VIEWS, hidden=["images_BxHxWxC"]) for spec in self.specs]
 
     def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Log-probabilities (B, K): the mean of the probabilities of all views."""
         views = [x_BxHxWxC]
-        for function in self._functions():
-            views += [changed for view in views for changed in function(view)]
+        for name, function in self._functions():
+            changed = [made for view in views for made in function(view)]
+            views = changed if name in REPLACING else views + changed
         logits = [self.model.apply(variables, view, train=train) for view in views]
         return average(jnp.stack(logits))

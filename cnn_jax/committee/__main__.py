@@ -48,8 +48,9 @@ def committee_table(
         views: names of `cnn_jax.committee.VIEWS` with their arguments: each member sees an image from all of them.
 
     Returns:
-        One row a member: "run", "member" (its number in the run), "accuracy" of it alone, "committee_of" k,
-        "committee_accuracy" of the first k members, "agreement" (share of images of which they all say the same).
+        One row a member: "run", "member" (its number in the run), "learning_rate" (None where the run has
+        one for all), "accuracy" of it alone, "committee_of" k, "committee_accuracy" of the first k members,
+        "agreement" (share of images of which they all say the same), "count" of images.
 
     Raises:
         UserError: the runs differ in classes or examples.
@@ -58,17 +59,19 @@ def committee_table(
 
     from cnn_jax.committee import average
     from cnn_jax.evaluate import member_predictions
+    from cnn_jax.run_folder import read_config
 
     rows: list[dict[str, Any]] = []
     seen: list[Any] = []
     first: Any = None
     for run in runs:
         logits_MxNxK, labels_N, classes = member_predictions(run, split, views=views)
+        rates = read_config(run).optim.member_learning_rates or [None] * len(logits_MxNxK)
         if first is None:
             first = (classes, labels_N)
         if classes != first[0] or not np.array_equal(labels_N, first[1]):
             raise UserError(f"given {runs[0]} and {run}, of other classes or images; expected runs on the same data")
-        for number, logits_NxK in enumerate(logits_MxNxK):
+        for number, (rate, logits_NxK) in enumerate(zip(rates, logits_MxNxK, strict=True)):
             seen.append(logits_NxK)
             votes_MxN = np.stack(seen).argmax(axis=-1)
             together = np.asarray(average(np.stack(seen))).argmax(axis=-1)
@@ -76,6 +79,7 @@ def committee_table(
                 {
                     "run": str(run),
                     "member": number,
+                    "learning_rate": rate,
                     "accuracy": float(np.mean(votes_MxN[-1] == labels_N)),
                     "committee_of": len(seen),
                     "committee_accuracy": float(np.mean(together == labels_N)),
@@ -96,7 +100,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(Column("network", overflow="fold"), *columns, box=None, pad_edge=False)
     for row in rows:
         shares = [f"{row[name]:.2%}" for name in ("accuracy", "committee_accuracy", "agreement")]
-        table.add_row(f"{row['run']} #{row['member']}", shares[0], str(row["committee_of"]), *shares[1:])
+        rate = "" if row["learning_rate"] is None else f", rate {row['learning_rate']:g}"
+        table.add_row(f"{row['run']} #{row['member']}{rate}", shares[0], str(row["committee_of"]), *shares[1:])
     console = Console(highlight=False)
     console.print(table)
     alone = [100 * row["accuracy"] for row in rows]
@@ -131,7 +136,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--split", default="test", help="train, validation or test, or such as test[:1000] (default: test)"
     )
-    parser.add_argument("--views", nargs="*", default=[], metavar="VIEW", help="flip, shift:pixels=1: averaged besides")
+    parser.add_argument(
+        "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
+    )
     parser.add_argument("--csv", metavar="FILE", help="write the table there")
     parser.add_argument("--plot", metavar="FILE", help="draw error against number of networks there (PNG)")
     return parser.parse_args(argv)

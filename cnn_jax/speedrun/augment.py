@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_jax.speedrun.recipe import MEAN, Plan, Recipe
+from cnn_jax.speedrun.recipe import MEAN, STD, Plan, Recipe
 from cnn_jax.training.state import stream
 from cnn_jax.training.step import Augment
 
@@ -66,19 +66,32 @@ def cutout(key: jax.Array, images_BxHxWxC: jax.Array, side: int) -> jax.Array:
     return jnp.where(square, np.asarray(MEAN, np.float32).reshape(1, 1, 1, channels), images_BxHxWxC)
 
 
+def jitter(key: jax.Array, images_BxHxWxC: jax.Array, brightness: float, contrast: float) -> jax.Array:
+    """Shifts the normalized pixels of each image by one number within ±brightness, and multiplies them by one within
+    1 ± contrast. Pixels are given and returned in the units of [0, 1], which they may leave."""
+    keys, shape = jax.random.split(key), (len(images_BxHxWxC), 1, 1, 1)
+    shift = jax.random.uniform(keys[0], shape, minval=-brightness, maxval=brightness)
+    factor = jax.random.uniform(keys[1], shape, minval=1.0 - contrast, maxval=1.0 + contrast)
+    mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in (MEAN, STD))
+    return mean + factor * (images_BxHxWxC - mean + shift * std)
+
+
 def make_augment(recipe: Recipe, num_classes: int) -> Augment:
     """Returns `augment(key, padded images_BxHxWxC uint8, labels_B, first_index=0)`, as `training.step` takes it.
 
-    It gives images float32 in [0, 1], shifted and perhaps with a square cut out, and one-hot targets.
+    It gives images float32, in [0, 1] where colours stay, shifted and perhaps with a square cut out or with other
+    brightness and contrast, and one-hot targets.
     """
 
     def augment(
         key: jax.Array, images_BxHxWxC: jax.Array, labels_B: jax.Array, first_index: int | jax.Array = 0
     ) -> tuple[jax.Array, jax.Array]:
-        crop_key, cutout_key = jax.random.split(jax.random.fold_in(key, first_index))
+        crop_key, cutout_key, jitter_key = jax.random.split(jax.random.fold_in(key, first_index), 3)
         images = crop(crop_key, images_BxHxWxC, recipe.translate).astype(jnp.float32) / 255.0
         if recipe.cutout:
             images = cutout(cutout_key, images, recipe.cutout)
+        if recipe.brightness or recipe.contrast:
+            images = jitter(jitter_key, images, recipe.brightness, recipe.contrast)
         return images, jax.nn.one_hot(labels_B, num_classes, dtype=jnp.float32)
 
     return augment

@@ -1,20 +1,20 @@
 """Timed runs in turns: our program and PyTorch scripts, on the same images and the same device.
 
-Our clock starts with the bytes on the device and stops with the accuracy on the host; compilation, and a first run with
-random labels, come before. A script's time is the one it prints. Those of github.com/KellerJordan/cifar10-airbench and
-github.com/hiverge/cifar10-speedrun count with CUDA events, and leave out the validation after every epoch and making
-the network, so theirs is not the wider measure.
+Our clock starts with the bytes on the device, or on the host where they do not fit the device, and stops with the
+accuracy on the host; compilation, and a first run with random labels, come before. A script's time is the one it
+prints. Those of github.com/KellerJordan/cifar10-airbench and github.com/hiverge/cifar10-speedrun count with CUDA
+events, and leave out the validation after every epoch and making the network, so theirs is not the wider measure.
 """
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import jax
@@ -23,8 +23,9 @@ import numpy as np
 
 from cnn_jax.errors import UserError
 from cnn_jax.speedrun.data import Data
-from cnn_jax.speedrun.program import count_run_flops, evaluate, speedrun
+from cnn_jax.speedrun.program import Resident, Runner, count_run_flops
 from cnn_jax.speedrun.recipe import Recipe
+from cnn_jax.speedrun.streaming import Streamed, chunk_steps
 
 _BLOCK = 10  # runs of one contender before the next one's turn
 
@@ -57,58 +58,86 @@ class Contender(Protocol):
         ...
 
 
+class DoesNotFit(UserError):
+    """The device has not enough memory for a run."""
+
+
 class Program:
     """Our program, compiled and warmed up.
 
     Attributes:
         name: of the recipe.
-        compile_seconds: of tracing and compilation.
+        ready_seconds: of tracing, compilation and a first run.
         flops: of a run, see `program.count_run_flops`.
+        streamed: steps whose images are sent from the host at a time; None: all images are on the device.
     """
 
-    def __init__(self, name: str, recipe: Recipe, data: Data, seed: int, unroll: int = 1):
+    def __init__(self, name: str, recipe: Recipe, data: Data, seed: int, *, unroll: int = 1, stream: int | None = None):
+        """Compiles and runs once.
+
+        Args:
+            name: of the recipe.
+            recipe: what to do.
+            data: to train and be tested on.
+            seed: of the first run that counts.
+            unroll: steps in one turn of the compiled loop.
+            stream: steps whose images are sent at a time; default: images are sent only if the device cannot hold them.
+
+        Raises:
+            UserError: it cannot even hold the activations of a batch; or too few images for one.
+        """
         self.name = name
-        self._seed, self._steps_per_epoch = seed, recipe.plan(len(data.train[0])).steps_per_epoch
+        self._seed, self._beside = seed, data.beside
+        self._steps_per_epoch = recipe.plan(len(data.train[0])).steps_per_epoch
         height, width, channels = data.train[0].shape[1:]
         self.flops = count_run_flops(recipe, (height, width, channels), len(data.train[0]), len(data.test[0]))
-        with enough_memory(recipe, data):
-            self._arrays = jax.device_put((*data.train, *data.test))
-            self._beside = jax.device_put(data.beside)
-            began = time.perf_counter()
-            program = partial(speedrun, recipe, unroll=unroll)
-            self._compiled = jax.jit(program).lower(jnp.uint32(seed), *self._arrays).compile()
-            self._score = jax.jit(partial(evaluate, recipe))
-            self.compile_seconds = time.perf_counter() - began
-            images, labels, *test = self._arrays
-            noise = np.random.default_rng(seed).integers(0, 10, labels.shape, np.int32)
-            jax.block_until_ready(self._compiled(jnp.uint32(seed), images, jax.device_put(noise), *test))
+        began = time.perf_counter()
+        self._runner, self.streamed = _warm_runner(recipe, data, seed, unroll, stream)
+        self.ready_seconds = time.perf_counter() - began
 
     def run(self) -> Run:
         """The next seed's run."""
         seed = jax.block_until_ready(jnp.uint32(self._seed))
         self._seed += 1
         began = time.perf_counter()
-        outcome = self._compiled(seed, *self._arrays)
+        outcome = self._runner(seed)
         accuracy = float(outcome.accuracy)
         seconds = time.perf_counter() - began
         losses = np.asarray(outcome.losses_S)
         epochs = (losses[i : i + self._steps_per_epoch] for i in range(0, len(losses), self._steps_per_epoch))
-        beside = None if self._beside is None else float(self._score(outcome.variables, *self._beside))
+        beside = None if self._beside is None else self._runner.score(outcome.variables, self._beside)
         return Run(seconds, accuracy, beside, tuple(float(epoch.mean()) for epoch in epochs))
 
 
+def _warm_runner(recipe: Recipe, data: Data, seed: int, unroll: int, stream: int | None) -> tuple[Runner, int | None]:
+    """A runner that has run on random labels, and the steps whose images it sends at a time, if it does."""
+    noise = np.random.default_rng(seed).integers(0, 10, data.train[1].shape, np.int32)
+
+    def warm(make: Callable[[], Runner]) -> Runner:
+        with enough_memory(recipe):
+            runner = make()
+            jax.block_until_ready(runner(jnp.uint32(seed), noise))
+        return runner
+
+    if stream is None:
+        with contextlib.suppress(DoesNotFit):
+            return warm(lambda: Resident(recipe, data.train, data.test, unroll)), None
+        gc.collect()  # what that left on the device
+    steps = stream or chunk_steps(recipe, data.train[0])
+    return warm(lambda: Streamed(recipe, data.train, data.test, steps, unroll)), steps
+
+
 @contextlib.contextmanager
-def enough_memory(recipe: Recipe, data: Data) -> Iterator[None]:
-    """Says in one line, as a UserError, that the device has not enough memory."""
+def enough_memory(recipe: Recipe) -> Iterator[None]:
+    """Says in one line, as `DoesNotFit`, that the device has not enough memory."""
     try:
         yield
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        megabytes = sum(part[0].nbytes for part in (data.train, data.test)) / 1e6
-        raise UserError(
-            f"given {megabytes:.0f} MB of images and batches of {recipe.batch_size}; expected a device that holds them "
-            "and the activations of a batch; lower --batch-size, --train-images or --width-factor"
+        raise DoesNotFit(
+            f"given batches of {recipe.batch_size}; expected a device that holds the activations of one; lower "
+            "--batch-size or --width-factor"
         ) from error
 
 

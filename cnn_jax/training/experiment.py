@@ -24,7 +24,7 @@ from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
 from cnn_jax.training.parallel import Parallel, Step, make_parallel
 from cnn_jax.training.runtime import COMPILE_QUICKLY
-from cnn_jax.training.state import TrainState, init_state
+from cnn_jax.training.state import TrainState, Tree, init_state
 from cnn_jax.training.step import Augment, Loss, make_eval_step, make_train_step
 from cnn_jax.training.transfer import freeze_until, initial_variables, rate_groups
 
@@ -57,10 +57,10 @@ class Experiment:
         """The pure step `(state, batch) -> (state, metrics)`."""
         optim = self.config.optim
 
-        def make(seed: int | jax.Array) -> Step:
+        def make(seed: int | jax.Array, learning_rate: jax.Array | None = None) -> Step:
             return make_train_step(
                 self.model,
-                self.optimizer.tx,
+                self.optimizer.tx if learning_rate is None else self.optimizer.at(learning_rate),
                 self.loss,
                 self.augment,
                 self.preprocess.normalize,
@@ -72,8 +72,9 @@ class Experiment:
                 axis_name=self.parallel.axis_name,
             )
 
-        seeds = member_seeds(self.config)
-        return make(seeds[0]) if len(seeds) == 1 else train_members(make, seeds)
+        if self.config.train.members == 1:
+            return make(self.config.train.seed)
+        return train_members(make, *of_members(self.config))
 
     def evaluator(self, split: str) -> Evaluator:
         """Evaluates variables on "train", "validation" or "test"."""
@@ -83,9 +84,15 @@ class Experiment:
         return Evaluator(step, self.data[split], self.parallel)
 
 
-def member_seeds(config: Config) -> range:
-    """Seeds of the networks that are trained at once; of one, the seed of the run."""
-    return range(config.train.seed, config.train.seed + config.train.members)
+def of_members(config: Config) -> tuple[jax.Array, ...]:
+    """What the M networks that are trained at once have of their own: seeds (M,) uint32, those after the run's seed.
+
+    Or the run's seed for all, and learning rates (M,) float32, where several are given.
+    """
+    members, rates = config.train.members, config.optim.member_learning_rates
+    if len(rates) > 1:
+        return jnp.asarray([config.train.seed] * members, jnp.uint32), jnp.asarray(rates, jnp.float32)
+    return (jnp.asarray(range(config.train.seed, config.train.seed + members), jnp.uint32),)
 
 
 def _loss(name: str) -> Loss:
@@ -116,10 +123,14 @@ def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experi
         model = _model(config, len(train.class_names), parallel)
     plan = make_plan(config, len(train), scan=_scans(parallel, is_resident(train, config.data.pipeline)))
     optimizer = _optimizer(config, plan, model, train.image_shape)
-    seeds = jnp.asarray(member_seeds(config), jnp.uint32)
-    init = partial(init_state, model, optimizer.tx, train.image_shape, ema=optim.ema_decay is not None)
+    members = of_members(config)
+
+    def init(seed: jax.Array, learning_rate: jax.Array | None = None, *, variables: Tree = None) -> TrainState:
+        tx = optimizer.tx if learning_rate is None else optimizer.at(learning_rate)
+        return init_state(model, tx, train.image_shape, seed, ema=optim.ema_decay is not None, variables=variables)
+
     # A model that cannot take these images, or a rule for no parameter, is found out here.
-    state = jax.eval_shape(lambda: _states(init, seeds))
+    state = jax.eval_shape(lambda: _states(init, *members))
     if resumed is not None:
         preprocess = replace(resumed, image_shape=train.image_shape)
     else:
@@ -128,7 +139,7 @@ def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experi
         start = partial(_states, partial(init, variables=variables))
         if variables is None:  # else they would be constants of the program
             start = jax.jit(start, compiler_options=COMPILE_QUICKLY)
-        state = start(seeds)
+        state = start(*members)
     return Experiment(
         config,
         parallel,
@@ -141,7 +152,7 @@ def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experi
         optimizer,
         plan,
         state,
-        parameters=count_parameters(state.params) // len(seeds),
+        parameters=count_parameters(state.params) // config.train.members,
         flops_per_image=count_flops(model, train.image_shape),
     )
 
@@ -165,10 +176,15 @@ def _model(config: Config, classes: int, parallel: Parallel) -> nn.Module:
 
 
 def _optimizer(config: Config, plan: Plan, model: nn.Module, image_shape: tuple[int, int, int]) -> Optimizer:
-    optim = config.optim
-    return make_optimizer(
+    optim, rates = config.optim, config.optim.member_learning_rates
+    if not all(0 < rate < float("inf") for rate in rates):
+        given = " ".join(map(str, rates))
+        raise UserError(f"given --member-learning-rates {given}; expected finite numbers above 0; change it")
+    if rates and optim.head_learning_rate is not None:
+        raise UserError("given --member-learning-rates and --head-learning-rate; expected one of them; drop the other")
+    optimizer = make_optimizer(
         optim.optimizer,
-        learning_rate=optim.learning_rate,
+        learning_rate=rates[0] if rates else optim.learning_rate,
         args=optim.optimizer_args,
         schedule=optim.schedule,
         schedule_args=optim.schedule_args,
@@ -181,11 +197,13 @@ def _optimizer(config: Config, plan: Plan, model: nn.Module, image_shape: tuple[
         freeze_until=freeze_until(optim, plan.steps_per_epoch),
         rate_groups=rate_groups(optim, model, image_shape),
     )
+    also = f"; of the other networks {', '.join(f'{rate:g}' for rate in rates[1:])}" if len(rates) > 1 else ""
+    return replace(optimizer, description=optimizer.description + also)
 
 
-def _states(init: Callable[[jax.Array], TrainState], seeds: jax.Array) -> TrainState:
+def _states(init: Callable[..., TrainState], *members: jax.Array) -> TrainState:
     """The state of one network, or those of several along a new first axis."""
-    return init(seeds[0]) if len(seeds) == 1 else jax.vmap(init)(seeds)
+    return jax.vmap(init)(*members) if len(members[0]) > 1 else init(*(values[0] for values in members))
 
 
 def _known_names(config: Config) -> None:
