@@ -58,6 +58,12 @@ def test_a_mistake_is_told_with_its_flag_before_an_image_is_read(argv, said, mon
     assert os.listdir(tmp_path) == []
 
 
+def test_a_platform_that_is_not_there(monkeypatch, capsys, tmp_path):
+    said = refused(["--require", "tpu", "--workdir", str(tmp_path / "run")], monkeypatch, capsys)
+    assert_one_line(said, "given --require tpu; found cpu")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.fixture
 def run_with_label_10(monkeypatch, capsys):
     """A function: the example 7 of a split gets the label 10, the command runs here; returns what it says on stderr."""

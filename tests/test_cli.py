@@ -1,6 +1,8 @@
 """The command line: names, defaults that follow each other, and one-line errors; no JAX is imported to answer."""
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 
@@ -138,3 +140,22 @@ def test_a_run_imports_no_pytorch_and_leaves_it_to_others(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["then", "imported"], done.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_sees_a_bar_and_a_pipe_lines(terminal, tmp_path):
+    argv = ["--model", "softmax_regression", "--epochs", "2", "--workdir", str(tmp_path / "run")]
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    command = [sys.executable, "-m", "experiments.digits_lenet5", *argv]
+    with subprocess.Popen(command, stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal ends in an error
+            while more := os.read(ours, 4096):
+                shown += more
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0
+    assert ("images/s" in text and "\x1b[" in text and "epoch 2.0/2.0" in text) if terminal else "\x1b" not in text
+    assert terminal or text.count("validation loss") == 2
