@@ -4,7 +4,7 @@ A dense layer on a flattened h×w×C map is an h×w convolution that fits the ma
 are 1×1 convolutions. The same numbers in the shape of filters give the same logits, and on a larger image a map of
 logits, one vector for each position of the window, in one pass that shares all that the windows have in common
 (Sermanet et al. 2013, "OverFeat", §3.5; Long, Shelhamer and Darrell 2014, "Fully convolutional networks for semantic
-segmentation", §3.1). A head that averages each map over all positions averages over each window instead.
+segmentation", §3.1). A head that pools each map over all positions pools over each window instead.
 
 What the map equals:
 - On images of the training size: the classifier's logits, at the one position there is.
@@ -29,7 +29,8 @@ from flax.linen.dtypes import promote_dtype
 
 from cnn_jax import ops
 from cnn_jax.errors import UserError
-from cnn_jax.layers import GlobalAvgPool, check_fits
+from cnn_jax.layers import GlobalPool, check_fits
+from cnn_jax.pooling import AdaptiveAvgPool
 
 Path = tuple[str, ...]
 
@@ -40,14 +41,16 @@ class Convolutional(nn.Module):
     Attributes:
         model: the classifier.
         input_shape: (H, W, C) of the images it was trained on, the smallest that it takes.
-        entry: path of the layer where its head begins, a dense layer on a flattened map or a global average.
+        entry: path of the layer where its head begins, a dense layer on a flattened map or a global pooling.
         window: rows and columns of the map which that layer sees in an image of `input_shape`.
+        averaged: whether an `AdaptiveAvgPool` changes the maps of such images; then it takes no larger ones.
     """
 
     model: nn.Module
     input_shape: tuple[int, int, int]
     entry: Path
     window: tuple[int, int]
+    averaged: bool = False
 
     def setup(self) -> None:
         """Gives the variables the names that they have in the classifier."""
@@ -66,7 +69,8 @@ class Convolutional(nn.Module):
                 f"given images of {_size(given)}; expected at least {height}x{width} and {channels} channels, as "
                 f"{type(self.model).__name__} was trained on; enlarge them"
             )
-        slide = _Slide(self.entry, self.window, root=self.path, map_shape=given)
+        averages = self.averaged if given != self.input_shape else None
+        slide = _Slide(self.entry, self.window, root=self.path, map_shape=given, averages=averages)
         try:
             with nn.intercept_methods(slide):
                 return self.model(x_BxHxWxC, train=train)  # type: ignore[operator]  # a module is called
@@ -82,8 +86,8 @@ def to_convolutional(
 ) -> tuple[Convolutional, dict[str, Any]]:
     """Turns the dense layers of a classifier's head into convolutions.
 
-    The head begins with the last flattening or the last global average (`layers.GlobalAvgPool`). Its `nn.Dense`s become
-    convolutions; any other layer of it acts on each position by itself.
+    The head begins with the last flattening or the last global pooling (`layers.GlobalAvgPool`, `GlobalMaxPool`). Its
+    `nn.Dense`s become convolutions; any other layer of it acts on each position by itself.
 
     Args:
         model: a classifier, called as model(x_BxHxWxC, train=…).
@@ -102,9 +106,8 @@ def to_convolutional(
     leaves: dict[Path, Any] = traverse_util.flatten_dict(variables)
     for path, shape in head.kernels.items():
         leaves["params", *path, "kernel"] = leaves["params", *path, "kernel"].reshape(shape)
-    return Convolutional(model, (height, width, channels), head.entry, head.window), traverse_util.unflatten_dict(
-        leaves
-    )
+    sliding = Convolutional(model, (height, width, channels), head.entry, head.window, head.averaged)
+    return sliding, traverse_util.unflatten_dict(leaves)
 
 
 def heat_map(model: Convolutional, variables: Mapping[str, Any], image_HxWxC: jax.Array) -> jax.Array:
@@ -136,6 +139,7 @@ class _Head(NamedTuple):
     entry: Path
     window: tuple[int, int]
     kernels: dict[Path, tuple[int, ...]]  # shapes as convolutions
+    averaged: bool
 
 
 def _find_head(model: nn.Module, variables: Mapping[str, Any], image_shape: tuple[int, int, int]) -> _Head:
@@ -143,16 +147,18 @@ def _find_head(model: nn.Module, variables: Mapping[str, Any], image_shape: tupl
     map_shape = image_shape
     entry: tuple[Path, tuple[int, int]] | None = None  # with the window
     kernels: dict[Path, tuple[int, ...]] = {}
-    problem = "no dense layer and no GlobalAvgPool after its last map"
+    averaged = False
+    problem = "no dense layer and no global pooling layer after its last map"
 
     def watch(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        nonlocal map_shape, entry, kernels, problem
+        nonlocal map_shape, entry, kernels, problem, averaged
         module, y = context.module, next_function(*args, **kwargs)
         if context.method_name != "__call__" or not module.path:
             return y
+        averaged |= isinstance(module, AdaptiveAvgPool) and y.shape != args[0].shape
         if getattr(y, "ndim", 0) == 4:
             map_shape, entry, kernels = y.shape[1:], None, {}
-        elif isinstance(module, GlobalAvgPool):
+        elif isinstance(module, GlobalPool):
             entry = module.path, args[0].shape[1:3]
         elif isinstance(module, nn.Dense):
             inputs = args[0].shape[-1]
@@ -178,19 +184,23 @@ def _find_head(model: nn.Module, variables: Mapping[str, Any], image_shape: tupl
     if entry is None:
         raise UserError(
             f"given a {type(model).__name__} with {problem}; expected a head of dense layers on a flattened map, or on "
-            f"its GlobalAvgPool; take such a classifier"
+            f"its GlobalAvgPool or GlobalMaxPool; take such a classifier"
         )
-    return _Head(*entry, kernels)
+    return _Head(*entry, kernels, averaged)
 
 
 class _Slide:
     """Interceptor of the calls of layers: from the head's first layer on, everything happens at each position.
 
-    It remembers the shape of the last map (H, W, C), which flattening forgets.
+    It remembers the shape of the last map (H, W, C), which flattening forgets. `averages` is None for images of the
+    training size, and for others tells whether an `AdaptiveAvgPool` changes the maps of images of that size.
     """
 
-    def __init__(self, entry: Path, window: tuple[int, int], root: Path, map_shape: tuple[int, ...]):
+    def __init__(
+        self, entry: Path, window: tuple[int, int], root: Path, map_shape: tuple[int, ...], averages: bool | None
+    ):
         self.entry, self.window, self.root, self.map_shape = entry, window, root, map_shape
+        self.averages = averages
         self.inside = False
 
     def __call__(self, next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -200,6 +210,8 @@ class _Slide:
         if path == self.entry:
             self.inside = True
             y = self._enter(module, args[0])
+        elif isinstance(module, AdaptiveAvgPool) and self.averages is not None:
+            y = self._unaveraged(module, args[0])
         elif self.inside and isinstance(module, nn.Dense):
             y = _convolve(module, self._unflatten(args[0]), (1, 1))
         elif self.inside and args and getattr(args[0], "ndim", 0) == 4:
@@ -211,11 +223,20 @@ class _Slide:
             self.map_shape = y.shape[1:]
         return y
 
-    def _enter(self, module: nn.Module, x: jax.Array) -> jax.Array:
+    def _unaveraged(self, module: AdaptiveAvgPool, x: jax.Array) -> jax.Array:
+        """Larger maps as they are, if a window of them is what the head was trained on."""
+        if self.averages:
+            raise UserError(
+                f"given larger images for a model that averages its maps to {module.size}x{module.size}; expected maps "
+                "that grow with the image; make the model without head_map"
+            )
+        return x
+
+    def _enter(self, module: Any, x: jax.Array) -> jax.Array:
         """(B, H, W, C) or, flattened, (B, H·W·C) → (B, H', W', C')."""
-        if not isinstance(module, nn.Dense):
+        if isinstance(module, GlobalPool):
             check_fits(module, x.shape[1:3], self.window, (1, 1), "VALID")
-            return ops.avg_pool(x, self.window, (1, 1), "VALID")
+            return module.slide(x, self.window)
         maps = self._unflatten(x)
         if maps.ndim != 4:
             raise UserError(

@@ -42,12 +42,17 @@ INITIALIZERS: dict[str, Initializer] = {
 }
 
 
-def initializer(name: str) -> Initializer:
+def initializer(name: str, published: Initializer | None = None) -> Initializer:
     """Looks an initialiser up.
+
+    Args:
+        name: a key of `INITIALIZERS`; also "published" if there is a published one.
+        published: what the layer's paper or reference implementation starts it with.
 
     Raises:
         UserError: no initialiser has this name.
     """
-    if name not in INITIALIZERS:
-        raise unknown("initializer", name, INITIALIZERS)
-    return INITIALIZERS[name]
+    known = INITIALIZERS if published is None else {**INITIALIZERS, "published": published}
+    if name not in known:
+        raise unknown("initializer", name, known)
+    return known[name]

@@ -13,7 +13,7 @@ from cnn_jax import ops
 from cnn_jax.activations import ACTIVATIONS, Activation, activation, hard_sigmoid, linear, scaled_tanh
 from cnn_jax.errors import UserError
 from cnn_jax.initializers import INITIALIZERS, Initializer, dirac, initializer
-from cnn_jax.pooling import POOLS, AvgPool, GlobalAvgPool, L2Pool, MaxPool, MinPool, Pool
+from cnn_jax.pooling import POOLS, AvgPool, GlobalAvgPool, GlobalMaxPool, GlobalPool, L2Pool, MaxPool, MinPool, Pool
 from cnn_jax.sizes import check_fits, pair
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "Conv",
     "DropPath",
     "GlobalAvgPool",
+    "GlobalMaxPool",
+    "GlobalPool",
     "Initializer",
     "L2Pool",
     "LocalResponseNorm",

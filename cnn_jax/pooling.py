@@ -83,12 +83,40 @@ class L2Pool(Pool):
         return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
-class GlobalAvgPool(nn.Module):
-    """(B, H, W, C) → (B, C): the mean of each map (Lin et al. 2013, "Network in network", §3.2)."""
+class GlobalPool(nn.Module):
+    """One number for each map, (B, H, W, C) → (B, C): a window as large as the map."""
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Averages over rows and columns."""
+        """Pools over rows and columns."""
+        raise TypeError("use GlobalAvgPool or GlobalMaxPool")
+
+    def slide(self, x_BxHxWxC: jax.Array, window: tuple[int, int]) -> jax.Array:
+        """(B, H, W, C) → (B, H - rows + 1, W - columns + 1, C): the same of each window of this size, at stride 1."""
+        raise TypeError("use GlobalAvgPool or GlobalMaxPool")
+
+
+class GlobalAvgPool(GlobalPool):
+    """The mean of each map (Lin et al. 2013, "Network in network", §3.2)."""
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, C)."""
         return jnp.mean(x_BxHxWxC, axis=(1, 2))
+
+    def slide(self, x_BxHxWxC: jax.Array, window: tuple[int, int]) -> jax.Array:
+        """The mean of each window."""
+        return avg_pool(x_BxHxWxC, window, (1, 1), "VALID")
+
+
+class GlobalMaxPool(GlobalPool):
+    """The maximum of each map."""
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """(B, H, W, C) → (B, C)."""
+        return jnp.max(x_BxHxWxC, axis=(1, 2))
+
+    def slide(self, x_BxHxWxC: jax.Array, window: tuple[int, int]) -> jax.Array:
+        """The maximum of each window."""
+        return max_pool(x_BxHxWxC, window, (1, 1), "VALID")
 
 
 def adaptive_avg_pool(x_BxHxWxC: jax.Array, size: int) -> jax.Array:

@@ -243,12 +243,12 @@ def with_section(text: str, name: str, section: str) -> str:
 
 def models_table() -> str:
     """The list of `cnn_jax.models` as a Markdown table, one line a family of input size and source."""
-    from cnn_jax.models.__main__ import SOURCES, read_table, si
+    from cnn_jax.models.__main__ import read_table, si, source
 
     lines = ["| Model | Input | Parameters | FLOPs | Source |", "| --- | --- | ---: | ---: | --- |"]
     for row in read_table():
         cells = (f"`{row['model']}`", row["input"], f"{int(row['parameters']):,}", si(int(row["flops"])))
-        lines.append(f"| {' | '.join(cells)} | {SOURCES[row['model']]} |")
+        lines.append(f"| {' | '.join(cells)} | {source(row)} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,10 @@
 """Strictness for every test: CPU only, eight simulated devices, no silent promotion of dtype or rank."""
 
+import contextlib
+import ctypes
 import os
 import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Decoded images and compiled programs are shared by the tests of one session, and by nobody else.
@@ -14,6 +17,15 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_memory() -> Iterator[None]:
+    """The traces and programs of a file are not kept for the next one: those of the zoo are gigabytes."""
+    yield
+    jax.clear_caches()
+    with contextlib.suppress(AttributeError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from cnn_jax.convolutional import Convolutional, heat_map, to_convolutional
 from cnn_jax.errors import UserError
 from cnn_jax.layers import Conv, GlobalAvgPool, LocallyConnected, SqueezeExcite, flatten
 from cnn_jax.models import build, stages
-from cnn_jax.models.alexnet import AlexNet
 from cnn_jax.models.pattern import from_pattern
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.summary import layer_table
@@ -41,18 +40,16 @@ EXACT = {
     ),
     "all convolutional": Case(from_pattern("conv3-4s2pvalid conv1-5 gap"), (9, 11, 2), (14, 15), 2),
 }
-# With padding: the same at the training size.
+# With padding: the same at the training size; `test_miniatures` has one of every architecture.
 PADDED = {
     "lenet5": Case(build("lenet5", 3), (28, 28, 1)),
-    "xo_cnn": Case(build("xo_cnn"), (28, 28, 1)),
-    "CIFAR ResNet": Case(ResNet(3, blocks=(1, 1), width=4), (12, 8, 3)),
     "ImageNet ResNet": Case(
         ResNet(3, blocks=(1, 1), width=4, shortcut="B", bottleneck=True, imagenet_stem=True), (32, 40, 3)
     ),
     "VGG": Case(VGG(3, convolutions=(2, 1), features=(4, 6), dense=(8, 9), batch_norm=True), (12, 8, 3)),
     "VGG remat": Case(VGG(3, convolutions=(2, 1), features=(4, 6), dense=(8, 9), remat=True), (12, 8, 3)),
-    "AlexNet": Case(AlexNet(3, features=(4, 4, 4, 4, 6), dense=(8, 9)), (99, 67, 3)),
     "pattern": Case(from_pattern("[[conv3-4 bn]*2 pool]*2 [fc8 drop0.5]*2 fc5"), (12, 8, 3)),
+    "head_map that averages": Case(VGG(3, convolutions=(1,), features=(4,), dense=(8, 9), head_map=3), (8, 8, 3)),
 }
 
 
@@ -272,7 +269,10 @@ def test_smaller_images_and_other_channels_are_refused(shape):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ("last maps", "given a Net with no dense layer and no GlobalAvgPool after its last map; expected a head"),
+        (
+            "last maps",
+            "given a Net with no dense layer and no global pooling layer after its last map; expected a head",
+        ),
         ("functional pool", "a dense layer output on 16 numbers, not on the 4x4x4 map before it; expected a head"),
     ],
 )
@@ -289,6 +289,14 @@ def test_maps_of_a_fixed_size_are_refused_when_they_matter():
     assert evaluate(own, variables, jnp.zeros((1, 6, 6, 1))).shape == (1, 1, 1, 3)
     with pytest.raises(UserError, match="dense layer output on 64 numbers, not on the 4x5x4 map.*without head_map"):
         evaluate(own, variables, jnp.zeros((1, 6, 7, 1)))
+
+
+def test_maps_that_have_the_size_of_the_head_slide_as_they_are():
+    plain = VGG(3, convolutions=(1,), features=(4,), dense=(8, 9))
+    own, variables = converted(Case(plain.clone(head_map=4), (8, 8, 3)))
+    x = some_images(1, (12, 10), 3)
+    assert evaluate(own, variables, x).shape == (1, 3, 2, 3)
+    assert_close(evaluate(own, variables, x), evaluate(*converted(Case(plain, (8, 8, 3))), x))
 
 
 def test_weights_that_are_tied_to_positions_are_refused_for_larger_images():

@@ -156,6 +156,15 @@ def test_c3_sees_the_maps_of_the_table_only():
     assert [tuple(np.flatnonzero(row)) for row in sees] == list(C3_TABLE)
 
 
+def test_another_initialiser_of_c3_draws_a_dense_kernel_and_keeps_what_is_connected():
+    variables: Any = PartialConv("dirac").init(jax.random.key(1), jnp.zeros((1, 5, 5, 6)))
+    filters = np.asarray(variables["params"]["kernel"])
+    pairs = [(seen, made) for made, maps in enumerate(C3_TABLE) for seen in maps]
+    assert filters.shape == (5, 5, len(pairs)) == (5, 5, 60)
+    np.testing.assert_array_equal(filters[2, 2], [float(seen == made) for seen, made in pairs])
+    assert 0 < filters.sum() == filters[2, 2].sum()
+
+
 def test_output_units_of_lenet_1998_are_distances_to_fixed_codes():
     x = np.random.default_rng(0).normal(size=(4, 84)).astype(np.float32)
     codes = prototypes(12)
@@ -268,7 +277,13 @@ def test_list_names_every_model_with_its_count_and_source(capsys):
     lines = capsys.readouterr().out.splitlines()[1:-1]
     assert [line.split()[0] for line in lines] == list(MODELS) == list(SOURCES)
     for line, row in zip(lines, read_table(), strict=True):
-        assert f" {int(row['parameters']):,} " in line and line.endswith(SOURCES[row["model"]])
+        assert f" {int(row['parameters']):,} " in line and SOURCES[row["model"]] in line
+    notes = {line.split()[0]: line.rsplit("; ", 1)[-1] for line in lines if "side heads" in line}
+    assert notes == {
+        "googlenet": "without side heads 6,998,552 parameters",
+        "googlenet_torchvision": "without side heads 6,624,904 parameters",
+        "inception_v3": "without side heads 23,834,568 parameters",
+    }
 
 
 def test_table_of_a_model_has_its_layers_and_totals(capsys):

@@ -7,6 +7,7 @@ import pytest
 from model_checks import drawn, drop_paths, evaluated, initialised, shapes, some_images, trained, volumes
 
 from cnn_jax.errors import UserError
+from cnn_jax.layers import initializer
 from cnn_jax.models import convnext
 from cnn_jax.models.convnext import ConvNeXt, ConvNeXtBlock
 
@@ -44,7 +45,7 @@ def test_drop_path_acts_in_training_only():
 
 def test_block_by_hand():
     """One pixel of one block, from the paper's formula."""
-    block = ConvNeXtBlock(1.0, 0.0, False, jnp.float32, jnp.float32)
+    block = ConvNeXtBlock(1.0, "gelu", initializer("lecun_normal"), 0.0, False, jnp.float32, jnp.float32)
     x = np.random.default_rng(0).normal(size=(1, 9, 9, 3)).astype(np.float32)
     params = jax.tree.map(
         lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape).astype(np.float32),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import POOLS, AvgPool, GlobalAvgPool, L2Pool, MaxPool, MinPool, Pool
+from cnn_jax.layers import POOLS, AvgPool, GlobalAvgPool, GlobalMaxPool, L2Pool, MaxPool, MinPool, Pool
 
 # window, strides, padding, size of the maps; the last windows of all of them overhang if they may.
 CASES = [
@@ -100,9 +100,9 @@ def test_pools_and_their_gradients_are_those_of_torch(ceil_mode, window, strides
 
 
 @pytest.mark.parametrize("strides", [(2, 2), (1, 1)])
-@pytest.mark.parametrize("pool", [*POOLS.values(), GlobalAvgPool])
+@pytest.mark.parametrize("pool", [*POOLS.values(), GlobalAvgPool, GlobalMaxPool])
 def test_gradients_are_those_of_finite_differences(pool, strides):
-    layer = pool() if pool is GlobalAvgPool else pool((2, 2), strides, ceil_mode=True)
+    layer = pool() if pool in (GlobalAvgPool, GlobalMaxPool) else pool((2, 2), strides, ceil_mode=True)
     x, direction = jnp.asarray(maps((5, 5))), jnp.asarray(maps((5, 5), seed=1))
     small = 1e-3
 
@@ -176,6 +176,9 @@ def test_min_pool_is_the_max_pool_of_the_negative_even_of_its_padding():
     np.testing.assert_array_equal(apply(MaxPool((2, 2), (2, 2), ((1, 1), (1, 1))), -x), -1)
 
 
-def test_global_average_is_the_mean_of_each_map():
-    x = maps((3, 4))
-    np.testing.assert_allclose(np.asarray(GlobalAvgPool().apply({}, jnp.asarray(x))), x.mean((1, 2)), rtol=1e-5)
+@pytest.mark.parametrize(("layer", "reduce"), [(GlobalAvgPool(), np.mean), (GlobalMaxPool(), np.max)])
+def test_global_pools_make_one_number_of_each_map_and_of_each_window_when_they_slide(layer, reduce):
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(layer.apply({}, jnp.asarray(x)), reduce(x, (1, 2)), rtol=1e-5)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 2), (1, 2))
+    np.testing.assert_allclose(layer.slide(jnp.asarray(x), (3, 2)), reduce(windows, (-2, -1)), rtol=1e-5, atol=1e-6)

@@ -2,10 +2,10 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,8 @@ from model_checks import by_path, dependencies, loss, shapes
 
 from cnn_jax.models import MODELS, build, default_input_shape
 from cnn_jax.models.__main__ import SOURCES, measure, read_table
+from cnn_jax.models.summary import count_parameters
+from cnn_jax.optimizers import decay_mask
 
 # Sources: the papers' own numbers where they give any, the tables of torchvision and timm for what they publish weights
 # of; the tests of each family count some of them by hand.
@@ -64,6 +66,7 @@ PARAMETERS = {
     "all_cnn_c": 1_369_738,
     "googlenet": 13_378_280,
     "googlenet_torchvision": 13_004_888,
+    "bn_inception": 11_278_528,
     "inception_v3": 27_161_264,
     "densenet121": 7_978_856,
     "densenet161": 28_681_000,
@@ -75,11 +78,21 @@ PARAMETERS = {
     "convnext_tiny": 28_589_128,
     "convnext_small": 50_223_688,
     "convnext_base": 88_591_464,
+    "preact_resnet110": 1_727_962,
+    "preact_resnet164": 1_703_258,
+    "preact_resnet1001": 10_327_706,
     "preact_resnet18": 11_687_720,
     "preact_resnet50": 25_549_352,
+    "wrn16_4": 2_748_890,
     "wrn28_10": 36_479_194,
+    "wrn40_2": 2_243_546,
+    "speednet94": 1_971_352,
+    "speednet94_muon": 1_971_352,
+    "speednet95": 4_604_440,
+    "speednet96": 9_915_416,
     "pattern": 716_362,
 }
+WITHOUT_HEADS = {"googlenet": 6_998_552, "googlenet_torchvision": 6_624_904, "inception_v3": 23_834_568}
 # torchvision's published GMAC for the images of the list, rounded by it to 1e-3.
 GMAC = {
     "resnet18": 1.814,
@@ -101,39 +114,50 @@ GMAC = {
     "convnext_small": 8.684,
     "convnext_base": 15.355,
 }
-NAMES = [name for name in MODELS if name != "preact_resnet1001"]  # a minute to trace; it is preact_resnet164, deeper
-# One of each family; the others differ in numbers only.
-GOLDEN = (
-    *("softmax_regression", "mlp", "mlp_500_500", "lenet5", "lenet5_1998"),
-    *("mnist_cnn", "tf_cnn", "keras_cifar_cnn", "kaggle_lenet", "xo_cnn"),
-    *("resnet20", "resnet18", "resnet50", "resnext50_32x4d", "preact_resnet18", "wrn16_4"),
-    *("alexnet", "zfnet", "vgg16", "vgg11_bn", "all_cnn_c", "googlenet", "googlenet_torchvision"),
-    *("bn_inception", "inception_v3", "densenet_bc100", "mobilenet_v2", "efficientnet_b0", "convnext_tiny"),
-    *("speednet94", "speednet96", "pattern"),
-)
-
-
+DEEP = "preact_resnet1001"  # a minute to trace; it is preact_resnet164 with more blocks
+NAMES = [name for name in MODELS if name != DEEP]
 CLASSES, BATCH = 7, 2
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def rows() -> dict[str, dict[str, str]]:
     return {row["model"]: row for row in read_table()}
 
 
-@cache
-def usual(name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The variables of a model as published, by path, and what its parameters start as."""
-    initializers: dict[str, str] = {}
-    draw = nn.Module.param
+class Published(NamedTuple):
+    """What one trace of a model as published tells.
 
-    def param(self: nn.Module, key: str, init: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        initializers["/".join(["params", *self.path, key])] = described(init)
-        return draw(self, key, init, *args, **kwargs)
+    Attributes:
+        row: its line of the list.
+        leaves: shapes of its variables, by path.
+        initializers: what its parameters start as, by path.
+    """
+
+    row: dict[str, str]
+    leaves: dict[str, Any]
+    initializers: dict[str, str]
+
+
+@cache
+def published(name: str) -> Published:
+    leaves: dict[str, Any] = {}
+    initializers: dict[str, str] = {}
+    init, draw = nn.Module.init, nn.Module.param
+
+    def watched_init(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        variables = init(self, *args, **kwargs)
+        leaves.update(by_path(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)))
+        return variables
+
+    def watched_param(self: nn.Module, key: str, start: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        initializers["/".join(["params", *self.path, key])] = described(start)
+        return draw(self, key, start, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "param", param)
-        variables = shapes(build(name), *default_input_shape(name))
-    return by_path(variables), initializers
+        patch.setattr(nn.Module, "init", watched_init)
+        patch.setattr(nn.Module, "param", watched_param)
+        row = {column: str(value) for column, value in measure(name).items()}
+    return Published(row, leaves, initializers)
 
 
 def other(name: str, **fields: Any) -> nn.Module:
@@ -154,19 +178,27 @@ def other_variables(name: str) -> Any:
     return shapes(other(name, **fields), *other_images(name).shape[1:])
 
 
-def test_every_model_has_a_source():
+def test_every_model_has_a_source_and_a_golden_file():
     assert list(SOURCES) == list(MODELS) == list(rows())
+    assert {file.stem for file in GOLDEN.glob("*.txt")} == set(MODELS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_list_is_what_the_code_makes(name):
-    row = {column: str(value) for column, value in measure(name).items()}
-    assert row == rows()[name], "write it anew: python -m cnn_jax.models --measure"
+    assert published(name).row == rows()[name], "write it anew: python -m cnn_jax.models --measure"
 
 
 def test_parameters_and_flops_are_the_published_ones():
-    assert {name: int(rows()[name]["parameters"]) for name in PARAMETERS} == PARAMETERS
+    assert {name: int(row["parameters"]) for name, row in rows().items()} == PARAMETERS
+    without = {name: int(row["without_heads"]) for name, row in rows().items()}
+    assert without == {**PARAMETERS, **WITHOUT_HEADS}
     assert {name: int(rows()[name]["flops"]) / 2e9 for name in GMAC} == pytest.approx(GMAC, abs=6e-4)
+
+
+def test_activation_and_initialiser_of_every_model_are_arguments():
+    for name in MODELS:
+        model = build(name, args=["activation=tanh", "kernel_init=glorot_normal"])
+        assert (model.activation, model.kernel_init) == ("tanh", "glorot_normal"), name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,9 +248,9 @@ def test_number_of_classes_is_that_of_the_classifiers(name):
     assert heads <= {CLASSES} and (heads or name == "lenet5_1998"), "the paper's output units have no parameters"
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", NAMES)
 def test_size_and_classes_change_nothing_but_the_classifiers(name):
-    before = {path: leaf for path, leaf in usual(name)[0].items() if path.startswith("params/")}
+    before = {path: leaf for path, leaf in published(name).leaves.items() if path.startswith("params/")}
     after = by_path({"params": other_variables(name)["params"]})
     assert after.keys() == before.keys()
     heads = {path for path, leaf in after.items() if leaf.shape != before[path].shape}
@@ -226,15 +258,10 @@ def test_size_and_classes_change_nothing_but_the_classifiers(name):
     assert all("output" in path or path.endswith("kernel") for path in heads), heads
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", MODELS)
 def test_tree_of_variables_is_the_golden_one(name):
-    leaves, initializers = usual(name)
-    lines = [
-        f"{path} {'x'.join(map(str, leaf.shape))} "
-        f"{'decay' if path.startswith('params/') and leaf.ndim > 1 else 'no-decay'} {initializers.get(path, '-')}\n"
-        for path, leaf in sorted(leaves.items())
-    ]
-    golden = Path(__file__).parent / "golden" / f"{name}.txt"
+    lines = golden_lines(deep() if name == DEEP else published(name))
+    golden = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN") == "1":
         golden.write_text("".join(lines))
     known = golden.read_text().splitlines(keepends=True) if golden.exists() else []
@@ -244,6 +271,51 @@ def test_tree_of_variables_is_the_golden_one(name):
         f"gone:\n{''.join(gone)}new:\n{''.join(new)}"
         f"If that is meant, write {golden.name} anew with UPDATE_GOLDEN=1 and say so in the changelog."
     )
+
+
+def test_preact_resnet1001_is_preact_resnet164_with_more_blocks():
+    assert build(DEEP).clone(blocks=(18, 18, 18)) == build("preact_resnet164")
+    assert build(DEEP).blocks == (111, 111, 111)
+    parameters = {path: leaf for path, leaf in deep().leaves.items() if path.startswith("params/")}
+    assert count_parameters(parameters) == PARAMETERS[DEEP]
+
+
+def deep() -> Published:
+    """What a trace of preact_resnet1001 would tell, the additional blocks being like the last ones."""
+    row, *trees = published("preact_resnet164")
+    leaves, initializers = (
+        {path.replace("_block18/", f"_block{i}/"): leaf for i in range(18, 112) for path, leaf in tree.items()}
+        for tree in trees
+    )
+    return Published(row, leaves, initializers)
+
+
+def golden_lines(model: Published) -> list[str]:
+    """Path, shape, decay flag and initialiser of each parameter; path and shape of each statistic.
+
+    Layers whose names differ in the last number alone share the lines of what they have alike: "stage1_block2-18/…".
+    """
+    decayed = decay_mask({path: leaf for path, leaf in model.leaves.items() if path.startswith("params/")})
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for path, leaf in model.leaves.items():
+        kind, layer, rest = path.split("/", 2)
+        stem = layer.rstrip("0123456789")
+        facts = ["x".join(map(str, leaf.shape))]
+        if path in decayed:
+            facts += ["decay" if decayed[path] else "no-decay", model.initializers[path]]
+        numbers.setdefault((f"{kind}/{stem}", " ".join([f"/{rest}", *facts])), []).append(layer.removeprefix(stem))
+    return sorted(f"{start}{ranges(found)}{end}\n" for (start, end), found in numbers.items())
+
+
+def ranges(numbers: Iterable[str]) -> str:
+    """Numbers as 1-3,5."""
+    runs: list[list[int]] = []
+    for number in sorted(map(int, filter(None, numbers))):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def described(init: Callable[..., Any]) -> str:

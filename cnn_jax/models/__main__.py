@@ -6,7 +6,7 @@ The list is read from table.csv beside this file; `--measure` computes it anew (
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cnn_jax.models import MODELS, build, default_input_shape
 from cnn_jax.models.summary import LayerRow, layer_table
 
 TABLE = Path(__file__).parent / "table.csv"
-COLUMNS: tuple[str, ...] = ("model", "input", "classes", "parameters", "flops")
+COLUMNS: tuple[str, ...] = ("model", "input", "classes", "parameters", "without_heads", "flops")
 
 _HE = "He et al. 2015, Deep residual learning"
 _ABLATIONS = ("fc7", "fc6_fc7", "conv3_conv4", "conv3_conv4_fc6_fc7")
@@ -87,10 +87,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One row of the table: name, input, classes, parameters, forward FLOPs of one image."""
+    """One row of the table: name, input, classes, parameters, those without side heads, forward FLOPs of one image."""
     model, shape = build(name), default_input_shape(name)
     rows = layer_table(model, shape)
-    totals = sum(row.parameters for row in rows), sum(row.flops for row in rows)
+    parameters = sum(row.parameters for row in rows)
+    heads = sum(row.parameters for row in rows if row.name.startswith("aux"))
+    totals = (parameters, parameters - heads, sum(row.flops for row in rows))
     return dict(zip(COLUMNS, (name, "x".join(map(str, shape)), model.num_classes, *totals), strict=True))
 
 
@@ -100,13 +102,20 @@ def read_table() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def source(row: Mapping[str, str]) -> str:
+    """Where the model of a row of the table comes from, and its parameters without side heads if it has any."""
+    heads = row["without_heads"] != row["parameters"]
+    note = f"; without side heads {int(row['without_heads']):,} parameters" if heads else ""
+    return SOURCES[row["model"]] + note
+
+
 def model_list() -> str:
     """A line for each model: name, input, classes, parameters, forward FLOPs, paper."""
     width = max(map(len, MODELS))
     lines = [f"{'model':<{width}} {'input':>10} {'classes':>7} {'parameters':>11} {'FLOPs':>8}  source"]
     for row in read_table():
         numbers = f"{row['classes']:>7} {int(row['parameters']):>11,} {si(int(row['flops'])):>8}"
-        lines.append(f"{row['model']:<{width}} {row['input']:>10} {numbers}  {SOURCES[row['model']]}")
+        lines.append(f"{row['model']:<{width}} {row['input']:>10} {numbers}  {source(row)}")
     return "\n".join([*lines, "FLOPs: forward, one image, two a multiply-add."])
 
 

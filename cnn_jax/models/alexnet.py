@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, flatten, images, initializer, record
+from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, record
 from cnn_jax.pooling import AdaptiveAvgPool
 
 REMOVABLE = ("conv3", "conv4", "conv5", "fc6", "fc7")
@@ -51,6 +51,8 @@ class AlexNet(nn.Module):
         normalize: response normalization after conv1 and conv2.
         dropout: share of the activations of fc6 and fc7 dropped in training.
         dropout_inputs: drop the inputs of these layers instead of their outputs.
+        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`.
         without: layers to leave out, any of `REMOVABLE`.
         head_map: side of the map that fc6 sees; maps of another size are averaged to it, as in torchvision, where it is
             6, so that weights fit images of every size. None: the map as it is.
@@ -67,6 +69,8 @@ class AlexNet(nn.Module):
     normalize: bool = True
     dropout: float = 0.5
     dropout_inputs: bool = False
+    activation: str = "relu"
+    kernel_init: str = "normal_0.01"
     without: tuple[str, ...] = ()
     head_map: int | None = None
     input_shape: tuple[int, int, int] = (227, 227, 3)
@@ -89,10 +93,11 @@ class AlexNet(nn.Module):
                 f"given groups={self.groups} with features={widths}; expected groups that divide each of them"
             )
         types: Any = {
-            "kernel_init": initializer("normal_0.01"),
+            "kernel_init": initializer(self.kernel_init),
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
+        activate = activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)
         for i, (features, size) in enumerate(zip(self.features, (11, 5, 3, 3, 3), strict=True), start=1):
             name = f"conv{i}"
@@ -107,7 +112,7 @@ class AlexNet(nn.Module):
                     name=name,
                     **types,
                 )
-                x = record(self, name, nn.relu(conv(x)))
+                x = record(self, name, activate(conv(x)))
             if i <= 2 and self.normalize:
                 x = record(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
             if i in (1, 2, 5):
@@ -119,7 +124,7 @@ class AlexNet(nn.Module):
             if name not in self.without:
                 drop = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{name[-1]}")
                 x = drop(x) if self.dropout_inputs else x
-                x = record(self, name, nn.relu(nn.Dense(units, bias_init=_ones, name=name, **types)(x)))
+                x = record(self, name, activate(nn.Dense(units, bias_init=_ones, name=name, **types)(x)))
                 x = x if self.dropout_inputs else drop(x)
         return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
 

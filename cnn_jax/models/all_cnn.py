@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, GlobalAvgPool, images, initializer, record
+from cnn_jax.layers import Conv, GlobalAvgPool, activation, images, initializer, record
 
 
 class AllCnn(nn.Module):
@@ -37,6 +37,8 @@ class AllCnn(nn.Module):
         features: filters of each convolution of each stage; the last layers have as many as the last stage.
         input_dropout: share of the image's numbers dropped in training.
         dropout: share of the activations dropped after each stage.
+        activation: after each convolution, also the last, a name of `layers.ACTIVATIONS`.
+        kernel_init: a name of `layers.INITIALIZERS`.
         input_shape: (H, W, C) of the paper; any other from 9×9 works.
         dtype: of the computation.
         param_dtype: of the parameters.
@@ -47,14 +49,18 @@ class AllCnn(nn.Module):
     features: tuple[int, ...] = (96, 192)
     input_dropout: float = 0.2
     dropout: float = 0.5
+    activation: str = "relu"
+    kernel_init: str = "he_normal"
     input_shape: tuple[int, int, int] = (32, 32, 3)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits (B, K), float32, at least 0. Training draws from the rng stream "dropout"."""
-        conv = partial(Conv, kernel_init=initializer("he_normal"), dtype=self.dtype, param_dtype=self.param_dtype)
+        """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, kernel_init=initializer(self.kernel_init), **types)
+        activate = activation(self.activation)
         drop = partial(nn.Dropout, deterministic=not train)
         x = drop(self.input_dropout, name="drop0")(images(x_BxHxWxC, self.dtype))
         number = 0
@@ -62,13 +68,13 @@ class AllCnn(nn.Module):
             for size, stride in (*((size, 1) for size in self.sizes), (3, 2)):
                 number += 1
                 layer = conv(features, (size, size), (stride, stride), padding=size // 2, name=f"conv{number}")
-                x = record(self, f"conv{number}", nn.relu(layer(x)))
+                x = record(self, f"conv{number}", activate(layer(x)))
             x = drop(self.dropout, name=f"drop{s}")(x)
         for size in (3, 1):
             number += 1
             layer = conv(self.features[-1], (size, size), padding="VALID", name=f"conv{number}")
-            x = record(self, f"conv{number}", nn.relu(layer(x)))
-        x = record(self, "class_maps", nn.relu(conv(self.num_classes, (1, 1), name="output")(x)))
+            x = record(self, f"conv{number}", activate(layer(x)))
+        x = record(self, "class_maps", activate(conv(self.num_classes, (1, 1), name="output")(x)))
         return GlobalAvgPool(name="pool")(x).astype(jnp.float32)
 
 

@@ -15,9 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, DropPath, GlobalAvgPool, activation, images, record
-
-_INIT = nn.initializers.normal(0.02)
+from cnn_jax.layers import Conv, DropPath, GlobalAvgPool, Initializer, activation, images, initializer, record
 
 
 class LayerNorm(nn.LayerNorm):
@@ -36,6 +34,8 @@ class ConvNeXtBlock(nn.Module):
 
     Attributes:
         layer_scale: the factor of each map of F starts with this.
+        activation: of the 4·C units, a name of `layers.ACTIVATIONS`.
+        kernel_init: of its layers.
         drop_path: share of the examples that skip the block in training.
         train: whether they do.
         dtype: of the computation.
@@ -43,6 +43,8 @@ class ConvNeXtBlock(nn.Module):
     """
 
     layer_scale: float
+    activation: str
+    kernel_init: Initializer
     drop_path: float
     train: bool
     dtype: Any
@@ -53,10 +55,11 @@ class ConvNeXtBlock(nn.Module):
         """(B, H, W, C) → (B, H, W, C)."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         maps, pads = x_BxHxWxC.shape[-1], ((3, 3), (3, 3))
-        conv = Conv(maps, (7, 7), padding=pads, feature_group_count=maps, kernel_init=_INIT, name="conv", **types)
+        init, dense = self.kernel_init, partial(nn.Dense, kernel_init=self.kernel_init, **types)
+        conv = Conv(maps, (7, 7), padding=pads, feature_group_count=maps, kernel_init=init, name="conv", **types)
         y = LayerNorm(name="norm", **types)(conv(x_BxHxWxC))
-        y = activation("gelu")(nn.Dense(4 * maps, kernel_init=_INIT, name="fc1", **types)(y))
-        y = nn.Dense(maps, kernel_init=_INIT, name="fc2", **types)(y)
+        y = activation(self.activation)(dense(4 * maps, name="fc1")(y))
+        y = dense(maps, name="fc2")(y)
         scale = self.param("layer_scale", nn.initializers.constant(self.layer_scale), (maps,), self.param_dtype)
         y = scale.astype(self.dtype).reshape(1, 1, 1, -1) * y
         return x_BxHxWxC + DropPath(self.drop_path, name="drop_path")(y, deterministic=not self.train)
@@ -70,6 +73,8 @@ class ConvNeXt(nn.Module):
         blocks: of each stage.
         widths: maps of each stage.
         layer_scale: start of the factors of the residuals.
+        activation: one a block, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         drop_path: share of examples that skip the last block in training; it grows linearly from 0 in the first.
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
         input_shape: (H, W, C) of the paper; any other from 32×32 works.
@@ -81,6 +86,8 @@ class ConvNeXt(nn.Module):
     blocks: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
     layer_scale: float = 1e-6
+    activation: str = "gelu"
+    kernel_init: str = "published"
     drop_path: float = 0.1
     remat: bool = False
     input_shape: tuple[int, int, int] = (224, 224, 3)
@@ -91,7 +98,8 @@ class ConvNeXt(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(Conv, padding="VALID", kernel_init=_INIT, **types)
+        init = initializer(self.kernel_init, nn.initializers.normal(0.02))
+        conv = partial(Conv, padding="VALID", kernel_init=init, **types)
         make_block: Any = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
         before, last = 0, max(1, sum(self.blocks) - 1)
         x = conv(self.widths[0], (4, 4), (4, 4), name="stem_conv")(images(x_BxHxWxC, self.dtype))
@@ -102,10 +110,11 @@ class ConvNeXt(nn.Module):
                 x = record(self, f"stage{s}_conv", conv(width, (2, 2), (2, 2), name=f"stage{s}_conv")(x))
             for b in range(1, count + 1):
                 rate = self.drop_path * before / last
-                block = make_block(self.layer_scale, rate, train, name=f"stage{s}_block{b}", **types)
-                x, before = record(self, f"stage{s}_block{b}", block(x)), before + 1
+                name = f"stage{s}_block{b}"
+                block = make_block(self.layer_scale, self.activation, init, rate, train, name=name, **types)
+                x, before = record(self, name, block(x)), before + 1
         x = LayerNorm(name="norm", **types)(record(self, "pool", GlobalAvgPool(name="pool")(x)))
-        return nn.Dense(self.num_classes, kernel_init=_INIT, name="output", **types)(x).astype(jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
 
 
 convnext_tiny = ConvNeXt

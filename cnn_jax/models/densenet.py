@@ -19,26 +19,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, images, record
+from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, record
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _within_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class DenseLayer(nn.Module):
-    """k new maps from all maps so far: norm, relu, 1×1 convolution, norm, relu, 3×3 convolution (paper, §3).
+    """k new maps from all maps so far: norm, activation, 1×1 convolution, and norm, activation, 3×3 (§3).
 
     Attributes:
         growth: k.
         conv: makes a convolution.
         norm: makes a batch normalisation.
         drop: makes a dropout, or the identity.
+        activation: after each norm, a name of `layers.ACTIVATIONS`.
     """
 
     growth: int
     conv: Any
     norm: Any
     drop: Any
+    activation: str
 
     @nn.compact
     def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
@@ -48,30 +50,32 @@ class DenseLayer(nn.Module):
         grows with the square of their number, are not kept (Pleiss et al. 2017, "Memory-efficient implementation of
         DenseNets").
         """
-        x = jnp.concatenate(maps, axis=-1)
-        x = nn.relu(self.norm(name="bn1")(x))
+        x, activate = jnp.concatenate(maps, axis=-1), activation(self.activation)
+        x = activate(self.norm(name="bn1")(x))
         x = self.drop(name="drop1")(self.conv(4 * self.growth, (1, 1), name="conv1")(x))
-        x = nn.relu(self.norm(name="bn2")(x))
+        x = activate(self.norm(name="bn2")(x))
         return self.drop(name="drop2")(self.conv(self.growth, (3, 3), padding=((1, 1), (1, 1)), name="conv2")(x))
 
 
 class Transition(nn.Module):
-    """Norm, relu, 1×1 convolution to half of the maps, 2×2 mean (paper, §3).
+    """Norm, activation, 1×1 convolution to half of the maps, 2×2 mean (paper, §3).
 
     Attributes:
         conv: makes a convolution.
         norm: makes a batch normalisation.
         drop: makes a dropout, or the identity.
+        activation: after each norm, a name of `layers.ACTIVATIONS`.
     """
 
     conv: Any
     norm: Any
     drop: Any
+    activation: str
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H/2, W/2, C/2)."""
-        x = nn.relu(self.norm(name="bn")(x_BxHxWxC))
+        x = activation(self.activation)(self.norm(name="bn")(x_BxHxWxC))
         x = self.drop(name="drop")(self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x))
         return AvgPool(name="pool")(x)
 
@@ -86,6 +90,8 @@ class DenseNet(nn.Module):
         imagenet_stem: 7×7 stride 2, norm, relu and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         dropout: share of activations dropped after each convolution but the first; 0.2 in the paper, which has it where
             it does not augment.
+        activation: after each norm, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each layer anew in the backward pass instead of keeping it, see `DenseLayer`.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other that fits works.
@@ -98,6 +104,8 @@ class DenseNet(nn.Module):
     growth: int = 32
     imagenet_stem: bool = True
     dropout: float = 0.0
+    activation: str = "relu"
+    kernel_init: str = "published"
     remat: bool = False
     axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
@@ -108,17 +116,18 @@ class DenseNet(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates "batch_stats", and draws from "dropout" if there is any."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(Conv, use_bias=False, kernel_init=_he_normal, **types)
+        conv = partial(Conv, use_bias=False, kernel_init=initializer(self.kernel_init, _he_normal), **types)
         norm = partial(
             BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, **types
         )
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         layer = nn.remat(DenseLayer) if self.remat else DenseLayer
+        activate = activation(self.activation)
 
         x = images(x_BxHxWxC, self.dtype)
         if self.imagenet_stem:
             x = conv(2 * self.growth, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="conv1")(x)
-            x = record(self, "conv1", nn.relu(norm(name="bn1")(x)))
+            x = record(self, "conv1", activate(norm(name="bn1")(x)))
             x = record(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
         else:
             x = conv(2 * self.growth, (3, 3), padding=((1, 1), (1, 1)), name="conv1")(x)
@@ -126,14 +135,15 @@ class DenseNet(nn.Module):
         for b, count in enumerate(self.blocks, start=1):
             maps = (x,)
             for i in range(1, count + 1):
-                maps += (layer(self.growth, conv, norm, drop, name=f"block{b}_layer{i}")(maps),)
+                maps += (layer(self.growth, conv, norm, drop, self.activation, name=f"block{b}_layer{i}")(maps),)
             x = record(self, f"block{b}", jnp.concatenate(maps, axis=-1))
             if b < len(self.blocks):
-                x = record(self, f"transition{b}", Transition(conv, norm, drop, name=f"transition{b}")(x))
-        x = nn.relu(norm(name="last_bn")(x))
+                transition = Transition(conv, norm, drop, self.activation, name=f"transition{b}")
+                x = record(self, f"transition{b}", transition(x))
+        x = activate(norm(name="last_bn")(x))
         x = record(self, "pool", GlobalAvgPool(name="pool")(x))
-        head = nn.Dense(self.num_classes, kernel_init=_within_fan_in, name="output", **types)
-        return head(x).astype(jnp.float32)
+        init = initializer(self.kernel_init, _within_fan_in)
+        return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
 
 
 densenet121 = DenseNet

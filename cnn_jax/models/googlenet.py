@@ -30,6 +30,7 @@ from cnn_jax.layers import (
     GlobalAvgPool,
     LocalResponseNorm,
     MaxPool,
+    activation,
     auxiliary,
     flatten,
     images,
@@ -88,17 +89,19 @@ class Branch(NamedTuple):
 
 
 class ConvUnit(nn.Module):
-    """relu(norm(conv(x))), or relu(conv(x) + bias) without a norm.
+    """act(norm(conv(x))), or act(conv(x) + bias) without a norm.
 
     Attributes:
         filters: of the convolution.
         conv: makes a convolution.
         norm: makes a batch normalisation; None: a bias instead.
+        activation: a name of `layers.ACTIVATIONS`.
     """
 
     filters: Filters
     conv: Any
     norm: Any = None
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
@@ -108,7 +111,7 @@ class ConvUnit(nn.Module):
         use_bias = self.norm is None
         conv = self.conv(count, (height, width), (stride, stride), padding=pads, use_bias=use_bias, name="conv")
         x = conv(x_BxHxWxC)
-        return nn.relu(x if self.norm is None else self.norm(name="bn")(x))
+        return activation(self.activation)(x if self.norm is None else self.norm(name="bn")(x))
 
 
 class Inception(nn.Module):
@@ -149,6 +152,7 @@ class AuxiliaryHead(nn.Module):
         unit: makes a `ConvUnit` of `Filters`.
         dense: makes a dense layer.
         train: whether to drop 70 % of the units.
+        activation: of the dense layer, a name of `layers.ACTIVATIONS`.
     """
 
     num_classes: int
@@ -156,13 +160,14 @@ class AuxiliaryHead(nn.Module):
     unit: Any
     dense: Any
     train: bool
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """Returns logits (B, K), float32."""
         x = adaptive_avg_pool(x_BxHxWxC, 4) if self.adaptive else AvgPool((5, 5), (3, 3), name="pool")(x_BxHxWxC)
         x = self.unit(Filters(128, 1, 1), name="conv")(x)
-        x = nn.relu(self.dense(1024, name="fc")(flatten(x)))
+        x = activation(self.activation)(self.dense(1024, name="fc")(flatten(x)))
         x = nn.Dropout(0.7, deterministic=not self.train, name="drop")(x)
         return self.dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
@@ -185,6 +190,8 @@ class GoogLeNet(nn.Module):
         num_classes: K.
         form: "paper" or "torchvision", see above.
         aux_heads: whether to have the side heads. The paper's take images from 79×79.
+        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other that fits works, but in the paper's form the size of the images
@@ -196,6 +203,8 @@ class GoogLeNet(nn.Module):
     num_classes: int = 1000
     form: Literal["paper", "torchvision"] = "paper"
     aux_heads: bool = True
+    activation: str = "relu"
+    kernel_init: str = "published"
     remat: bool = False
     axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
@@ -207,15 +216,16 @@ class GoogLeNet(nn.Module):
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side heads."""
         paper = self.form == "paper"
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        kernel_init = initializer("lecun_uniform" if paper else "normal_0.01")
+        kernel_init = initializer(self.kernel_init, initializer("lecun_uniform" if paper else "normal_0.01"))
         dense = partial(nn.Dense, kernel_init=kernel_init, **types)
         conv = partial(Conv, kernel_init=kernel_init, bias_init=nn.initializers.constant(0.2), **types)
         norm = partial(
             BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
         )
-        unit = partial(ConvUnit, conv=conv, norm=None if paper else norm)
+        unit = partial(ConvUnit, conv=conv, norm=None if paper else norm, activation=self.activation)
         block = nn.remat(Inception) if self.remat else Inception
         heads = {"inception4a": "aux1", "inception4d": "aux2"} if self.aux_heads else {}
+        side_head = partial(AuxiliaryHead, self.num_classes, not paper, unit, dense, train, self.activation)
 
         x = images(x_BxHxWxC, self.dtype)
         x = record(self, "conv1", unit(Filters(64, 7, 7, stride=2), name="conv1")(x))
@@ -230,8 +240,7 @@ class GoogLeNet(nn.Module):
                 name = f"inception{stage}{letter}"
                 x = record(self, name, block(_branches(widths, 5 if paper else 3), unit, name=name)(x))
                 if name in heads and (train or self.is_initializing()):
-                    head = AuxiliaryHead(self.num_classes, not paper, unit, dense, train, name=heads[name])
-                    auxiliary(self, heads[name], head(x), AUX_WEIGHT)
+                    auxiliary(self, heads[name], side_head(name=heads[name])(x), AUX_WEIGHT)
             if stage < 5:
                 x = self._halve(x, stage, size=3 if paper or stage < 4 else 2)
         x = record(self, "pool", GlobalAvgPool(name="pool")(x))

@@ -62,6 +62,8 @@ class BNInception(nn.Module):
         num_classes: K.
         separable_stem: begin as the paper, with eight 7×7 filters on each channel alone, then 1×1; or with plain 7×7.
         projection_4cd: filters after the poolings of 4c and 4d; 96 gives the sizes of the figure, see above.
+        activation: after each normalisation, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other works.
@@ -72,6 +74,8 @@ class BNInception(nn.Module):
     num_classes: int = 1000
     separable_stem: bool = True
     projection_4cd: int = 128
+    activation: str = "relu"
+    kernel_init: str = "published"
     remat: bool = False
     axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
@@ -82,11 +86,12 @@ class BNInception(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(Conv, kernel_init=initializer("he_normal"), **types)
+        init = partial(initializer, self.kernel_init)
+        conv = partial(Conv, kernel_init=init(initializer("he_normal")), **types)
         norm = partial(
             BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
         )
-        unit = partial(ConvUnit, conv=conv, norm=norm)
+        unit = partial(ConvUnit, conv=conv, norm=norm, activation=self.activation)
         block = nn.remat(Inception) if self.remat else Inception
 
         x = images(x_BxHxWxC, self.dtype)
@@ -114,7 +119,7 @@ class BNInception(nn.Module):
             branches = _branches(widths, _maximum if row == "5b" else _average)
             x = record(self, f"inception{row}", block(branches, unit, name=f"inception{row}")(x))
         x = record(self, "pool", GlobalAvgPool(name="pool")(x))
-        head = nn.Dense(self.num_classes, kernel_init=initializer("lecun_normal"), name="output", **types)
+        head = nn.Dense(self.num_classes, kernel_init=init(initializer("lecun_normal")), name="output", **types)
         return head(x).astype(jnp.float32)
 
 

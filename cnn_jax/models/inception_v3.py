@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, auxiliary, images, record
+from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, auxiliary, images, initializer, record
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
 AUX_WEIGHT = 0.4
@@ -102,22 +102,28 @@ class AuxiliaryHead(nn.Module):
         conv: makes a convolution.
         norm: makes a batch normalisation.
         dense: makes a dense layer.
+        activation: a name of `layers.ACTIVATIONS`.
+        kernel_init: of the last two layers, a name of `layers.INITIALIZERS`; or "published".
     """
 
     num_classes: int
     conv: Any
     norm: Any
     dense: Any
+    activation: str = "relu"
+    kernel_init: str = "published"
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """Returns logits (B, K), float32."""
-        small = partial(self.conv, kernel_init=nn.initializers.normal(0.01))
+        init = partial(initializer, self.kernel_init)
+        unit = partial(ConvUnit, norm=self.norm, activation=self.activation)
+        small = partial(self.conv, kernel_init=init(nn.initializers.normal(0.01)))
         x = AvgPool((5, 5), (3, 3), name="pool1")(x_BxHxWxC)
-        x = ConvUnit(Filters(128, 1, 1), self.conv, self.norm, name="conv1")(x)
-        x = ConvUnit(Filters(768, 5, 5, padded=False), small, self.norm, name="conv2")(x)
+        x = unit(Filters(128, 1, 1), self.conv, name="conv1")(x)
+        x = unit(Filters(768, 5, 5, padded=False), small, name="conv2")(x)
         x = GlobalAvgPool(name="pool2")(x)
-        head = self.dense(self.num_classes, kernel_init=nn.initializers.normal(0.001), name="output")
+        head = self.dense(self.num_classes, kernel_init=init(nn.initializers.normal(0.001)), name="output")
         return head(x).astype(jnp.float32)
 
 
@@ -127,6 +133,8 @@ class InceptionV3(nn.Module):
     Attributes:
         num_classes: K.
         aux_heads: whether to have the side head. It takes images from 299×299, the network alone from 75×75.
+        activation: after each normalisation, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other that fits works.
@@ -136,6 +144,8 @@ class InceptionV3(nn.Module):
 
     num_classes: int = 1000
     aux_heads: bool = True
+    activation: str = "relu"
+    kernel_init: str = "published"
     remat: bool = False
     axis_name: str | None = None
     input_shape: tuple[int, int, int] = (299, 299, 3)
@@ -146,12 +156,13 @@ class InceptionV3(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side head."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = initializer(self.kernel_init, nn.initializers.normal(0.1))
         dense = partial(nn.Dense, **types)
-        conv = partial(Conv, kernel_init=nn.initializers.normal(0.1), **types)
+        conv = partial(Conv, kernel_init=init, **types)
         norm = partial(
             BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
         )
-        unit = partial(ConvUnit, conv=conv, norm=norm)
+        unit = partial(ConvUnit, conv=conv, norm=norm, activation=self.activation)
         block = nn.remat(Inception) if self.remat else Inception
 
         x = images(x_BxHxWxC, self.dtype)
@@ -165,12 +176,11 @@ class InceptionV3(nn.Module):
         for name, branches in BLOCKS.items():
             x = record(self, name, block(branches, unit, name=name)(x))
             if name == "mixed6e" and self.aux_heads and (train or self.is_initializing()):
-                head = AuxiliaryHead(self.num_classes, conv, norm, dense, name="aux")
+                head = AuxiliaryHead(self.num_classes, conv, norm, dense, self.activation, self.kernel_init, name="aux")
                 auxiliary(self, "aux", head(x), AUX_WEIGHT)
         x = record(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(0.5, deterministic=not train, name="drop")(x)
-        head = dense(self.num_classes, kernel_init=nn.initializers.normal(0.1), name="output")
-        return head(x).astype(jnp.float32)
+        return dense(self.num_classes, kernel_init=init, name="output")(x).astype(jnp.float32)
 
 
 inception_v3 = InceptionV3

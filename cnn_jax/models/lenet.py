@@ -24,7 +24,6 @@ import numpy as np
 
 from cnn_jax import ops
 from cnn_jax.layers import POOLS, AvgPool, Conv, activation, check_fits, flatten, images, initializer, record
-from cnn_jax.layers import scaled_tanh as squash
 
 # Paper, table I: the maps of S2 that each of the sixteen maps of C3 sees.
 C3_TABLE = (
@@ -100,8 +99,15 @@ class PartialConv(nn.Module):
     """5×5 convolution whose output maps see only some input maps (`C3_TABLE`): 60 filters instead of 96.
 
     Its kernel (5, 5, 60) holds the connected filters only; they are put into a dense kernel whose other entries are 0.
+
+    Attributes:
+        kernel_init: a name of `layers.INITIALIZERS`, which draws a dense kernel (5, 5, 6, 16), of which the connected
+            filters are kept; or "published": uniform with standard deviation 1/sqrt(fan-in) of the map that it makes.
+        dtype: of the computation.
+        param_dtype: of the parameters.
     """
 
+    kernel_init: str = "published"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -117,7 +123,11 @@ class PartialConv(nn.Module):
             limit = jnp.asarray(np.sqrt(3 / fan_in), dtype).reshape(1, 1, -1)
             return limit * jax.random.uniform(key, shape, dtype, -1, 1)
 
-        filters = self.param("kernel", uniform, (5, 5, len(inputs)), self.param_dtype)
+        def connected(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return initializer(self.kernel_init)(key, (5, 5, 6, 16), dtype)[:, :, inputs, outputs]
+
+        init = uniform if self.kernel_init == "published" else connected
+        filters = self.param("kernel", init, (5, 5, len(inputs)), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (16,), self.param_dtype).astype(self.dtype)
         kernel = jnp.zeros((5, 5, 6, 16), self.dtype).at[:, :, inputs, outputs].set(filters.astype(self.dtype))
         y = ops.conv_general_dilated(x_BxHxWx6, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -142,16 +152,20 @@ def prototypes(num_classes: int, size: int = 84) -> np.ndarray:
 
 
 class LeNet5Of1998(nn.Module):
-    """LeNet-5 as published, with the scaled tanh after every layer up to F6.
+    """LeNet-5 as published, with an activation after every layer up to F6.
 
     Attributes:
         num_classes: K.
+        activation: a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer with a kernel, a name of `layers.INITIALIZERS`; or "published", see above.
         input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
         dtype: of the computation.
         param_dtype: of the parameters.
     """
 
     num_classes: int = 10
+    activation: str = "scaled_tanh"
+    kernel_init: str = "published"
     input_shape: tuple[int, int, int] = (32, 32, 1)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -161,16 +175,17 @@ class LeNet5Of1998(nn.Module):
         """Returns logits (B, K), float32, at most 0."""
         del train  # nothing behaves differently in training
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = partial(nn.Dense, kernel_init=initializer("lecun_uniform"), **types)
+        init, activate = initializer(self.kernel_init, initializer("lecun_uniform")), activation(self.activation)
+        dense = partial(nn.Dense, kernel_init=init, **types)
         x = images(x_BxHxWxC, self.dtype)
-        c1 = Conv(6, (5, 5), padding=_first_padding(x), kernel_init=initializer("lecun_uniform"), name="c1", **types)
-        x = record(self, "c1", squash(c1(x)))
-        x = record(self, "s2", squash(SubSampling(name="s2", **types)(x)))
-        x = record(self, "c3", squash(PartialConv(name="c3", **types)(x)))
-        x = record(self, "s4", squash(SubSampling(name="s4", **types)(x)))
+        c1 = Conv(6, (5, 5), padding=_first_padding(x), kernel_init=init, name="c1", **types)
+        x = record(self, "c1", activate(c1(x)))
+        x = record(self, "s2", activate(SubSampling(name="s2", **types)(x)))
+        x = record(self, "c3", activate(PartialConv(self.kernel_init, name="c3", **types)(x)))
+        x = record(self, "s4", activate(SubSampling(name="s4", **types)(x)))
         # A 5×5 convolution in the paper; on 5×5 maps a dense layer is the same and also takes maps of another size.
-        x = record(self, "c5", squash(dense(120, name="c5")(flatten(x))))
-        x = record(self, "f6", squash(dense(84, name="f6")(x)))
+        x = record(self, "c5", activate(dense(120, name="c5")(flatten(x))))
+        x = record(self, "f6", activate(dense(84, name="f6")(x)))
         return RbfOutput(self.num_classes, name="output")(x.astype(jnp.float32))
 
 

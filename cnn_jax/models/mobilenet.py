@@ -124,12 +124,13 @@ class InvertedResidualNet(nn.Module):
         head_features: filters of the last convolution; not made fewer by a `width` below 1.
         width: multiplies the filters, see `scaled_width`.
         depth: multiplies the blocks of each stage, rounded up.
-        activation: a name of `layers.ACTIVATIONS`.
+        activation: after each convolution but the last of a block, a name of `layers.ACTIVATIONS`.
         squeeze: whether the blocks have a squeeze and excitation, to a quarter of the block's input maps.
         dropout: share of the features dropped before the classifier, in training.
         drop_path: share of the examples that skip a block in training; it grows linearly from 0 in the first block to
             this in the one after the last.
-        output_init: initialiser of the classifier.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
+        output_init: the published initialiser of the classifier.
         bn_epsilon: added to the variances of batch normalisation.
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
@@ -148,6 +149,7 @@ class InvertedResidualNet(nn.Module):
     squeeze: bool = False
     dropout: float = 0.2
     drop_path: float = 0.0
+    kernel_init: str = "published"
     output_init: Initializer = nn.initializers.normal(0.01)
     bn_epsilon: float = 1e-5
     remat: bool = False
@@ -161,7 +163,8 @@ class InvertedResidualNet(nn.Module):
         """Returns logits (B, K), float32. Training updates "batch_stats" and draws from the rng stream "dropout"."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         act = activation(self.activation)
-        conv = partial(centered_conv, kernel_init=initializer("he_normal_fan_out"), **types)
+        init = initializer(self.kernel_init, initializer("he_normal_fan_out"))
+        conv = partial(centered_conv, kernel_init=init, **types)
         norm = partial(
             BatchNorm,
             use_running_average=not train,
@@ -188,7 +191,7 @@ class InvertedResidualNet(nn.Module):
                     train=train,
                     conv=conv,
                     norm=norm,
-                    squeeze=partial(SqueezeExcite, kernel_init=initializer("he_normal_fan_out"), **types),
+                    squeeze=partial(SqueezeExcite, kernel_init=init, **types),
                     name=f"stage{s}_block{b}",
                 )
                 x, before = record(self, f"stage{s}_block{b}", block(x)), before + 1
@@ -196,7 +199,8 @@ class InvertedResidualNet(nn.Module):
         x = record(self, "head", act(norm(name="head_bn")(x)))
         x = record(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(self.dropout, deterministic=not train, name="drop")(x)
-        output = nn.Dense(self.num_classes, kernel_init=self.output_init, name="output", **types)
+        output_init = initializer(self.kernel_init, self.output_init)
+        output = nn.Dense(self.num_classes, kernel_init=output_init, name="output", **types)
         return output(x).astype(jnp.float32)
 
 

@@ -24,14 +24,14 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, GlobalAvgPool, MaxPool, images, initializer, record
+from cnn_jax.layers import BatchNorm, GlobalAvgPool, MaxPool, activation, images, initializer, record
 from cnn_jax.models.resnet import centered_conv, subsample_and_pad
 
 _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
 
 
 class PreActBlock(nn.Module):
-    """x + F(x): F is two or, in a bottleneck, three times norm, ReLU, convolution (paper, eq. 1 and fig. 4e).
+    """x + F(x): F is two or, in a bottleneck, three times norm, activation, convolution (paper, eq. 1 and fig. 4e).
 
     Attributes:
         features: filters of the 3×3 convolutions; a bottleneck puts out four times as many.
@@ -39,6 +39,7 @@ class PreActBlock(nn.Module):
         bottleneck: F is 1×1 – 3×3 – 1×1, not 3×3 – 3×3.
         shortcut: where the shape changes, "A" sub-samples and pads with zero maps, "B" projects by a 1×1 convolution.
         activate_both: the shortcut too starts from the activated input, as wherever the shape changes.
+        activation: before each convolution, a name of `layers.ACTIVATIONS`.
         dropout: share of activations dropped before the last convolution.
         train: whether to drop them.
         conv: makes a convolution.
@@ -50,6 +51,7 @@ class PreActBlock(nn.Module):
     bottleneck: bool
     shortcut: str
     activate_both: bool
+    activation: str
     dropout: float
     train: bool
     conv: Any
@@ -58,12 +60,13 @@ class PreActBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H/stride, W/stride, C')."""
+        activate = activation(self.activation)
         layers = [(self.features, 3, self.stride), (self.features, 3, 1)]
         if self.bottleneck:
             layers = [(self.features, 1, self.stride), (self.features, 3, 1), (4 * self.features, 1, 1)]
         outputs = layers[-1][0]
         changes = self.stride != 1 or x_BxHxWxC.shape[-1] != outputs
-        y = nn.relu(self.norm(name="bn1")(x_BxHxWxC))
+        y = activate(self.norm(name="bn1")(x_BxHxWxC))
         shortcut = y if changes or self.activate_both else x_BxHxWxC
         if changes and self.shortcut == "A":
             shortcut = subsample_and_pad(shortcut, outputs, self.stride)
@@ -71,7 +74,7 @@ class PreActBlock(nn.Module):
             shortcut = self.conv(outputs, 1, self.stride, name="shortcut_conv")(shortcut)
         for i, (features, size, stride) in enumerate(layers, start=1):
             if i > 1:
-                y = nn.relu(self.norm(name=f"bn{i}")(y))
+                y = activate(self.norm(name=f"bn{i}")(y))
             if i == len(layers) and self.dropout:
                 y = nn.Dropout(self.dropout, deterministic=not self.train, name="drop")(y)
             y = self.conv(features, size, stride, name=f"conv{i}")(y)
@@ -79,7 +82,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Stem, stages of pre-activation blocks, norm, ReLU, mean over the maps, classifier.
+    """Stem, stages of pre-activation blocks, norm, activation, mean over the maps, classifier.
 
     Attributes:
         num_classes: K.
@@ -90,7 +93,9 @@ class PreActResNet(nn.Module):
         shortcut: "A" or "B", see `PreActBlock`.
         dropout: share of activations dropped before each block's last convolution, in training.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
-        kernel_init: of the convolutions, a name of `layers.INITIALIZERS`.
+        activation: before each convolution and the mean, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published": convolutions He-normal, from the
+            fan-out or, in wide networks, the fan-in, the classifier uniform within ±1/sqrt(fan-in).
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other that fits works.
@@ -106,7 +111,8 @@ class PreActResNet(nn.Module):
     shortcut: Literal["A", "B"] = "B"
     dropout: float = 0.0
     imagenet_stem: bool = False
-    kernel_init: str = "he_normal_fan_out"
+    activation: str = "relu"
+    kernel_init: str = "published"
     remat: bool = False
     axis_name: str | None = None
     input_shape: tuple[int, int, int] = (32, 32, 3)
@@ -119,7 +125,8 @@ class PreActResNet(nn.Module):
         if self.shortcut == "A" and (self.bottleneck or self.widen > 1):
             raise UserError("given shortcut=A with bottleneck or widened blocks; expected B, as in the papers")
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(centered_conv, kernel_init=initializer(self.kernel_init), **types)
+        he_normal = initializer("he_normal" if self.widen > 1 else "he_normal_fan_out")
+        conv = partial(centered_conv, kernel_init=initializer(self.kernel_init, he_normal), **types)
         norm = partial(
             BatchNorm,
             use_running_average=not train,
@@ -143,6 +150,7 @@ class PreActResNet(nn.Module):
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,
                     activate_both=s == b == 1,
+                    activation=self.activation,
                     dropout=self.dropout,
                     train=train,
                     conv=conv,
@@ -150,10 +158,10 @@ class PreActResNet(nn.Module):
                     name=name,
                 )
                 x = record(self, name, block(x))
-        x = nn.relu(norm(name="bn")(x))
+        x = activation(self.activation)(norm(name="bn")(x))
         x = record(self, "pool", GlobalAvgPool(name="pool")(x))
-        head = nn.Dense(self.num_classes, kernel_init=_uniform_fan_in, name="output", **types)
-        return head(x).astype(jnp.float32)
+        init = initializer(self.kernel_init, _uniform_fan_in)
+        return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
 
 
 def _deep(depth: int) -> partial[PreActResNet]:
@@ -161,7 +169,7 @@ def _deep(depth: int) -> partial[PreActResNet]:
 
 
 def _wide(depth: int, widen: int) -> partial[PreActResNet]:
-    return partial(PreActResNet, blocks=((depth - 4) // 6,) * 3, widen=widen, kernel_init="he_normal")
+    return partial(PreActResNet, blocks=((depth - 4) // 6,) * 3, widen=widen)
 
 
 def _imagenet(blocks: tuple[int, ...], bottleneck: bool) -> partial[PreActResNet]:

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, Conv, GlobalAvgPool, MaxPool, images, initializer, record
+from cnn_jax.layers import BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, record
 
 
 def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> Conv:
@@ -54,7 +54,7 @@ def subsample_and_pad(x_BxHxWxC: jax.Array, features: int, stride: int) -> jax.A
 
 
 class Block(nn.Module):
-    """relu(x + F(x)): F is two 3×3 convolutions, or 1×1 – 3×3 – 1×1 if `bottleneck` (paper, fig. 5).
+    """act(x + F(x)): F is two 3×3 convolutions, or 1×1 – 3×3 – 1×1 if `bottleneck` (paper, fig. 5).
 
     Attributes:
         features: filters of the 3×3 convolutions; a bottleneck puts out four times as many.
@@ -66,6 +66,7 @@ class Block(nn.Module):
         zero_init: start with F = 0, by the scale of its last norm.
         groups: of a bottleneck's 3×3 convolution.
         base_width: width of a bottleneck's 3×3 convolution, in 64ths of `features` for each group.
+        activation: after each convolution, of the last one after the addition; a name of `layers.ACTIVATIONS`.
     """
 
     features: int
@@ -77,10 +78,12 @@ class Block(nn.Module):
     zero_init: bool
     groups: int = 1
     base_width: int = 64
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """(B, H, W, C) → (B, H/stride, W/stride, C')."""
+        activate = activation(self.activation)
         last_scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         layers = [(self.features, 3, self.stride, 1), (self.features, 3, 1, 1)]
         if self.bottleneck:
@@ -90,9 +93,9 @@ class Block(nn.Module):
         for i, (features, size, stride, groups) in enumerate(layers, start=1):
             y = self.conv(features, size, stride, groups, name=f"conv{i}")(y)
             if i < len(layers):
-                y = nn.relu(self.norm(name=f"bn{i}")(y))
+                y = activate(self.norm(name=f"bn{i}")(y))
         y = self.norm(scale_init=last_scale, name=f"bn{len(layers)}")(y)
-        return nn.relu(self._shortcut(x_BxHxWxC, y.shape[-1]) + y)
+        return activate(self._shortcut(x_BxHxWxC, y.shape[-1]) + y)
 
     def _shortcut(self, x: jax.Array, features: int) -> jax.Array:
         if self.stride == 1 and x.shape[-1] == features:
@@ -115,6 +118,8 @@ class ResNet(nn.Module):
         base_width: maps of a group in the first stage, for a `width` of 64.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         zero_init_residual: start every block as the identity (Goyal et al. 2017, §5.1).
+        activation: a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other that fits works.
@@ -131,6 +136,8 @@ class ResNet(nn.Module):
     base_width: int = 64
     imagenet_stem: bool = False
     zero_init_residual: bool = False
+    activation: str = "relu"
+    kernel_init: str = "published"
     remat: bool = False
     axis_name: str | None = None
     input_shape: tuple[int, int, int] = (32, 32, 3)
@@ -141,7 +148,8 @@ class ResNet(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(centered_conv, kernel_init=initializer("he_normal_fan_out"), **types)
+        init = partial(initializer, self.kernel_init)
+        conv = partial(centered_conv, kernel_init=init(initializer("he_normal_fan_out")), **types)
         norm = partial(
             BatchNorm,
             use_running_average=not train,
@@ -165,7 +173,7 @@ class ResNet(nn.Module):
         make_block: Any = nn.remat(Block) if self.remat else Block
         x = images(x_BxHxWxC, self.dtype)
         x = conv(self.width, 7, 2, name="conv1")(x) if self.imagenet_stem else conv(self.width, 3, name="conv1")(x)
-        x = record(self, "conv1", nn.relu(norm(name="bn1")(x)))
+        x = record(self, "conv1", activation(self.activation)(norm(name="bn1")(x)))
         if self.imagenet_stem:
             x = record(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
         for s, count in enumerate(self.blocks, start=1):
@@ -181,11 +189,12 @@ class ResNet(nn.Module):
                     zero_init=self.zero_init_residual,
                     groups=self.groups,
                     base_width=self.base_width,
+                    activation=self.activation,
                     name=name,
                 )
                 x = record(self, name, block(x))
         x = record(self, "pool", GlobalAvgPool(name="pool")(x))
-        head = nn.Dense(self.num_classes, kernel_init=initializer("lecun_normal"), name="output", **types)
+        head = nn.Dense(self.num_classes, kernel_init=init(initializer("lecun_normal")), name="output", **types)
         return head(x).astype(jnp.float32)
 
 

@@ -39,12 +39,14 @@ from cnn_jax.layers import (
     ACTIVATIONS,
     BatchNorm,
     Conv,
+    GlobalMaxPool,
     Initializer,
     MaxPool,
     activation,
     check_fits,
     dirac,
     images,
+    initializer,
     record,
 )
 
@@ -191,6 +193,7 @@ class SpeedNet(nn.Module):
         depth: convolutions of each group.
         residual: see `Group`.
         activation: within the groups, a name of `layers.ACTIVATIONS`; after the whitening it is always the exact GELU.
+        kernel_init: of every layer but the whitening, a name of `layers.INITIALIZERS`; or "published", see above.
         logit_scale: factor of the logits.
         momentum: of the running means and variances: running = momentum·running + (1 - momentum)·batch.
         unit_output: the classifier's weights start with deviation 1, instead of uniform within ±1/sqrt(fan-in).
@@ -208,6 +211,7 @@ class SpeedNet(nn.Module):
     depth: int = 2
     residual: bool = False
     activation: str = "gelu"
+    kernel_init: str = "published"
     logit_scale: float = 1 / 9
     momentum: float = 0.6
     unit_output: bool = False
@@ -222,8 +226,14 @@ class SpeedNet(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = partial(initializer, self.kernel_init)
         conv = partial(
-            Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False, kernel_init=partial_dirac, **types
+            Conv,
+            kernel_size=(3, 3),
+            padding=((1, 1), (1, 1)),
+            use_bias=False,
+            kernel_init=init(partial_dirac),
+            **types,
         )
         norm = partial(
             BatchNorm,
@@ -240,8 +250,8 @@ class SpeedNet(nn.Module):
         for g, width in enumerate(self.widths, start=1):
             group = Group(width, self.depth, self.residual, self.activation, conv, norm, name=f"group{g}")
             x = record(self, f"group{g}", group(x))
-        x = record(self, "pool", jnp.max(x, axis=(1, 2)))
-        output_init = _unit_deviation if self.unit_output else _uniform_fan_in
+        x = record(self, "pool", GlobalMaxPool(name="pool")(x))
+        output_init = init(_unit_deviation if self.unit_output else _uniform_fan_in)
         output = nn.Dense(self.num_classes, use_bias=False, kernel_init=output_init, name="output", **types)
         return self.logit_scale * output(x).astype(jnp.float32)
 

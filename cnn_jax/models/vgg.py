@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, Conv, MaxPool, flatten, images, initializer, record
+from cnn_jax.layers import BatchNorm, Conv, MaxPool, activation, flatten, images, initializer, record
 from cnn_jax.pooling import AdaptiveAvgPool
 
 
@@ -43,6 +43,8 @@ class VGG(nn.Module):
         batch_norm: normalize after each convolution.
         dense: units of fc6 and fc7.
         dropout: share of the activations of fc6 and fc7 dropped in training.
+        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         head_map: side of the map that fc6 sees; maps of another size are averaged to it. None: the map as it is.
         remat: keep only the output of each stage for the gradient, and compute the rest anew: less memory, more time.
         axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
@@ -57,6 +59,8 @@ class VGG(nn.Module):
     batch_norm: bool = False
     dense: tuple[int, int] = (4096, 4096)
     dropout: float = 0.5
+    activation: str = "relu"
+    kernel_init: str = "published"
     head_map: int | None = None
     remat: bool = False
     axis_name: str | None = None
@@ -83,11 +87,11 @@ class VGG(nn.Module):
         if self.head_map is not None:
             x = AdaptiveAvgPool(self.head_map, name="head_pool")(x)
         x = flatten(x)
-        dense = partial(
-            nn.Dense, kernel_init=initializer("normal_0.01"), dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, kernel_init=initializer(self.kernel_init, initializer("normal_0.01")), **types)
+        activate = activation(self.activation)
         for i, units in enumerate(self.dense, start=6):
-            x = record(self, f"fc{i}", nn.relu(dense(units, name=f"fc{i}")(x)))
+            x = record(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
         return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
@@ -95,14 +99,14 @@ class VGG(nn.Module):
 def _stage(model: VGG, x_BxHxWxC: jax.Array, *, number: int, train: bool) -> jax.Array:
     """Convolutions and pooling of one stage, as layers of `model`: (B, H, W, C) → (B, H/2, W/2, features)."""
     x, types = x_BxHxWxC, {"dtype": model.dtype, "param_dtype": model.param_dtype}
-    init = initializer("he_normal_fan_out")
+    init = initializer(model.kernel_init, initializer("he_normal_fan_out"))
     for i in range(1, model.convolutions[number - 1] + 1):
         name = f"{number}_{i}"
         x = Conv(model.features[number - 1], (3, 3), padding=1, kernel_init=init, name=f"conv{name}", **types)(x)
         if model.batch_norm:
             norm = BatchNorm(not train, momentum=0.9, axis_name=model.axis_name, name=f"bn{name}", **types)
             x = norm(x)
-        x = record(model, f"conv{name}", nn.relu(x))
+        x = record(model, f"conv{name}", activation(model.activation)(x))
     return record(model, f"pool{number}", MaxPool(name=f"pool{number}")(x))
 
 

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, flatten, images, initializer, record
+from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, record
 
 
 class ZFNet(nn.Module):
@@ -33,6 +33,8 @@ class ZFNet(nn.Module):
         features: filters of conv1 to conv5.
         dense: units of fc6 and fc7.
         dropout: share of the activations of fc6 and fc7 dropped in training.
+        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`.
         input_shape: (H, W, C) of the paper; any other that fits works, and changes the width of fc6.
         dtype: of the computation.
         param_dtype: of the parameters.
@@ -42,6 +44,8 @@ class ZFNet(nn.Module):
     features: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     dense: tuple[int, int] = (4096, 4096)
     dropout: float = 0.5
+    activation: str = "relu"
+    kernel_init: str = "normal_0.01"
     input_shape: tuple[int, int, int] = (224, 224, 3)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -50,22 +54,23 @@ class ZFNet(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
         types: Any = {
-            "kernel_init": initializer("normal_0.01"),
+            "kernel_init": initializer(self.kernel_init),
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
+        activate = activation(self.activation)
         pool = partial(MaxPool, (3, 3), (2, 2), ceil_mode=True)
         sizes_strides_pads = ((7, 2, 1), (5, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1))
         x = images(x_BxHxWxC, self.dtype)
         for i, (features, (size, stride, pad)) in enumerate(zip(self.features, sizes_strides_pads, strict=True), 1):
             conv = Conv(features, (size, size), (stride, stride), padding=pad, name=f"conv{i}", **types)
-            x = record(self, f"conv{i}", nn.relu(conv(x)))
+            x = record(self, f"conv{i}", activate(conv(x)))
             if i <= 2:
                 x = record(self, f"pool{i}", pool(name=f"pool{i}")(x))
                 x = record(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
         x = flatten(record(self, "pool5", pool(name="pool5")(x)))
         for i, units in enumerate(self.dense, start=6):
-            x = record(self, f"fc{i}", nn.relu(nn.Dense(units, name=f"fc{i}", **types)(x)))
+            x = record(self, f"fc{i}", activate(nn.Dense(units, name=f"fc{i}", **types)(x)))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
         return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
 
