@@ -87,7 +87,7 @@ def _has_trained(run: Path) -> bool:
 
 
 def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
-    """Writes what describes the run. What `--fresh` removes, or a start without a checkpoint, is its files, no others."""
+    """Writes what describes the run. `--fresh`, and a start without a checkpoint, remove its files and no others."""
     fresh = experiment.config.train.fresh
     if not fresh and not has_checkpoint(run / files.CHECKPOINTS) and (run / files.METRICS).exists():
         print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
