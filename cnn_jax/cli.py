@@ -141,7 +141,8 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], workdir: str) ->
         changes["model_args"] = ()
     if config.optim.schedule != base.optim.schedule and not _given(argv, "--schedule-args"):
         changes["schedule_args"] = ()
-    if config.data.dataset.startswith("synthetic:") or "size=" in config.data.dataset:  # the name says the size
+    family, _, path = config.data.dataset.partition(":")
+    if family == "synthetic" or (family == "xo" and "size=" in path):  # the name says the size
         if not _given(argv, "--image-size"):
             changes["image_size"] = None
     if config.data.dataset != base.data.dataset:
@@ -157,7 +158,6 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], workdir: str) ->
         changes["steps"] = None
     elif config.train.steps is not None:
         changes["epochs"] = None
-    family, _, path = config.data.dataset.partition(":")
     if family == "folder":
         if not path:
             raise UserError("given --dataset folder:; expected folder:PATH; name the folder")

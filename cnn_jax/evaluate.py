@@ -74,7 +74,7 @@ def evaluate(
         split: "train", "validation" or "test", which mean what they meant in the run, or split syntax: test[:1000].
         dataset: another data set; its classes must be among the run's, by name.
         data_dir: folder of TFDS sets.
-        image_size: resizes the images; default: as in the run.
+        image_size: resizes the images; default: as in the run, of another set but a folder its own.
         batch_size: images a forward pass; default: as in the run.
         views: names of `cnn_jax.committee.VIEWS`, with arguments: probabilities are averaged over these views of each
             image (test-time augmentation).
@@ -92,7 +92,7 @@ def evaluate(
 
     model, variables, preprocess = load(run)
     config, classes = read_config(run), read_classes(run)
-    data = _data_config(config.data, dataset, data_dir, image_size)
+    data = _data_config(config.data, dataset, data_dir, image_size, preprocess.image_shape)
     source = _open(data, split)
     _check_shape(source, preprocess.image_shape, run)
     class_of_label = match_classes(source, classes)
@@ -202,10 +202,16 @@ def match_classes(source: "Source", classes: Sequence[str]) -> "np.ndarray":
     return np.array([classes.index(name) for name in source.class_names])
 
 
-def _data_config(data: "DataConfig", dataset: str | None, data_dir: str | None, image_size: int | None) -> "DataConfig":
-    """The run's data, or another set; its own splits and size belong to its own set alone."""
+def _data_config(
+    data: "DataConfig", dataset: str | None, data_dir: str | None, image_size: int | None, shape: tuple[int, int, int]
+) -> "DataConfig":
+    """The run's data, or another set; its own splits and size belong to its own set alone.
+
+    A folder is resized anyway: to the `shape` that the model takes, if that is square.
+    """
     if dataset not in (None, data.dataset):
-        own = {"train_split": None, "validation_split": None, "test_split": None, "image_size": None}
+        fits = shape[0] if dataset.startswith("folder:") and shape[0] == shape[1] else None
+        own = {"train_split": None, "validation_split": None, "test_split": None, "image_size": fits}
         data = dataclasses.replace(data, dataset=dataset, **own)
     return dataclasses.replace(data, data_dir=data_dir or data.data_dir, image_size=image_size or data.image_size)
 

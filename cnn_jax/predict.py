@@ -95,8 +95,11 @@ def predict(
         probabilities = predict_probabilities(model, variables, preprocess, images, batch_size)
         found += [best(path, row, classes, top) for path, row in zip(members, probabilities)]
     if bad and not skip_bad_images:
-        names = ", ".join(map(str, bad))
-        raise UserError(f"given {names}, which cannot be read; expected images; drop them or add --skip-bad-images")
+        names, reason = ", ".join(map(str, bad)), next(iter(bad.values())).__cause__
+        raise UserError(
+            f"given {names}, which cannot be read ({str(reason).partition(chr(10))[0]}); expected whole images; "
+            "drop them or add --skip-bad-images"
+        )
     if not found:
         raise UserError(f"given {len(bad)} images, all unreadable; expected at least one that can be read; add one")
     for error in bad.values():

@@ -1,4 +1,4 @@
-"""X or O: a small network against translation, scale, rotation and stroke weight, on images drawn as they are needed.
+"""X or O: a small network against translation, scale, rotation and stroke weight, on drawn images.
 
     python -m experiments.xo_cnn
     python -m experiments.xo_cnn --dataset xo:rotation=180,noise=0.3

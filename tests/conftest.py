@@ -32,6 +32,6 @@ def fresh_memory() -> Iterator[None]:
 def tfds_dir() -> str:
     """The folder of prepared TFDS sets; tests that need real MNIST or CIFAR-10 are skipped without it."""
     folder = os.environ.get("TFDS_DATA_DIR", "")
-    if not os.path.isdir(os.path.join(folder, "mnist")):
+    if not all(os.path.isdir(os.path.join(folder, name)) for name in ("mnist", "cifar10")):
         pytest.skip("needs TFDS_DATA_DIR with mnist and cifar10 prepared")
     return folder

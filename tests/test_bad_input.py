@@ -48,6 +48,9 @@ def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["--schedule-args", "peak=x"], "--schedule-args: given peak=x for schedule one_cycle; expected peak=NUMBER"),
         (["--model-args", "depth=x"], "--model-args: given depth=x for lenet5, which has no argument 'depth'; choose"),
         (["--model", "mlp", "--model-args", "hidden=x"], "--model-args: given hidden=x for mlp; expected hidden="),
+        (["--augment", "pad_crop:padding=-1"], "--augment: given padding=-1"),
+        (["--augment", "affine:scale=0/0"], "--augment: given scale="),
+        (["--augment", "pca_color"], "--augment: given sigma=0.1 for pca_color of images of 1 channels"),
         (["--augment", "pad_crop:padding=x"], "--augment: given padding=x for augmentation pad_crop; expected padding"),
     ],
 )

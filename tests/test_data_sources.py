@@ -36,6 +36,8 @@ def cache(monkeypatch, tmp_path):
         ("train[-10%:]", range(900, 1000)),
         ("train[33%:67%]", range(330, 670)),
         ("train[:]", range(0, 1000)),
+        ("train[:1_0%]", range(0, 100)),
+        ("train[5_0:]", range(50, 1000)),
     ],
 )
 def test_split_syntax(split, expected):

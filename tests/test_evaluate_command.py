@@ -112,7 +112,9 @@ def test_folder_of_other_channels(run, photos, tmp_path, capsys):
     for path in photos.rglob("*.png"):
         Image.open(path).convert("RGB").resize((9, 7)).save(path)
     line = refuse(capsys, [run, "--dataset", f"folder:{photos}"])
-    assert f"given folder:{photos} with 7x9x3 colour images; expected 8x8x1 grey as in {run}" in line
+    assert f"given folder:{photos} with 8x8x3 colour images; expected 8x8x1 grey as in {run}" in line
+    assert line.endswith("; convert its files to grey")
+    line = refuse(capsys, [run, "--dataset", f"folder:{photos}", "--image-size", "9"])
     assert line.endswith("; convert its files to grey and add --image-size 8")
 
     for path in photos.rglob("*.png"):
@@ -121,7 +123,7 @@ def test_folder_of_other_channels(run, photos, tmp_path, capsys):
     (colour / "preprocess.json").write_text(Preprocess((8, 8, 3), (0.0,) * 3, (1.0,) * 3).to_json())
     kernel, bias = np.zeros((192, 10), np.float32), np.zeros(10, np.float32)
     save_weights(colour / "final.safetensors", {"params": {"output": {"kernel": kernel, "bias": bias}}}, {})
-    line = refuse(capsys, [colour, "--dataset", f"folder:{photos}", "--image-size", "8"])
+    line = refuse(capsys, [colour, "--dataset", f"folder:{photos}"])
     assert "with 8x8x1 grey images; expected 8x8x3 colour" in line
     assert line.endswith("; convert its files to colour")
 

@@ -262,6 +262,44 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, 
     assert_same(state_at(folder, 20), state_at(finished, 20))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what `quiet_failures` hides in a run
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "metrics/metrics", "state/_METADATA"])
+def test_a_truncated_file_of_a_checkpoint_leads_to_the_one_before_it(name, tmp_path, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / files.SUMMARY).unlink()
+    file = folder / files.CHECKPOINTS / "20" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    run.train(CONFIG.override(workdir=str(folder)))
+    assert_same(state_at(folder, 20), state_at(finished, 20))
+
+
+def test_checkpoints_that_are_all_damaged_are_left_as_they_are(tmp_path, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / files.SUMMARY).unlink()
+    for file in (folder / files.CHECKPOINTS).rglob("metrics"):
+        if file.is_file():
+            file.write_text("{")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match="expected a readable checkpoint, none of .* is; give --fresh"):
+        run.train(CONFIG.override(workdir=str(folder)))
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_checkpoints_of_an_unknown_run_or_of_other_classes_are_not_gone_on_with(tmp_path, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / files.SUMMARY).unlink()
+    (folder / files.CLASSES).write_text("\n".join("abcdefghij") + "\n")
+    with pytest.raises(UserError, match="whose classes are now 0, 1, .*; expected those .* a, b, .*--fresh"):
+        run.train(CONFIG.override(workdir=str(folder)))
+    assert (folder / files.CLASSES).read_text().startswith("a")
+    (folder / files.CONFIG).unlink()
+    with pytest.raises(UserError, match="no config.json; expected that of their run; put it back, or give --fresh"):
+        run.train(CONFIG.override(workdir=str(folder)))
+
+
 def test_a_run_without_its_checkpoints_starts_anew_and_says_so(finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

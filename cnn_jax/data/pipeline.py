@@ -7,7 +7,7 @@ reads each batch with Grain. Nothing here imports JAX: Grain's worker processes 
 
 import signal
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from cnn_jax.errors import UserError, unknown
 
 MODES = ("auto", "resident", "stream")
 _ENDLESS = 2**48  # examples or steps; no run is longer, and Grain wants a length
+MAX_BATCH = 2**16  # where there are fewer examples: a batch then repeats them, and has to fit the memory
 _READ_AHEAD = 16  # batches, each read by a thread of its own; Grain's own 500 would not fit in memory
 
 Item = dict[str, np.ndarray]
@@ -85,6 +86,11 @@ def make_pipeline(
         raise unknown("data mode", mode, MODES)
     if batch_size < 1 or workers < 0:
         raise UserError(f"given batch size {batch_size} and {workers} workers; expected at least 1 and 0; change them")
+    if batch_size > max(len(source), MAX_BATCH):
+        raise UserError(
+            f"given batch size {batch_size} for {len(source)} examples; expected at most "
+            f"{max(len(source), MAX_BATCH)}; lower it"
+        )
     if is_resident(source, mode, max_resident_bytes):
         images, labels = materialize(source)
         return ResidentPipeline(images, labels, batch_size, seed)
@@ -217,11 +223,16 @@ class StreamPipeline:
             flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
         with closing(iter(dataset)) as items:
-            with _interrupts_blocked() if self.workers else nullcontext():
-                first = next(items)  # starts the workers
-            yield first
-            del first  # memory that a worker shares with us is freed with its last name
-            yield from items
+            if not self.workers:
+                yield from items
+                return
+            with _interrupts_blocked():
+                item = next(items, None)  # starts the workers
+            while item is not None:
+                # Copied: it lies in memory that a worker shares with us, and JAX would hold on to it.
+                item = {name: np.array(value) for name, value in item.items()}
+                yield item
+                item = next(items, None)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads a JPEG, PNG, WebP or BMP file as uint8 HxWxC.
+    """Reads a JPEG, PNG, WebP, BMP or PGM file as uint8 HxWxC.
 
     Rotated as its EXIF record says; transparent parts become white; 16 bits become 8; grey and colour are converted to
     what `image_shape` asks for; sizes by `fit_image`.
@@ -160,8 +160,8 @@ def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarra
     except Exception as error:  # Pillow raises a dozen kinds on damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP or BMP file; "
-            "replace it, or leave it out (of a training set, --skip-bad-images does)"
+            f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP, BMP or PGM "
+            "file; replace it, or leave it out (of a training set, --skip-bad-images does)"
         ) from error
 
 

@@ -88,7 +88,7 @@ class Splits:
     test: str = "test"
 
 
-_SPLIT = re.compile(r"(?P<name>\w+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+_SPLIT = re.compile(r"(?P<name>\w+)(\[(?P<start>-?\d[\d_]*%?)?:(?P<stop>-?\d[\d_]*%?)?\])?")
 
 
 def parse_split(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:

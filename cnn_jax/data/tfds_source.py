@@ -45,10 +45,21 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int, /) -> Example:
-        record = self.records[index]
-        with Image.open(io.BytesIO(record[self.image_key])) as image:
-            pixels = fit_image(image, self.image_shape)
+        try:
+            record = self.records[index]
+            with Image.open(io.BytesIO(record[self.image_key])) as image:
+                pixels = fit_image(image, self.image_shape)
+        except (RuntimeError, OSError) as error:  # of array_record, and of Pillow
+            raise _damaged(self.name, self.fingerprint, error) from error
         return {"image": pixels, "label": int(record[self.label_key])}
+
+
+def _damaged(name: str, where: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"given {name} in {where}, which cannot be read ({reason}); expected whole files; move that folder away and "
+        f"prepare the set again: python -m cnn_jax.data prepare {name}"
+    )
 
 
 def data_folder(data_dir: str | None) -> Path:
@@ -80,6 +91,8 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
         raise UserError(
             f"given split {split!r} of {name}; expected some of: {parts}; write such as train[:90%] or test"
         ) from error
+    except RuntimeError as error:
+        raise _damaged(name, str(builder.data_path), error) from error
     label = features[label_key]
     return TfdsSource(
         name=name,

@@ -4,6 +4,7 @@ A checkpoint is the train state and nothing else: the position in the data and e
 Saves are atomic (a folder appears under its final name only when it is whole) and run in the background.
 """
 
+import json
 import logging
 import sys
 import warnings
@@ -53,6 +54,7 @@ class Checkpoints:
         # Orbax reports every phase of every save, and prints the traceback of what it raises later anyway.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).resolve()  # Orbax refuses relative paths
+        self._set_aside_without_metrics()
         best = policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=_accuracy,
@@ -166,20 +168,49 @@ class Checkpoints:
                 self._set_aside(damaged)
             return candidate, state
         if damaged:
-            raise UserError(
-                f"given run folder {self.folder.parent}; expected a readable checkpoint, none of {damaged} is; "
-                "give --fresh to start over or another --workdir"
-            )
+            raise self._none_readable(damaged)
         return None
 
+    def _set_aside_without_metrics(self) -> None:
+        """Finds checkpoints whose metrics are damaged: Orbax reads all metrics first, and fails.
+
+        Raises:
+            UserError: of all that there are.
+        """
+        steps = [path for path in self.folder.glob("*") if path.name.isdigit()]
+        damaged = [int(path.name) for path in steps if not _are_metrics(path / "metrics" / "metrics")]
+        for step in damaged:
+            print(f"warning: checkpoint {self.folder / str(step)} cannot be read (its metrics)", file=sys.stderr)
+        if damaged and len(damaged) == len(steps):
+            raise self._none_readable(damaged)
+        if damaged:
+            self._rename(damaged)
+
+    def _none_readable(self, damaged: list[int]) -> UserError:
+        return UserError(
+            f"given run folder {self.folder.parent}; expected a readable checkpoint, none of {damaged} is; "
+            "give --fresh to start over or another --workdir"
+        )
+
     def _set_aside(self, damaged: list[int]) -> None:
+        self._rename(damaged)
+        self._manager.reload()
+
+    def _rename(self, damaged: list[int]) -> None:
         """Renames what cannot be read, so that the run can save those steps again and nothing is deleted."""
         if jax.process_index() == 0:
             for step in damaged:
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints")
-        self._manager.reload()
+
+
+def _are_metrics(file: Path) -> bool:
+    """Whether a checkpoint's metrics can be read; one that Ctrl-C left has none, which is right."""
+    try:
+        return not file.exists() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _accuracy(metrics: Any) -> float:

@@ -118,7 +118,7 @@ def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experi
     _known_names(config)
     sources = _open_sources(config)
     train = sources["train"]
-    augment = _augment(config, parallel, len(train.class_names))
+    augment = _augment(config, parallel, train)
     with naming("--model-args"):
         model = _model(config, len(train.class_names), parallel)
     plan = make_plan(config, len(train), scan=_scans(parallel, is_resident(train, config.data.pipeline)))
@@ -157,10 +157,12 @@ def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experi
     )
 
 
-def _augment(config: Config, parallel: Parallel, classes: int) -> Augment:
-    specs = config.data.augment
+def _augment(config: Config, parallel: Parallel, train: Source) -> Augment:
+    specs, size = config.data.augment, config.data.batch_size
     with naming("--augment"):
-        augment = make_augment(specs, classes)
+        augment = make_augment(specs, len(train.class_names))
+        batch = (jax.ShapeDtypeStruct((size, *train.image_shape), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32))
+        jax.eval_shape(augment, jax.random.key(0), *batch)  # values that these images cannot take are found out here
     mixing = [spec for spec in specs if parse_spec(spec)[0] in PER_BATCH]
     if mixing and parallel.kind == "pmap" and len(parallel.devices) > 1:
         raise UserError(

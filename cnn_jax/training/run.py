@@ -47,6 +47,11 @@ def train(config: Config) -> dict[str, Any]:
     print("preparing  data and initial weights …", flush=True)
     resumes = not config.train.fresh and has_checkpoint(run / files.CHECKPOINTS) and (run / files.PREPROCESS).exists()
     experiment = make_experiment(config, resumed=files.read_preprocess(run) if resumes else None)
+    if resumes and (known := files.read_classes(run)) != tuple(experiment.class_names):
+        raise UserError(
+            f"given {config.data.dataset}, whose classes are now {', '.join(experiment.class_names)}; expected those "
+            f"that {run} has been trained on, {', '.join(known)}; give --fresh to start over or another --workdir"
+        )
     facts = runtime.environment(runtime.command_line())
     first = jax.process_index() == 0
     if first:
@@ -66,8 +71,13 @@ def _is_finished(run: Path, config: Config) -> bool:
     Raises:
         UserError: it holds another run that has trained, or one whose config cannot be read.
     """
-    if not (run / files.CONFIG).exists() or not _has_trained(run):
+    if not _has_trained(run):
         return False
+    if not (run / files.CONFIG).exists():
+        raise UserError(
+            f"given run folder {run}, with checkpoints or weights and no {files.CONFIG}; expected that of their run; "
+            "put it back, or give --fresh to start over, or another --workdir"
+        )
     try:
         saved = Config.load(run / files.CONFIG)
     except UserError as error:

@@ -52,8 +52,8 @@ class PublishedPreprocess(Preprocess):
         except Exception as error:  # Pillow raises a dozen kinds on damaged files
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP or BMP "
-                "file; replace it, or leave it out"
+                f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP, BMP or "
+                "PGM file; replace it, or leave it out"
             ) from error
 
     def fit(self, image: Image.Image) -> np.ndarray:
