@@ -17,6 +17,7 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -38,6 +39,8 @@ WEIGHTS = "final.safetensors"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PLOTS = "plots"
+BEFORE = ".before"  # of --fresh: the run that is replaced, until the new one has compiled
+REMOVED = ".removed"  # the same, when it goes for good
 ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, TENSORBOARD, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
 
 
@@ -56,6 +59,40 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def set_aside(run: Path) -> None:
+    """Moves the files of a run, and no others, into a folder inside, for a new run in their place; see `forget`."""
+    there = [name for name in ALL if (run / name).exists()]
+    if there:
+        (run / BEFORE).mkdir()
+    for name in there:
+        os.replace(run / name, run / BEFORE / name)
+
+
+def bring_back(run: Path) -> None:
+    """Undoes `set_aside`, if that has been done: what has been written since is removed."""
+    if (run / BEFORE).is_dir():
+        for name in ALL:
+            _remove(run / name)
+            if (run / BEFORE / name).exists():
+                os.replace(run / BEFORE / name, run / name)
+        (run / BEFORE).rmdir()
+
+
+def forget(run: Path) -> None:
+    """Removes for good what `set_aside` has moved."""
+    _remove(run / REMOVED)
+    if (run / BEFORE).is_dir():
+        os.replace(run / BEFORE, run / REMOVED)  # at once: half of it must not be brought back
+        _remove(run / REMOVED)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:

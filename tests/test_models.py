@@ -317,3 +317,23 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, argv, message):
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == ""
     assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("mlp", "hidden=-5"),
+        ("mlp", "hidden=0"),
+        ("resnet20", "blocks=3/0/3"),
+        ("mnist_cnn", "dense_dropout=2.0"),
+        ("convnext_tiny", "drop_path=-0.1"),
+        ("alexnet", "first_padding=-1"),
+    ],
+)
+def test_values_out_of_range_are_refused(name, argument):
+    with pytest.raises(UserError, match=f"given {argument} for {name}; expected .*; correct it"):
+        build(name, args=[argument])
+
+
+def test_values_at_the_edge_are_taken():
+    assert build("alexnet", args=["first_padding=0", "dropout=0"]).first_padding == 0

@@ -172,7 +172,30 @@ def test_fresh_starts_over_and_leaves_foreign_files(tmp_path):
     (folder / "notes.txt").write_text("mine")
     summary = run.train(CONFIG.override(workdir=str(folder), steps=3, fresh=True))
     assert summary["steps"] == 3 and (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / files.BEFORE).exists()
     assert [r["step"] for r in files.read_metrics(folder) if r["kind"] == "validation"] == [3]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_fresh_costs_nothing_where_the_new_run_cannot_start(killed, tmp_path, monkeypatch, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+
+    def fail(*arguments):
+        raise UserError("cannot be compiled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.CompiledSteps, "prepare", fail)
+        if killed:
+            patch.setattr(files, "bring_back", lambda run: None)
+        with pytest.raises(UserError, match="cannot be compiled"):
+            run.train(CONFIG.override(workdir=str(folder), steps=2, fresh=True))
+    run.train(CONFIG.override(workdir=str(folder)))  # finished, as before
+
+    def contents(run):
+        return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    assert contents(folder) == contents(finished)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):

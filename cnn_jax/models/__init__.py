@@ -127,7 +127,7 @@ def build(
         args: the model's other fields, each "key=value", such as "shortcut=B"; parts of a tuple are separated by "/".
 
     Raises:
-        UserError: an unknown name or argument, or a value of the wrong type.
+        UserError: an unknown name or argument, or a value of the wrong type or out of range.
 
     >>> build("lenet5", 10, args=["activation=tanh"]).activation
     'tanh'
@@ -139,11 +139,23 @@ def build(
     factory = MODELS[name]
     fields = inspect.signature(factory).parameters
     values = parse_arguments(name, factory, args, hidden=_HIDDEN)
+    for key, value in values.items():
+        _check_range(name, key, value, fields[key].default)
     if num_classes is not None:
         values["num_classes"] = num_classes
     if "axis_name" in fields:
         values["axis_name"] = axis_name
     return factory(dtype=dtype, **values)
+
+
+def _check_range(model: str, key: str, value: Any, default: Any) -> None:
+    """Refuses sizes and counts below 1 (or 0, where that is the default), and shares to drop that are not in [0, 1)."""
+    given = "/".join(map(str, value)) if isinstance(value, tuple) else value
+    for part in value if isinstance(value, tuple) else (value,):
+        if type(part) is int and part < (0 if default == 0 else 1):
+            raise UserError(f"given {key}={given} for {model}; expected whole numbers of at least 1; correct it")
+        if ("dropout" in key or key == "drop_path") and type(part) is float and not 0 <= part < 1:
+            raise UserError(f"given {key}={given} for {model}; expected a share in [0, 1); correct it")
 
 
 def default_input_shape(name: str) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +40,8 @@ def train(config: Config) -> dict[str, Any]:
     run = Path(config.train.workdir or f"runs/{config.experiment}")
     if run.exists() and not run.is_dir():
         raise UserError(f"given --workdir {run}, which is a file; expected a folder; give another")
+    if jax.process_index() == 0:
+        files.bring_back(run)  # what a start that was killed had set aside
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")
         return files.read_json(run, files.SUMMARY)
@@ -52,6 +53,15 @@ def train(config: Config) -> dict[str, Any]:
             f"given {config.data.dataset}, whose classes are now {', '.join(experiment.class_names)}; expected those "
             f"that {run} has been trained on, {', '.join(known)}; give --fresh to start over or another --workdir"
         )
+    try:
+        return _start(experiment, run)
+    except BaseException:
+        if jax.process_index() == 0:
+            files.bring_back(run)
+        raise
+
+
+def _start(experiment: Experiment, run: Path) -> dict[str, Any]:
     facts = runtime.environment(runtime.command_line())
     first = jax.process_index() == 0
     if first:
@@ -97,18 +107,13 @@ def _has_trained(run: Path) -> bool:
 
 
 def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
-    """Writes what describes the run. `--fresh`, and a start without a checkpoint, remove its files and no others."""
+    """Writes what describes the run. `--fresh`, and a start without a checkpoint, set its files aside and no others."""
     fresh = experiment.config.train.fresh
     if not fresh and not has_checkpoint(run / files.CHECKPOINTS) and (run / files.METRICS).exists():
         print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
         fresh = True
     if fresh:
-        for name in files.ALL:
-            path = run / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        files.set_aside(run)
     run.mkdir(parents=True, exist_ok=True)
     # Whoever repeats the config wants to keep the run.
     files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
@@ -165,6 +170,8 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
         for count in plan.chunk_sizes(first_step):  # before any clock runs
             steps.prepare(state, ahead[:count])
+        if folder:
+            files.forget(run)  # the new run can be started: what it replaces goes
         feed = itertools.chain(ahead, items)
         del ahead
         schedule, batch_size = experiment.optimizer.schedule, config.data.batch_size
