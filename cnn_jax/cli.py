@@ -239,7 +239,7 @@ def guard(main: Callable[[], None]) -> None:
 
     Ctrl-C ends the program at once, with code 130, also in the middle of an import; training asks for a gentler end.
     """
-    previous = signal.signal(signal.SIGINT, _quit)
+    previous = signal.signal(signal.SIGINT, quit_at_once)
     try:
         main()
     except UserError as error:
@@ -263,7 +263,8 @@ def guard(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGINT, previous)
 
 
-def _quit(number: int, frame: object) -> NoReturn:
+def quit_at_once(number: int, frame: object) -> NoReturn:
+    """Handler of a signal: ends the program and the processes that read for it, with code 130; waits for nothing."""
     os.write(2, b"interrupted\n")
     for worker in multiprocessing.active_children():  # that read data: they would wait for us for ever
         worker.kill()

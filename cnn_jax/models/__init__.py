@@ -150,8 +150,9 @@ def build(
 
 def _check_range(model: str, key: str, value: Any, default: Any) -> None:
     """Refuses sizes and counts below 1 (or 0, where that is the default), and shares to drop that are not in [0, 1)."""
-    given = "/".join(map(str, value)) if isinstance(value, tuple) else value
-    for part in value if isinstance(value, tuple) else (value,):
+    parts = value if isinstance(value, tuple) else (value,)
+    given = "/".join(map(str, parts))
+    for part in parts:
         if type(part) is int and part < (0 if default == 0 else 1):
             raise UserError(f"given {key}={given} for {model}; expected whole numbers of at least 1; correct it")
         if ("dropout" in key or key == "drop_path") and type(part) is float and not 0 <= part < 1:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from typing import Any, Protocol, Self
 import jax
 import numpy as np
 
+from cnn_jax.cli import quit_at_once
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped
 from cnn_jax.training.checkpoint import Checkpoints
@@ -195,10 +195,7 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            os.write(2, b"interrupted\n")
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            os._exit(STOP_CODE)  # now: an exception would wait for the device and for Orbax; files are written whole
+            quit_at_once(number, frame)  # an exception would wait for the device and for Orbax; files are written whole
         self.requested = True
         # Not print: a signal may arrive inside one.
         os.write(2, b"\nstopping after this step and saving; again to quit at once\n")
