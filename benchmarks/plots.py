@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             (arguments.output / name).write_bytes(png(picture))
             print(arguments.output / name)
     if not drawn:
-        raise UserError(f"given {arguments.table} without figures of members or growth; measure them first")
+        raise UserError(
+            f"given {arguments.table} without figures to draw; expected members or growth; measure them first"
+        )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def parts_of_start(arguments: Sequence[str], cache: Path) -> dict[str, float]:
             limit.cancel()
             process.kill()
     if LAST not in times:
-        raise UserError(f"given {' '.join(command[1:])}, which ended before its first step: {line.strip()}")
+        told = " ".join(command[1:])
+        raise UserError(f"given {told}, which ended early ({line.strip()}); expected a step; run it by itself")
     stamps = list(times.items())
     parts = {name: at - before for (_, before), (name, at) in zip(stamps, stamps[1:])}
     return parts | {"total": times[LAST] - times["start"]}

@@ -15,9 +15,9 @@ from cnn_jax.training.run import CompiledSteps
 
 BATCH = 128
 BASE = Config("benchmark").override(optimizer="momentum", learning_rate=0.01, batch_size=BATCH)
-CASES = {
-    "lenet5": BASE.override(dataset="synthetic:28x28x1:10:10000", model="lenet5"),
-    "resnet20": BASE.override(dataset="synthetic:32x32x3:10:10000", model="resnet20"),
+CASES = {  # as many images as MNIST and CIFAR-10 have for training: rows of metrics and shuffles come as often
+    "lenet5": BASE.override(dataset="synthetic:28x28x1:10:55000", model="lenet5"),
+    "resnet20": BASE.override(dataset="synthetic:32x32x3:10:45000", model="resnet20"),
 }
 
 
