@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     name = re.fullmatch(r"(\w*\D)(\d+)", arguments.model)
     if name is None:
-        raise UserError(f"given --model {arguments.model}; expected one that ends in its depth; give such as resnet20")
+        raise UserError(f"given --model {arguments.model}; expected a name that ends in its depth; give resnet20")
     base = Case(name[1], int(name[2]), arguments.image, arguments.batch, arguments.classes, arguments.precision)
     numbers = (arguments.batches, arguments.images, arguments.depths, arguments.class_counts)
     for axis, values in zip(AXES, numbers):

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(arguments.output / name)
     if not drawn:
         raise UserError(
-            f"given {arguments.table} without figures to draw; expected members or growth; measure them first"
+            f"given {arguments.table} without figures to draw; expected some of members or growth; measure them first"
         )
 
 

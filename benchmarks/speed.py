@@ -105,7 +105,7 @@ def read(path: str | Path = PATH) -> list[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"given {path}: {error}; expected a table of speeds; measure with --output {path}") from error
     if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"given {path} ; expected the columns {', '.join(COLUMNS)} of a table of speeds; name another")
+        raise UserError(f"given {path} with other columns than {', '.join(COLUMNS)}; expected these; name another")
     return list(reader)
 
 

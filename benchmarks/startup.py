@@ -73,7 +73,7 @@ def parts_of_start(arguments: Sequence[str], cache: Path) -> dict[str, float]:
             process.kill()
     if LAST not in times:
         told = " ".join(command[1:])
-        raise UserError(f"given {told}, which ended early ({line.strip()}); expected a step; run it by itself")
+        raise UserError(f"given {told}, which ended before its first step: {line.strip()}; run it by itself")
     stamps = list(times.items())
     parts = {name: at - before for (_, before), (name, at) in zip(stamps, stamps[1:])}
     return parts | {"total": times[LAST] - times["start"]}

@@ -10,7 +10,6 @@ import jax
 from cnn_jax.config import Config
 from cnn_jax.training import runtime
 from cnn_jax.training.experiment import Experiment, make_experiment
-from cnn_jax.training.loop import MAX_AHEAD
 from cnn_jax.training.progress import Display
 from cnn_jax.training.run import CompiledSteps
 
@@ -30,11 +29,12 @@ class Bench:
     steps: CompiledSteps
     state: Any
 
-    def bare(self, steps: int) -> float:
+    def bare(self, steps: int, ahead: int | None = None) -> float:
         """Seconds a step, over so many steps in a row, on items that lie on the device.
 
-        Steps that are compiled into one call run together: `steps` is rounded up to whole calls. As many calls are in
-        flight as in the loop: without end they would meet the runtime's limit, and short steps then take 3 % longer.
+        Args:
+            steps: compiled ones that run in one call run together: rounded up to whole calls.
+            ahead: calls in flight; None: as many as the runtime takes, which on a CPU makes short steps slower.
         """
         count = self.experiment.plan.scan_steps
         item = self.steps.prepare(self.state, first_items(self.experiment))
@@ -44,7 +44,7 @@ class Bench:
         start = time.perf_counter()
         for number in range(1, calls + 1):
             before, (state, metrics) = metrics, call(state, arrays, placed)
-            if number % MAX_AHEAD == 0:
+            if ahead and number % ahead == 0:
                 jax.block_until_ready(before)
         jax.block_until_ready(state)
         self.state = state

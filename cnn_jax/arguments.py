@@ -91,7 +91,7 @@ def parse_arguments(
         values[key] = _convert(owner, accepted[key], value)
     missing = [n for n, p in accepted.items() if p.default is p.empty and n not in values]
     if missing:
-        raise UserError(f"given {owner} without {', '.join(missing)}; expected {missing[0]}=VALUE among its arguments")
+        raise UserError(f"given {owner} without {', '.join(missing)}; expected its value; add {missing[0]}=VALUE")
     return values
 
 

@@ -45,7 +45,7 @@ def output_size(
     (2, 3)
     """
     if stride < 1:
-        raise UserError(f"given stride {stride}; expected at least 1")
+        raise UserError(f"given stride {stride}; expected at least 1; change it")
     before, after = ends(padding)
     room = size + before + after - filter_size
     if rounding == "exact" and (room < 0 or room % stride):
@@ -188,12 +188,14 @@ def convolve(signal: Any, kernel: Any, edges: Edges = "valid", stride: int = 1) 
 
 def _slide(x: np.ndarray, kernel: np.ndarray, pads: list[tuple[int, int]], edges: Edges, stride: int) -> np.ndarray:
     if x.ndim != kernel.ndim:
-        raise UserError(f"given a kernel of {kernel.ndim} axes for a signal of {x.ndim}; expected as many")
+        raise UserError(f"given a kernel of {kernel.ndim} axes for a signal of {x.ndim}; expected as many; reshape one")
     if edges != "valid":
         x = np.pad(x, pads, mode="constant" if edges == "zero" else "edge")
     shape = [output_size(n, k, stride, rounding="floor") for n, k in zip(x.shape, kernel.shape, strict=True)]
     if min(shape) < 1:
-        raise UserError(f"given a kernel of shape {kernel.shape} for a signal of shape {x.shape}; it does not fit")
+        raise UserError(
+            f"given a kernel of shape {kernel.shape} for a signal of shape {x.shape}; it does not fit; pad the signal"
+        )
     y = np.zeros(shape, np.result_type(x, kernel))
     for k in np.ndindex(kernel.shape):
         y += kernel[k] * x[tuple(slice(i, i + stride * (n - 1) + 1, stride) for i, n in zip(k, shape, strict=True))]

@@ -5,6 +5,7 @@ No JAX is imported before the arguments are known to be right, so that `--help` 
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import math
 import multiprocessing
@@ -12,12 +13,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cnn_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from cnn_jax.errors import TrainingStopped, UserError, unknown
+from cnn_jax.errors import TrainingStopped, UserError, nearest, unknown
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
     if preset is not None:
         folder += f"-{preset}"
         if not presets:
-            raise UserError(f"given --preset {preset}; {prog} has no presets; drop it")
+            raise UserError(f"given --preset {preset}; expected none, since {prog} has no presets; drop it")
         if preset not in presets:
             raise unknown("preset", preset, presets)
         base = presets[preset]
@@ -186,16 +187,16 @@ def _check(config: Config) -> None:
         if values[name] is not None and not 0 <= values[name] < 1:
             raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected a value in [0, 1); change it")
     if values["epochs"] is None and values["steps"] is None:
-        raise UserError("given neither --epochs nor --steps; expected one of them")
+        raise UserError("given neither --epochs nor --steps; expected one of them; give one")
     if not values["seed"] < 2**32:
-        raise UserError(f"given --seed {values['seed']}; expected less than 2**32")
+        raise UserError(f"given --seed {values['seed']}; expected less than 2**32; lower it")
     for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
         if values[name] < 0:
             raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected 0 or more; change it")
     if config.data.batch_size % config.optim.accumulate:
         raise UserError(
             f"given --batch-size {config.data.batch_size} with --accumulate {config.optim.accumulate}; "
-            "expected a batch size that the number of parts divides"
+            "expected a batch size that the number of parts divides; change one of them"
         )
 
 
@@ -208,30 +209,103 @@ def _one_line(box: str, prog: str) -> str:
     sections = [" ".join(part.split()) for part in re.split(r"─{3,}", "\n".join(lines)) if part.strip()]
     mistake, rest = (sections[1], sections[2:]) if len(sections) > 1 else ("".join(sections), [])
     see = f"see {prog} --help"
-    if found := re.match(r"Error parsing (--[\w-]+): .*?(?:from \['|: ')(.*?)'", mistake):
+    if found := re.match(r"Error parsing (--[\w-]+): .*?(?:from \['|: \[?')(.*?)'", mistake):
         flag, given = found.groups()
-        kind = re.search(rf"{flag} (?:\{{None\}}\|)?(\S+)", rest[0] if rest else "")
+        kind = re.search(rf"{flag} (?:\{{None\}}\||\[)?(\S+)", rest[0] if rest else "")
         expected = _KINDS.get(kind[1], kind[1]) if kind else "another value"
         return f"given {flag} {given}; expected {expected}; {see}"
     if found := re.match(r"invalid choice '(.*?)' for argument '(--[\w-]+)'. Expected one of \((.*)\)", mistake):
         given, flag, choices = found.groups()
         known = [name for name in re.findall(r"'(.*?)'", choices) if name != "None"]
-        return f"given {flag} {given}; expected {' or '.join(sorted(known))}; choose one"
+        return _no_choice(flag, given, known)
     if found := re.match(r"Missing value for argument '(--[\w-]+)'", mistake):
         return f"given {found[1]} without a value; expected one after it; {see}"
-    if found := re.match(r"Unrecognized options: ([^,]+)", mistake):
-        close = re.findall(r"--[\w-]+", " ".join(part for part in rest if part.startswith("Perhaps")))
-        meant = f"perhaps you meant {' or '.join(dict.fromkeys(close))}; " if close else ""
-        return f"given {found[1]}, which is no option; expected --name value; {meant}{see}"
+    if found := re.match(r"Unrecognized options: ([^,=]+)", mistake):
+        return f"{_no_option(found[1], _flags())}; {see}"
     return f"{mistake.rstrip('.')}; {see}"
+
+
+def _flags() -> list[str]:
+    names = [*Config().flat(), *dataclasses.asdict(Start())]
+    return ["--" + name.replace("_", "-") for name in names]
+
+
+def _no_option(word: str, options: Iterable[str]) -> str:
+    close = nearest(word.replace("_", "-"), options) if word.startswith("-") else []
+    hint = f"perhaps you meant {' or '.join(close)}" if close else "drop it"
+    return f"given {word}, which is no option; expected --name value; {hint}"
+
+
+def _no_choice(flag: str, given: Any, known: Iterable[str]) -> str:
+    close = nearest(str(given), known)
+    hint = f"perhaps you meant {' or '.join(close)}" if close else "choose one"
+    return f"given {flag} {given}; expected {' or '.join(sorted(known))}; {hint}"
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1, for `argparse`.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+# How messages of argparse begin, and what we say for them.
+_REPHRASED = {
+    r"the following arguments are required: (.*)": r"given no \1; expected it in the command; add it",
+    r"argument (\S+): expected .*arguments?": r"given \1 without its value; expected one after it; add it",
+    r"argument (\S+): ignored explicit argument '(.*)'": r"given \1 with the value \2; expected none; drop the value",
+    r"ambiguous option: (\S+) could match (.*)": r"given \1, short for several; expected one of \2; write it in full",
+}
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """Argparse for the small commands, with the house's one-line errors."""
 
+    def __init__(self, **settings: Any):
+        super().__init__(**{"prog": _program(), **settings})
+
     def error(self, message: str) -> NoReturn:
         """Raises a UserError instead of printing usage and leaving."""
+        for pattern, words in _REPHRASED.items():
+            message = re.sub(f"^{pattern}$", words, message)
         raise UserError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but refuses what is left over: here, where the options of the sub-command are known."""
+        parsed, extra = super().parse_known_args(args, namespace)
+        if not extra:
+            return parsed, extra
+        self.error(_no_option(extra[0].partition("=")[0], self._option_string_actions))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            self.error(_no_choice(_name(action), value, action.choices))
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            kinds: dict[Any, str] = {
+                int: _KINDS["INT"],
+                float: _KINDS["FLOAT"],
+                positive: "a whole number of at least 1",
+            }
+            self.error(f"given {_name(action)} {arg_string}; expected {kinds.get(action.type, 'another')}; correct it")
+
+
+def _name(action: argparse.Action) -> str:
+    return "/".join(action.option_strings) or str(action.metavar or action.dest)
+
+
+def _program() -> str:
+    """The program as it is called: argparse, before Python 3.14, names the file only."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {module.name.removesuffix('.__main__')}" if module else os.path.basename(sys.argv[0])
 
 
 def guard(main: Callable[[], None]) -> None:

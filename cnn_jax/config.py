@@ -26,6 +26,8 @@ class DataConfig:
     """Folder of prepared TFDS sets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     image_size: int | None = None
     """Images are resized to this height and width; default: the size the set has."""
+    channels: Literal[1, 3] | None = None
+    """Colour channels of the images: 1 grey, 3 colour; default: what the data has."""
     train_split: str | None = None
     """TFDS split syntax, such as train[:55000]; default: the set's usual split."""
     validation_split: str | None = None
@@ -181,7 +183,7 @@ class Config:
             names = {f.name for f in dataclasses.fields(part)} & values.keys()
             groups[group] = dataclasses.replace(part, **{name: values.pop(name) for name in names})
         if values:
-            raise UserError(f"unknown config fields {sorted(values)}; see --help for the known ones")
+            raise UserError(f"given unknown config fields {sorted(values)}; expected known ones; see --help")
         return dataclasses.replace(self, **groups)
 
     def flat(self) -> dict[str, Any]:
@@ -264,7 +266,7 @@ def _is(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_is(value, a) for a in args)
     if origin is Literal:
-        return value in args
+        return any(type(value) is type(a) and value == a for a in args)
     if origin is tuple:
         return isinstance(value, tuple) and all(_is(v, args[0]) for v in value)
     if hint is float:
@@ -280,7 +282,7 @@ def _in_words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_in_words, args))
     if origin is Literal:
-        return f"one of {', '.join(args)}"
+        return f"one of {', '.join(map(str, args))}"
     if origin is tuple:
         return f"a list of {'strings' if args[0] is str else 'numbers'}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}.get(hint, "null")

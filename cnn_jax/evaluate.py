@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.cli import ArgumentParser, guard, positive
 from cnn_jax.errors import UserError
-from cnn_jax.predict import positive, write_output
+from cnn_jax.predict import write_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             image_size=arguments.image_size,
             batch_size=arguments.batch_size,
             views=arguments.views,
+            skip_bad_images=arguments.skip_bad_images,
         )
         for run in arguments.runs
     ]
@@ -66,6 +67,7 @@ def evaluate(
     image_size: int | None = None,
     batch_size: int | None = None,
     views: Sequence[str] = (),
+    skip_bad_images: bool = False,
 ) -> dict[str, Any]:
     """Evaluates the weights of a finished run on every example of a split, once.
 
@@ -78,6 +80,8 @@ def evaluate(
         batch_size: images a forward pass; default: as in the run.
         views: names of `cnn_jax.committee.VIEWS`, with arguments: probabilities are averaged over these views of each
             image (test-time augmentation).
+        skip_bad_images: leaves out the images of a folder that cannot be read, with a warning that names and counts
+            them; default: as in the run.
 
     Returns:
         "run", "dataset", "split", "count", "accuracy", "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %),
@@ -93,6 +97,7 @@ def evaluate(
     model, variables, preprocess = load(run)
     config, classes = read_config(run), read_classes(run)
     data = _data_config(config.data, dataset, data_dir, image_size, preprocess.image_shape)
+    data = dataclasses.replace(data, skip_bad_images=skip_bad_images or data.skip_bad_images)
     source = _open(data, split)
     _check_shape(source, preprocess.image_shape, run)
     class_of_label = match_classes(source, classes)
@@ -168,8 +173,7 @@ def _check_shape(source: "Source", wanted: tuple[int, int, int], run: str | Path
     advice = []
     if given[-1] != channels:
         kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
-        in_files = source.name.startswith("folder:")
-        advice.append(f"convert its files to {kind}" if in_files else f"give a {kind} --dataset")
+        advice.append(f"give a {kind} --dataset")
     if given[:-1] != (height, width):
         # The flag makes squares only.
         advice.append(f"add --image-size {height}" if height == width else f"give images of {height}x{width} pixels")
@@ -207,11 +211,14 @@ def _data_config(
 ) -> "DataConfig":
     """The run's data, or another set; its own splits and size belong to its own set alone.
 
-    A folder is resized anyway: to the `shape` that the model takes, if that is square.
+    A folder's images are converted anyway: to the `shape` that the model takes, if that is square.
     """
     if dataset not in (None, data.dataset):
-        fits = shape[0] if dataset.startswith("folder:") and shape[0] == shape[1] else None
-        own = {"train_split": None, "validation_split": None, "test_split": None, "image_size": fits}
+        folder = dataset.startswith("folder:")
+        fits = shape[0] if folder and shape[0] == shape[1] else None
+        own: dict[str, Any] = {"train_split": None, "validation_split": None, "test_split": None, "image_size": fits}
+        if folder and shape[-1] in (1, 3):
+            own["channels"] = shape[-1]
         data = dataclasses.replace(data, dataset=dataset, **own)
     return dataclasses.replace(data, data_dir=data_dir or data.data_dir, image_size=image_size or data.image_size)
 
@@ -227,6 +234,7 @@ def _open(data: "DataConfig", split: str) -> "Source":
         split,
         data_dir=data.data_dir,
         image_size=data.image_size,
+        channels=data.channels,
         skip_bad_images=data.skip_bad_images,
     )
 
@@ -265,6 +273,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="folder of TFDS sets (default: as in the run)")
     parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
     parser.add_argument("--batch-size", type=positive, help="images a forward pass (default: as in the run)")
+    parser.add_argument(
+        "--skip-bad-images", action="store_true", help="leave out images of a folder that cannot be read"
+    )
     parser.add_argument(
         "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
     )

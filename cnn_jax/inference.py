@@ -34,7 +34,9 @@ def predict_logits(
     """
     if images.shape[1:] != preprocess.image_shape or images.dtype != np.uint8 or len(images) == 0:
         shape = ", ".join(map(str, preprocess.image_shape))
-        raise UserError(f"given images {images.dtype} {images.shape}; expected uint8 (N, {shape}) with N at least 1")
+        raise UserError(
+            f"given images {images.dtype} {images.shape}; expected uint8 (N, {shape}) with N at least 1; convert them"
+        )
     # Rounded to a power of two, so that calls with a few images each share one compilation.
     batch_size = min(batch_size, 1 << (len(images) - 1).bit_length())
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]

@@ -139,7 +139,7 @@ class DropPath(nn.Module):
             UserError: a rate outside [0, 1].
         """
         if not 0 <= self.rate <= 1:
-            raise UserError(f"given a drop-path rate of {self.rate}; expected a number from 0 to 1")
+            raise UserError(f"given a drop-path rate of {self.rate}; expected a number from 0 to 1; change it")
         if deterministic or self.rate == 0:
             return x
         if self.rate == 1:
@@ -190,7 +190,7 @@ def space_to_depth(x_BxHxWxC: jax.Array, block: int) -> jax.Array:
     """
     batch, height, width, channels = x_BxHxWxC.shape
     if height % block or width % block:
-        raise UserError(f"given {height}x{width} maps for space_to_depth; expected a multiple of {block} of each side")
+        raise UserError(f"given {height}x{width} maps for space_to_depth; expected sides that {block} divides; resize")
     x = x_BxHxWxC.reshape(batch, height // block, block, width // block, block, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // block, width // block, -1)
 

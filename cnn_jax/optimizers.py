@@ -7,7 +7,7 @@ learning-rate multipliers of groups of parameters. Frozen parameters take no par
 import functools
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,8 @@ METHODS: dict[str, Method] = {
     "yogi": Method(optax.yogi, "Zaheer et al. 2018", 0.01),
 }
 
-_NEEDS_LOSS = "it needs the value or other derivatives of the loss, and a step here gives it the gradient alone"
+_ANOTHER = "use another, such as adam"
+_NEEDS_LOSS = f"a step here gives it the gradient alone, and it needs more of the loss; {_ANOTHER}"
 _SCHEDULE_FREE = "its weights have to be averaged before every evaluation; use another optimizer with --ema-decay"
 REFUSED: dict[str, str] = {
     "lbfgs": _NEEDS_LOSS,
@@ -91,8 +92,8 @@ REFUSED: dict[str, str] = {
     "momo": _NEEDS_LOSS,
     "momo_adam": _NEEDS_LOSS,
     "sophia": _NEEDS_LOSS,
-    "dpsgd": "it needs the gradient of every example, and a step here gives it their mean",
-    "noisy_sgd": "it keeps a random state of its own, and here every draw derives from the seed of the run",
+    "dpsgd": f"it needs the gradient of every example, and a step here gives it their mean; {_ANOTHER}",
+    "noisy_sgd": f"it keeps a random state of its own, and here every draw derives from the run's seed; {_ANOTHER}",
     "optimistic_adam": "Optax has replaced it; give optimistic_adam_v2",
     "schedule_free": _SCHEDULE_FREE,
     "schedule_free_adamw": _SCHEDULE_FREE,
@@ -103,6 +104,11 @@ _OWN_DECAY = ("weight_decay", "weight_decay_rate")
 _OWN_MASK = ("mask", "weight_decay_mask")
 # Set by `make_optimizer` alone, or no matter of text.
 _HIDDEN = ("learning_rate", *_OWN_DECAY, *_OWN_MASK, "adam_weight_decay", "trust_ratio_mask", "base_optimizer")
+
+# Ranges of arguments by their usual names; no other is checked.
+_SHARES = ("b1", "b2", "b3", "beta", "decay", "momentum", "rho")  # in [0, 1): what a moving average keeps in a step
+_POSITIVE = ("eps",)
+_NOT_NEGATIVE = ("eps_root", "initial_accumulator_value", "initial_scale")
 
 
 @functools.cache
@@ -183,7 +189,7 @@ def make_optimizer(
     method = find_method(name)
     peak = method.learning_rate if learning_rate is None else learning_rate
     if peak is None:
-        raise UserError(f"given --optimizer {name} alone, which has no usual rate; give --learning-rate")
+        raise UserError(f"given --optimizer {name} alone, which has no usual rate; expected one; give --learning-rate")
 
     def scheduled(peak: Any) -> Schedule:
         with naming("--schedule-args"):
@@ -244,12 +250,29 @@ def _build(
         raise UserError(f"given a schedule or a warm-up for {name}, which takes a constant rate; leave them out")
     with naming("--optimizer-args"):
         given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
+        _check_ranges(name, given)
         try:
             return method.factory(learning_rate=rate, **{**method.values, **given, **own})
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             told = " ".join(args)
             raise UserError(f"given {told} for optimizer {name}; Optax refuses it ({reason}); correct it") from error
+
+
+def _check_ranges(name: str, given: Mapping[str, Any]) -> None:
+    """Refuses values of usual arguments with which no optimizer works: 2 as a decay rate, -1 as an epsilon."""
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key in _SHARES and not 0 <= value < 1:
+            expected = "a value in [0, 1)"
+        elif key in _POSITIVE and value <= 0:
+            expected = "more than 0"
+        elif key in _NOT_NEGATIVE and value < 0:
+            expected = "0 or more"
+        else:
+            continue
+        raise UserError(f"given {key}={value} for optimizer {name}; expected {expected}; change it")
 
 
 def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Pool(nn.Module):
                 if max(ends(pad)) >= k:
                     raise UserError(
                         f"{self.name or type(self).__name__}: given padding {pad} for a window of {k}; expected less "
-                        "than the window, which would see nothing but padding"
+                        "than the window, which would see nothing but padding; lower it"
                     )
         check_fits(self, x_BxHxWxC.shape[1:3], self.window, strides, self.padding, self.ceil_mode)
         return self.reduce(x_BxHxWxC, strides)
@@ -132,7 +132,7 @@ def adaptive_avg_pool(x_BxHxWxC: jax.Array, size: int) -> jax.Array:
     [[2.0, 3.0], [5.0, 6.0]]
     """
     if not isinstance(size, int) or size < 1:
-        raise UserError(f"given {size} as side of an averaged map; expected a whole number of at least 1")
+        raise UserError(f"given {size} as side of an averaged map; expected a whole number of at least 1; change it")
     rows, columns = (jnp.asarray(_windows(length, size), x_BxHxWxC.dtype) for length in x_BxHxWxC.shape[1:3])
     return jnp.einsum("bhwc,ih,jw->bijc", x_BxHxWxC, rows, columns)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.cli import ArgumentParser, guard, positive
 from cnn_jax.errors import UserError
 from cnn_jax.run_folder import write_bytes
 
@@ -150,7 +150,9 @@ def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            raise UserError(f"given image {path}, which does not exist; expected image files or folders of them")
+            raise UserError(
+                f"given image {path}, which does not exist; expected image files or folders of them; correct the path"
+            )
 
 
 def best(image: Path, probabilities_K: "np.ndarray", classes: Sequence[str], top: int) -> Prediction:
@@ -193,18 +195,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive, default=256, help="images a forward pass (default: 256)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """Reads a whole number of at least 1, for `argparse`.
-
-    Raises:
-        ValueError: the text is something else.
-    """
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def write_output(flag: str, name: str, found: str | bytes) -> None:

@@ -41,6 +41,10 @@ COLUMNS: tuple[str, ...] = (
     "jax",
     "command",
 )
+# Names in summary.json that a row is made of.
+_NEEDED = {"experiment", "model", "dataset", "commit", "seed", "test_accuracy", "validation_accuracy", "epochs"} | {
+    *("seconds", "parameters", "flops_per_image", "device", "command")
+}
 Row = dict[str, str]
 SPEED = "speed.csv"  # the table of `benchmarks.speed`, which results/*.csv names too
 
@@ -82,6 +86,12 @@ def collect(runs: Iterable[str | Path]) -> list[Row]:
         if not (Path(run) / files.SUMMARY).is_file():
             raise UserError(f"given {run}: unfinished (no {files.SUMMARY}); expected a finished run; leave it out")
         summary, environment = files.read_json(run, files.SUMMARY), files.read_json(run, files.ENVIRONMENT)
+        lacking = [*(_NEEDED - summary.keys()), *({"jax"} - environment.keys())]
+        if lacking:
+            raise UserError(
+                f"given {run}, whose summary or environment lacks {', '.join(sorted(lacking))}; expected those of a "
+                f"finished run; delete its {files.SUMMARY} and give the command of the run again, or leave it out"
+            )
         facts = (config_hash(config), str(summary["commit"] or ""), summary["device"], environment["jax"])
         groups.setdefault((summary["experiment"], *facts), []).append((str(run), summary))
     return [_row(key, members) for key, members in sorted(groups.items())]
@@ -161,9 +171,11 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
                 rows += [dict(row) for row in reader]
                 header = tuple(reader.fieldnames or ())
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"given results {path}: {error}; expected a CSV file that collect wrote") from error
+            raise UserError(f"given results {path}: {error}; expected what collect writes; collect it anew") from error
         if header != COLUMNS:
-            raise UserError(f"given results {path} with other columns than {', '.join(COLUMNS)}; collect them again")
+            raise UserError(
+                f"given results {path} with other columns; expected {', '.join(COLUMNS)}; collect them again"
+            )
     return rows
 
 

@@ -39,7 +39,7 @@ WEIGHTS = "final.safetensors"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PLOTS = "plots"
-BEFORE = ".before"  # of --fresh: the run that is replaced, until the new one has compiled
+BEFORE = ".before"  # the run that is replaced, if any, until the new one has compiled
 REMOVED = ".removed"  # the same, when it goes for good
 ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, TENSORBOARD, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
 
@@ -62,10 +62,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def set_aside(run: Path) -> None:
-    """Moves the files of a run, and no others, into a folder inside, for a new run in their place; see `forget`."""
+    """Moves the files of a run, and no others, into a folder inside, for a new run in their place; see `forget`.
+
+    Of a run that is not there yet this makes the folder.
+    """
     there = [name for name in ALL if (run / name).exists()]
-    if there:
-        (run / BEFORE).mkdir()
+    (run / BEFORE).mkdir(parents=True)
     for name in there:
         os.replace(run / name, run / BEFORE / name)
 
@@ -145,9 +147,10 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row: dict[str, Any] = {n: math.nan if v is None else v for n, v in json.loads(line).items()}
-            kind, step = row["kind"], row["step"]
-        except (ValueError, AttributeError, KeyError) as error:
-            raise UserError(f"given {path}: line {number} is no row of metrics; expected JSON; delete it") from error
+            kind, step = row["kind"], int(row["step"])
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            what = "expected a JSON object with kind and step; delete that line"
+            raise UserError(f"given {path}: line {number} is no row of metrics; {what}") from error
         if kind == "train":
             if step <= last_train_step:
                 rows = {key: kept for key, kept in rows.items() if key[1] <= step}
@@ -172,9 +175,11 @@ def read_json(run: str | Path, name: str) -> dict[str, Any]:
     try:
         record = json.loads(_text(path, f"the {name} of a run"))
     except ValueError as error:
-        raise UserError(f"given {path}: not valid JSON ({error}); expected the {name} of a run; repair it") from error
+        raise UserError(
+            f"given {path}: not valid JSON ({error}); expected the {name} of a run; {_mend(name)}"
+        ) from error
     if not isinstance(record, dict):
-        raise UserError(f"given {path}: {type(record).__name__}; expected a JSON object; repair it")
+        raise UserError(f"given {path}: {type(record).__name__}; expected a JSON object; {_mend(name)}")
     return record
 
 
@@ -185,7 +190,9 @@ def read_config(run: str | Path) -> Config:
         UserError: `run` is no run folder, or its config is damaged.
     """
     if not (Path(run) / CONFIG).is_file():
-        raise UserError(f"given {run}: no {CONFIG} in it; expected the folder of a run, such as runs/mnist_lenet5")
+        raise UserError(
+            f"given {run}: no {CONFIG} in it; expected the folder of a run; name one, such as runs/mnist_lenet5"
+        )
     return Config.load(Path(run) / CONFIG)
 
 
@@ -244,7 +251,14 @@ def _text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text"
-        raise UserError(f"given {path}: {reason}; expected {what}") from error
+        raise UserError(f"given {path}: {reason}; expected {what}; {_mend(path.name)}") from error
+
+
+def _mend(name: str) -> str:
+    """What to do about a file of a run that is absent or damaged. The summary can be made again: it is the last one."""
+    if name == SUMMARY:
+        return "delete it and give the command of the run again, which goes on from its last checkpoint"
+    return "put it back, or train again by the command of the run with --fresh"
 
 
 def _end_of_last_line(file: Any) -> int:

@@ -23,6 +23,8 @@ def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), fa
         raise UserError(
             f"given boundaries={'/'.join(map(str, boundaries))}; expected fractions of training in [0, 1]; change them"
         )
+    if factor <= 0:
+        raise UserError(f"given factor={factor} for step; expected more than 0; change it")
     passed = sum(
         (progress + 1e-6 >= boundary).astype(jnp.float32)  # float32 must not put a boundary off by a step
         for boundary in boundaries
@@ -32,6 +34,7 @@ def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), fa
 
 def cosine(progress: jax.Array, *, final: float = 0.0) -> jax.Array:
     """Half a period of the cosine from 1 down to `final` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    _not_negative("cosine", final=final)
     return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(np.pi * progress))
 
 
@@ -43,6 +46,7 @@ def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.04, 
     """
     if not 0 < peak < 1:
         raise UserError(f"given peak={peak} for one_cycle; expected a fraction of training between 0 and 1; change it")
+    _not_negative("one_cycle", initial=initial, final=final)
     up = initial + (1.0 - initial) * progress / peak
     down = 1.0 - (1.0 - final) * (progress - peak) / (1.0 - peak)
     return jnp.where(progress < peak, up, down)
@@ -53,6 +57,13 @@ def exponential(progress: jax.Array, *, final: float = 0.01) -> jax.Array:
     if final <= 0:
         raise UserError(f"given final={final} for exponential; expected more than 0; change it")
     return jnp.asarray(final, jnp.float32) ** progress
+
+
+def _not_negative(owner: str, **factors: float) -> None:
+    """A negative rate climbs the loss."""
+    for name, factor in factors.items():
+        if factor < 0:
+            raise UserError(f"given {name}={factor} for {owner}; expected 0 or more; change it")
 
 
 SCHEDULES: dict[str, Callable[..., jax.Array]] = {

@@ -47,7 +47,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}
     except OSError as error:
-        raise UserError(f"given weights {path}: {error.strerror or error}; expected a .safetensors file") from error
+        raise UserError(
+            f"given weights {path}: {error.strerror or error}; expected a .safetensors file; correct the path"
+        ) from error
     except safetensors.SafetensorError as error:
         raise UserError(
             f"given weights {path}: {error}; expected a whole .safetensors file; copy or write it again"

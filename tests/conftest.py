@@ -19,6 +19,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the marker by which tests of real data are left out: `pytest -m 'not tfds'`."""
+    config.addinivalue_line("markers", "tfds: needs TFDS_DATA_DIR with mnist and cifar10 prepared, else skipped")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that ask for the folder of these sets; of parametrized ones only some may: they mark those."""
+    for item in items:
+        if "tfds_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("tfds")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def fresh_memory() -> Iterator[None]:
     """The traces and programs of a file are not kept for the next one: those of the zoo are gigabytes."""

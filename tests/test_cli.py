@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cnn_jax.cli import parse
+from cnn_jax.cli import ArgumentParser, parse, positive
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 
@@ -97,7 +97,11 @@ def test_a_folder_is_found_from_anywhere():
             ["--optimzer", "adam"],
             "given --optimzer, which is no option; expected --name value; perhaps you meant --opti",
         ),
-        (["adam"], "given adam, which is no option; expected --name value; see"),
+        (["--optimiser=adam"], "given --optimiser, which is no option; expected --name value; perhaps you meant --opt"),
+        (["adam"], "given adam, which is no option; expected --name value; drop it; see"),
+        (["--steps", "1.5"], "given --steps 1.5; expected a whole number; see"),
+        (["--member-learning-rates", "x"], "given --member-learning-rates x; expected a number; see"),
+        (["--pipeline", "strem"], "expected auto or resident or stream; perhaps you meant stream"),
         (["--batch-size", "many"], "given --batch-size many; expected a whole number; see"),
         (["--epochs", "x"], "given --epochs x; expected a number; see"),
         (["--precision", "half"], "given --precision half; expected bfloat16 or float32; choose one"),
@@ -120,6 +124,50 @@ def test_a_mistake_is_answered_in_one_line(argv, said):
     with pytest.raises(UserError) as error:
         parsed(*argv)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_neither_epochs_nor_steps_is_answered_with_what_to_do():
+    with pytest.raises(UserError, match="given neither --epochs nor --steps; expected one of them; give one"):
+        parse([], BASE.override(epochs=None, steps=None))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("RUN --splitt=test", "given --splitt, which is no option; expected --name value; perhaps you meant --split;"),
+        ("RUN --nothing=3", "given --nothing, which is no option; expected --name value; drop it;"),
+        ("RUN --split tset", "given --split tset; expected test or train; perhaps you meant test;"),
+        ("RUN --split", "given --split without its value; expected one after it; add it;"),
+        ("RUN --views", "given --views without its value; expected one after it; add it;"),
+        ("RUN --top x", "given --top x; expected a whole number of at least 1; correct it;"),
+        ("RUN --size 1.5", "given --size 1.5; expected a whole number; correct it;"),
+        ("RUN --rate x", "given --rate x; expected a number; correct it;"),
+        ("RUN --s 1", "given --s, short for several; expected one of --split, --size; write it in full;"),
+        ("RUN --all=3", "given --all with the value 3; expected none; drop the value;"),
+        ("", "given no RUN; expected it in the command; add it;"),
+        ("RUN drw", "given action drw; expected draw or list; perhaps you meant draw;"),
+        (
+            "RUN draw --outptu f",
+            "given --outptu, which is no option; expected --name value; perhaps you meant --output;",
+        ),
+        ("RUN draw more", "given more, which is no option; expected --name value; drop it;"),
+    ],
+)
+def test_small_commands_answer_a_mistake_in_the_same_way(argv, said):
+    parser = ArgumentParser(prog="program")
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--split", choices=("train", "test"))
+    parser.add_argument("--views", nargs="+")
+    parser.add_argument("--top", type=positive)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--all", action="store_true")
+    actions = parser.add_subparsers(dest="action")
+    actions.add_parser("draw").add_argument("--output")
+    actions.add_parser("list")
+    with pytest.raises(UserError) as error:
+        parser.parse_args(argv.split())
+    assert str(error.value).startswith(f"{said} see program") and str(error.value).endswith(" --help")
 
 
 def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_jax.config import Config
 from cnn_jax.data import Splits, default_splits, materialize, open_source
 from cnn_jax.data.folder import open_folder
 from cnn_jax.errors import UserError
+from cnn_jax.training.experiment import make_experiment
+
+CONFIG = Config("photos").override(model="softmax_regression", batch_size=8, steps=1, epochs=None)
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +104,20 @@ def test_mixed_sizes_and_modes(tmp_path):
     assert open_source(large, "train").image_shape == (64, 64, 1)
 
 
+def test_files_are_read_as_grey_or_colour(tmp_path):
+    grey = fill(tmp_path / "grey", {"a": 3, "b": 3}, channels=1)
+    source = open_source(grey, "train", channels=3)
+    images, _ = materialize(source)
+    assert images.shape[1:] == source.image_shape == (5, 7, 3) and (images == images[..., :1]).all()
+    mixed = fill(tmp_path / "mixed", {"a": 3, "b": 3})
+    colour = Image.new("RGB", (7, 5), (200, 100, 50))
+    colour.save(tmp_path / "mixed" / "a" / "0.png")
+    assert open_source(mixed, "train").image_shape == (5, 7, 3)
+    parts = [open_source(mixed, split, channels=1) for split in ("train", "validation", "test")]
+    found = {int(part[i]["image"][0, 0, 0]) for part in parts for i in range(len(part))}
+    assert found == {colour.convert("L").getpixel((0, 0)), 1, 2, 20, 21, 22}
+
+
 def test_sideways_photographs_have_the_size_they_are_shown_in(tmp_path):
     (tmp_path / "a").mkdir()
     exif = Image.Exif()
@@ -137,6 +155,44 @@ def test_bad_folders(tmp_path):
     fill(tmp_path / "deep" / "train", {"a": 3})
     fill(tmp_path / "deep" / "test", {"b": 3})
     assert "class 'b'" in message(tmp_path / "deep")
+
+
+def test_too_few_images_for_three_splits_are_told_before_training(tmp_path):
+    def message(name, **changes):
+        with pytest.raises(UserError) as caught:
+            make_experiment(CONFIG.override(dataset=name, **changes))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    pairs = fill(tmp_path / "pairs", {"cat": 2, "dog": 2})
+    assert f"given {pairs}, where no class has three images" in message(pairs)
+    assert len(open_source(pairs, "train")) > 0  # to look at them is possible
+    one = fill(tmp_path / "one", {"cat": 9})
+    assert message(one) == f"given {one}, whose only class is 'cat'; expected at least two class folders; add one"
+    assert "'0'; expected at least two classes" in message("synthetic:8x8x1:1")
+
+    fill(tmp_path / "few" / "train", {"cat": 3, "dog": 4})
+    few = f"folder:{tmp_path / 'few'}"
+    assert "7 images in train, too few to take some for validation, test; expected at least 8" in message(few)
+    own = {"train_split": "train[:5]", "validation_split": "train[5:6]", "test_split": "train[6:]"}
+    assert len(make_experiment(CONFIG.override(dataset=few, **own)).sources["test"]) == 1
+
+
+def test_tenths_of_train_leave_some_of_each_class_to_train_on(tmp_path):
+    fill(tmp_path / "train", {"cat": 20, "dog": 1})
+    (dog,) = (tmp_path / "train" / "dog").iterdir()
+    told = set()
+    for i in range(60):  # names, until one falls into the last tenth
+        dog = dog.rename(dog.with_name(f"{i}.png"))
+        try:
+            splits = default_splits(f"folder:{tmp_path}")
+        except UserError as error:
+            told.add(str(error))
+        else:
+            train = open_source(f"folder:{tmp_path}", splits.train)
+            assert {train[i]["label"] for i in range(len(train))} == {0, 1}
+    (line,) = told
+    assert "whose images of class 'dog' are so few that all would be taken for validation, test" in line
 
 
 def test_bad_images(tmp_path, capsys):

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnn_jax.cli import parse
 from cnn_jax.config import Config
 from cnn_jax.data import ArraySource, Example, Preprocess, Splits, default_splits, materialize, open_source, parse_split
+from cnn_jax.data.channels import convert, with_channels
 from cnn_jax.errors import UserError
 
 
@@ -161,6 +163,35 @@ def test_image_size_of_built_in_sets():
         open_source("digits", "train", image_size=-3)
 
 
+@pytest.mark.parametrize("name", ["digits", "xo:train=8", "synthetic:6x5x1:2:8"])
+def test_grey_sources_become_colour_by_repeating(name):
+    grey, colour = open_source(name, "test[:2]"), open_source(name, "test[:2]", channels=3)
+    assert colour.image_shape == (*grey.image_shape[:2], 3) and colour.class_names == grey.class_names
+    images, labels = materialize(colour)
+    for i in range(2):
+        np.testing.assert_array_equal(images[i], np.repeat(grey[i]["image"], 3, axis=-1))
+        np.testing.assert_array_equal(images[i], colour[i]["image"])
+        assert labels[i] == colour[i]["label"] == grey[i]["label"]
+    assert open_source(name, "test[:2]", channels=1).image_shape == grey.image_shape
+    assert Preprocess.fit(colour).mean == Preprocess.fit(grey).mean * 3
+
+
+def test_colour_sources_become_grey_as_pillow_does():
+    colour, grey = (open_source("synthetic:64x64x3:2:4", "train", channels=channels) for channels in (None, 1))
+    for i in range(4):
+        expected = np.asarray(Image.fromarray(colour[i]["image"]).convert("L"))
+        np.testing.assert_array_equal(grey[i]["image"][..., 0], expected)
+    corners = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    assert convert(corners, 1)[0, :, 0].tolist() == [0, 255, 76, 150, 29]
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(UserError, match="given synthetic:4x4x2:2 with 2 channels and --channels 3; expected grey"):
+        open_source("synthetic:4x4x2:2", "train", channels=3)
+    with pytest.raises(UserError, match="given 2 channels; expected 1"):
+        open_source("digits", "train", channels=2)
+
+
 def test_default_splits_of_known_names():
     assert default_splits("mnist") == Splits("train[:55000]", "train[55000:]", "test")
     assert default_splits("cifar10:3.0.2") == Splits("train[:45000]", "train[45000:]", "test")
@@ -255,6 +286,15 @@ def test_decoded_once(cache):
         images, labels = materialize(source)
         assert images[:, 0, 0, 0].tolist() == [0, 1, 2] and labels.tolist() == [0, 1, 0]
     assert (first.reads, second.reads, changed.reads) == (3, 0, 3)
+
+
+def test_converted_images_have_a_cache_of_their_own(cache):
+    source = Counted("1")
+    materialize(source)
+    for _ in range(2):
+        images, _ = materialize(with_channels(source, 3))
+        assert images.shape == (3, 2, 2, 3) and images[2].tolist() == np.full((2, 2, 3), 2).tolist()
+    assert source.reads == 6
     assert len(list(cache.iterdir())) == 2  # and no scratch folder
 
 

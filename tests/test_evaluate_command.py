@@ -93,6 +93,18 @@ def test_other_data_sets_are_matched_by_class_name(run, photos, monkeypatch, tmp
     assert right > 0.6  # as it could not be with labels 0 and 1
 
 
+def test_bad_images_are_told_or_left_out(run, photos, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
+    bad = next((photos / "test" / "3").iterdir())
+    bad.write_bytes(bad.read_bytes()[:40])
+    command = [str(run), "--dataset", f"folder:{photos}"]
+    line = refuse(capsys, command)
+    assert str(bad) in line and "--skip-bad-images" in line
+    evaluate.main([*command, "--skip-bad-images", "--json", str(tmp_path / "scores.json")])
+    assert json.loads((tmp_path / "scores.json").read_text())[0]["count"] == 19
+    assert capsys.readouterr().err == f"warning: left out 1 unreadable images, such as {bad}\n"
+
+
 def test_classes_the_run_does_not_know(run, photos, capsys):
     for part in ("train", "test"):
         (photos / part / "8").rename(photos / part / "platypus")
@@ -108,14 +120,16 @@ def test_images_of_another_shape(run, capsys):
     assert "8x8x3 colour images; expected 8x8x1 grey" in line and line.endswith("; give a grey --dataset")
 
 
-def test_folder_of_other_channels(run, photos, tmp_path, capsys):
+def test_folder_of_other_channels_is_converted(run, photos, tmp_path, capsys):
+    command = [str(run), "--dataset", f"folder:{photos}", "--json", str(tmp_path / "scores.json")]
+    evaluate.main(command)
+    grey = json.loads((tmp_path / "scores.json").read_text())
     for path in photos.rglob("*.png"):
-        Image.open(path).convert("RGB").resize((9, 7)).save(path)
-    line = refuse(capsys, [run, "--dataset", f"folder:{photos}"])
-    assert f"given folder:{photos} with 8x8x3 colour images; expected 8x8x1 grey as in {run}" in line
-    assert line.endswith("; convert its files to grey")
+        Image.open(path).convert("RGB").save(path)
+    evaluate.main(command)
+    assert json.loads((tmp_path / "scores.json").read_text()) == grey
     line = refuse(capsys, [run, "--dataset", f"folder:{photos}", "--image-size", "9"])
-    assert line.endswith("; convert its files to grey and add --image-size 8")
+    assert "with 9x9x1 grey images; expected 8x8x1 grey" in line and line.endswith("; add --image-size 8")
 
     for path in photos.rglob("*.png"):
         Image.open(path).convert("L").save(path)
@@ -123,9 +137,8 @@ def test_folder_of_other_channels(run, photos, tmp_path, capsys):
     (colour / "preprocess.json").write_text(Preprocess((8, 8, 3), (0.0,) * 3, (1.0,) * 3).to_json())
     kernel, bias = np.zeros((192, 10), np.float32), np.zeros(10, np.float32)
     save_weights(colour / "final.safetensors", {"params": {"output": {"kernel": kernel, "bias": bias}}}, {})
-    line = refuse(capsys, [colour, "--dataset", f"folder:{photos}"])
-    assert "with 8x8x1 grey images; expected 8x8x3 colour" in line
-    assert line.endswith("; convert its files to colour")
+    evaluate.main([str(colour), *command[1:]])
+    assert json.loads((tmp_path / "scores.json").read_text())[0]["count"] == grey[0]["count"]
 
 
 def test_scores_that_cannot_be_written(run, tmp_path, capsys):

@@ -1,12 +1,14 @@
 """Runs to rows, rows to tables, tables into the README."""
 
 import csv
+import shutil
 import statistics
 
 import pytest
 from made_up_run import CONFIG, make_run
 
 from cnn_jax import results
+from cnn_jax import run_folder as files
 from cnn_jax.cli import guard
 from cnn_jax.errors import UserError
 
@@ -122,6 +124,13 @@ def test_csv_of_another_kind(tmp_path, capsys):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     assert "other columns" in refuse(capsys, ["table", tmp_path / "x.csv"])
     assert "absent.csv" in refuse(capsys, ["table", tmp_path / "absent.csv"])
+
+
+def test_a_summary_without_its_numbers(runs, tmp_path, capsys):
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / files.SUMMARY).write_text("{}")
+    line = refuse(capsys, ["collect", tmp_path / "run", "--output", tmp_path / "x.csv"])
+    assert "lacks command, commit, dataset" in line and "give the command of the run again" in line
 
 
 def test_table_of_several_files_is_printed(runs, tmp_path, capsys):

@@ -198,6 +198,34 @@ def test_fresh_costs_nothing_where_the_new_run_cannot_start(killed, tmp_path, mo
     assert contents(folder) == contents(finished)
 
 
+@pytest.mark.parametrize("before", [None, [], ["notes.txt"]])
+def test_a_new_run_that_cannot_start_leaves_nothing(before, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    if before is not None:
+        folder.mkdir()
+        for name in before:
+            (folder / name).write_text("mine")
+
+    def fail(*arguments):
+        assert (folder / files.CONFIG).exists()
+        raise UserError("cannot be compiled")
+
+    monkeypatch.setattr(run.CompiledSteps, "prepare", fail)
+    with pytest.raises(UserError, match="cannot be compiled"):
+        run.train(CONFIG.override(workdir=str(folder), model="softmax_regression", ema_decay=None))
+    assert (os.listdir(folder) if folder.exists() else None) == before
+
+
+def test_an_empty_summary_is_told_and_made_again_once_it_is_deleted(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / files.SUMMARY).write_text("")
+    with pytest.raises(UserError, match="summary.json: not valid JSON .*; delete it and give the command of the run"):
+        run.train(CONFIG.override(workdir=str(tmp_path)))
+    (tmp_path / files.SUMMARY).unlink()
+    again = run.train(CONFIG.override(workdir=str(tmp_path)))
+    assert again["test_accuracy"] == files.read_json(finished, files.SUMMARY)["test_accuracy"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     config = CONFIG.override(workdir=str(tmp_path / "run"), learning_rate=1e30, model="mlp", ema_decay=None)
     with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+; .*--learning-rate") as stopped:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -202,6 +203,31 @@ def test_missing_files_are_named(tmp_path, name):
     run = make_run(tmp_path / "run")
     (run / name).unlink()
     assert name in refusal(files.load, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "advice"),
+    [
+        (files.METRICS, None, "No such file or directory; expected the metrics of a run; put it back, or train again"),
+        (
+            files.METRICS,
+            '{"kind": "train", "step": null}\n',
+            "line 1 is no row of metrics; expected .*; delete that line",
+        ),
+        (
+            files.ENVIRONMENT,
+            "",
+            "not valid JSON .*; expected the environment.json of a run; put it back, or train again",
+        ),
+        (files.SUMMARY, "", "not valid JSON .*; expected the summary.json of a run; delete it and give the command of"),
+        (files.SUMMARY, "[]", "list; expected a JSON object; delete it and give the command of the run again"),
+    ],
+)
+def test_damaged_files_are_told_with_what_to_do(tmp_path, name, damage, advice):
+    if damage is not None:
+        (tmp_path / name).write_text(damage)
+    read = files.read_metrics if name == files.METRICS else lambda run: files.read_json(run, name)
+    assert re.search(advice, refusal(read, tmp_path))
 
 
 def test_every_file_of_a_run_is_listed(run):

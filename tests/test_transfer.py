@@ -22,6 +22,7 @@ from cnn_jax.parameter_groups import Rule, hold_statistics
 from cnn_jax.training import run, transfer
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.weights.preprocess import PublishedPreprocess
+from cnn_jax.weights_file import save_weights
 from experiments import digits_lenet5
 
 CONFIG = Config("transfer").override(
@@ -151,6 +152,22 @@ def test_a_run_from_published_weights_takes_only_their_mean_and_deviation(tmp_pa
         _, _, preprocess = cnn_jax.load(tmp_path / "run")
         assert type(preprocess) is Preprocess and preprocess == Preprocess((16, 16, 1), (0.4,), (0.2,))
         run.train(config)
+
+
+def test_weights_for_colour_images_take_grey_ones_as_colour(tmp_path):
+    colour = CONFIG.override(dataset="synthetic:8x8x3:10:16", model="resnet20", model_args=("blocks=1/1/1", "width=4"))
+    state = make_experiment(colour).state
+    weights = str(tmp_path / "colour.safetensors")
+    save_weights(weights, {"params": state.params, "batch_stats": state.batch_stats}, {})
+    grey = colour.override(dataset="digits", init_from=weights)
+    message = "weights for colour images, and grey images; expected images of the same kind; give --channels 3"
+    with pytest.raises(UserError, match=message):
+        make_experiment(grey)
+    experiment = make_experiment(grey.override(channels=3))
+    assert experiment.preprocess.image_shape == (8, 8, 3)
+    jax.tree.map(np.testing.assert_array_equal, experiment.state.params, state.params)
+    with pytest.raises(UserError, match="wrong shape: .* take the weights of this very model"):
+        make_experiment(grey.override(model_args=("blocks=1/1/1", "width=2")))
 
 
 def test_each_seed_draws_labels_of_its_own():

@@ -102,7 +102,7 @@ def shift(images_BxHxWxC: jax.Array, *, pixels: int = 1) -> list[jax.Array]:
     """Moved up and left, and down and right, by so many pixels; the edge is mirrored."""
     height, width = images_BxHxWxC.shape[1:3]
     if not 0 < pixels < min(height, width):
-        raise UserError(f"given pixels={pixels} for view shift; expected 1 to {min(height, width) - 1}")
+        raise UserError(f"given pixels={pixels} for view shift; expected 1 to {min(height, width) - 1}; change it")
     padded = jnp.pad(images_BxHxWxC, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
     ends = ((0, 0), (2 * pixels, 2 * pixels))
     return [padded[:, top : top + height, left : left + width] for top, left in ends]
@@ -118,7 +118,9 @@ def ten_crop(images_BxHxWxC: jax.Array, *, part: float = 0.875) -> list[jax.Arra
     height, width = images_BxHxWxC.shape[1:3]
     rows, columns = round(part * height), round(part * width)
     if not (0 < part <= 1 and rows and columns):
-        raise UserError(f"given part={part} for view ten_crop of {height}x{width} images; expected 1 or a little less")
+        raise UserError(
+            f"given part={part} for view ten_crop of {height}x{width} images; expected 1 or a little less; change it"
+        )
     low, right = height - rows, width - columns
     corners = ((0, 0), (0, right), (low, 0), (low, right), (low // 2, right // 2))
     crops = [images_BxHxWxC[:, top : top + rows, left : left + columns] for top, left in corners]

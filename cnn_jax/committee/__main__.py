@@ -70,7 +70,7 @@ def committee_table(
         if first is None:
             first = (classes, labels_N)
         if classes != first[0] or not np.array_equal(labels_N, first[1]):
-            raise UserError(f"given {runs[0]} and {run}, of other classes or images; expected runs on the same data")
+            raise UserError(f"given {runs[0]} and {run}, of other classes or images; expected the same data; drop one")
         for number, (rate, logits_NxK) in enumerate(zip(rates, logits_MxNxK, strict=True)):
             seen.append(logits_NxK)
             votes_MxN = np.stack(seen).argmax(axis=-1)

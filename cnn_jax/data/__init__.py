@@ -10,6 +10,7 @@ A data set is named by one string:
 """
 
 from cnn_jax.data import digits, folder, procedural, tfds_source
+from cnn_jax.data.channels import KINDS, with_channels
 from cnn_jax.data.decoded import materialize
 from cnn_jax.data.pipeline import Pipeline, batch_indices, make_pipeline
 from cnn_jax.data.preprocess import Preprocess
@@ -38,6 +39,7 @@ def open_source(
     *,
     data_dir: str | None = None,
     image_size: int | None = None,
+    channels: int | None = None,
     skip_bad_images: bool = False,
 ) -> Source:
     """Opens one split of a data set; reads no image yet.
@@ -47,10 +49,12 @@ def open_source(
       split: TFDS split syntax, such as `train[:90%]`.
       data_dir: where TFDS sets are; else the variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
       image_size: height and width in pixels that images are resized to; None keeps the data set's own.
+      channels: 1 for grey images, 3 for colour ones; None keeps the data set's own.
       skip_bad_images: leave out files of a `folder:` that cannot be read, instead of stopping at them.
 
     Raises:
-      UserError: when there is no such data set or split, or its images have no single size and none was given.
+      UserError: when there is no such data set or split, its images have no single size and none was given, or they
+        cannot be converted to these channels.
 
     >>> source = open_source("digits", "train[:100]")
     >>> len(source), source.image_shape, source.class_names[3]
@@ -58,18 +62,21 @@ def open_source(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"given image size {image_size}; expected a number of pixels; change it")
+    if channels is not None and channels not in KINDS:
+        raise UserError(f"given {channels} channels; expected 1 (grey) or 3 (colour); change it")
     family, _, argument = dataset.partition(":")
     match family:
         case "digits":
-            return digits.open_digits(argument, split, image_size)
+            source = digits.open_digits(argument, split, image_size)
         case "folder":
-            return folder.open_folder(argument, split, image_size, skip_bad_images)
+            source = folder.open_folder(argument, split, image_size, skip_bad_images, channels)
         case "xo":
-            return procedural.open_xo(argument, split, image_size)
+            source = procedural.open_xo(argument, split, image_size)
         case "synthetic":
-            return procedural.open_synthetic(argument, split, image_size)
+            source = procedural.open_synthetic(argument, split, image_size)
         case _:
-            return tfds_source.open_tfds(dataset, split, data_dir, image_size)
+            source = tfds_source.open_tfds(dataset, split, data_dir, image_size)
+    return source if channels is None else with_channels(source, channels)
 
 
 def default_splits(dataset: str, data_dir: str | None = None) -> Splits:

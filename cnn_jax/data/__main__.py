@@ -34,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             list_datasets(options.data_dir)
         case "show":
             source = open_source(
-                options.dataset, options.split, data_dir=options.data_dir, image_size=options.image_size
+                options.dataset,
+                options.split,
+                data_dir=options.data_dir,
+                image_size=options.image_size,
+                channels=options.channels,
             )
             _save(draw_grid(source), options.output)
             print(f"{source.name} {source.split}: {len(source)} images of {source.image_shape}; {options.output}")
@@ -60,6 +64,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("dataset", help="such as digits, mnist, folder:PATH or xo")
     command.add_argument("--split", default="train", help="such as test or train[90%%:] (default: train)")
     command.add_argument("--image-size", type=int, help="height and width in pixels")
+    command.add_argument("--channels", type=int, choices=(1, 3), help="grey or colour (default: as they are)")
     command.add_argument("--output", default="grid.png", help="image file to write (default: grid.png)")
 
     command = commands.add_parser("export", parents=[data_dir], help="write examples as PNG files, a folder a class")
@@ -78,7 +83,7 @@ def export(source: Source, folder: Path) -> None:
     """
     if source.image_shape[-1] not in (1, 3):
         raise UserError(
-            f"given {source.name} with {source.image_shape[-1]} channels; expected 1 or 3 to write PNG files"
+            f"given {source.name} with {source.image_shape[-1]} channels; expected 1 or 3, as PNG has; choose another"
         )
     for index in range(len(source)):
         example = source[index]
@@ -121,7 +126,7 @@ def draw_grid(source: Source) -> Image.Image:
 def _save(image: Image.Image, path: str) -> None:
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
-        raise UserError(f"given --output {path}, of no known kind of image; expected a file such as grid.png")
+        raise UserError(f"given --output {path}, of no known kind of image; expected an image file; write grid.png")
     data = io.BytesIO()
     image.save(data, kind)
     write_output("--output", path, data.getvalue())

@@ -34,6 +34,7 @@ def pad_crop(
         raise UserError(
             f"given padding={padding} mode={mode} for images of {height}x{width}; expected 0 or more pixels"
             + (f", at most {least} when reflected" if mode == "reflect" else "")
+            + "; change it"
         )
     sides = ((padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(image_HxWxC, sides, mode="constant" if mode == "zero" else "reflect")
@@ -44,7 +45,7 @@ def pad_crop(
 def cutout(key: jax.Array, image_HxWxC: jax.Array, *, size: int = 16) -> jax.Array:
     """Blackens a square of `size` pixels around a random pixel, cut at the edges (DeVries & Taylor 2017, §3)."""
     if size < 1:
-        raise UserError(f"given size={size} for cutout; expected 1 pixel or more")
+        raise UserError(f"given size={size} for cutout; expected 1 pixel or more; change it")
     height, width, _ = image_HxWxC.shape
     row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
     inside_HxW = _between(height, row - size // 2, size)[:, None] & _between(width, column - size // 2, size)[None, :]
@@ -82,7 +83,7 @@ def color_jitter(
         hue: rotation in the colour circle in [−hue, hue] turns.
     """
     if min(brightness, contrast, saturation, hue) < 0:
-        raise UserError("given a negative argument for color_jitter; expected 0 or more")
+        raise UserError("given a negative argument for color_jitter; expected 0 or more; change it")
     draws = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
     light, spread, colour = jnp.maximum(1.0 + draws[:3] * np.array([brightness, contrast, saturation], np.float32), 0.0)
     colourful = image_HxWxC.shape[-1] == 3
@@ -115,7 +116,7 @@ def pca_color(key: jax.Array, image_HxWxC: jax.Array, *, sigma: float = 0.1) -> 
     if sigma < 0 or image_HxWxC.shape[-1] != 3:
         raise UserError(
             f"given sigma={sigma} for pca_color of images of {image_HxWxC.shape[-1]} channels; expected 0 or more, and "
-            "colour images; leave it out for others"
+            "colour images; leave it out, or give --channels 3"
         )
     color_3 = _COLOR_DIRECTIONS @ (sigma * jax.random.normal(key, (3,)) * _COLOR_LAMBDAS)
     return jnp.clip(image_HxWxC + color_3[None, None], 0.0, 1.0)
@@ -156,7 +157,7 @@ def cutmix(
 def _share_and_partners(key: jax.Array, alpha: float, size: int) -> tuple[jax.Array, jax.Array]:
     """Draws λ ~ Beta(alpha, alpha) and a permutation of the batch."""
     if alpha <= 0:
-        raise UserError(f"given alpha={alpha}; expected more than 0 (without the augmentation nothing is mixed)")
+        raise UserError(f"given alpha={alpha}; expected more than 0; change it, or leave the augmentation out")
     share_key, partner_key = jax.random.split(key)
     return jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32), jax.random.permutation(partner_key, size)
 

@@ -6,7 +6,8 @@ Two layouts:
   PATH/CLASS/*.jpg, from which about 80, 10 and 10 % become train, validation and test
 
 In the second, the hash of a file's class and name decides where it goes, so files added later do not move the others,
-and each class of three files or more has some in every split. Within a split files come in the order of their hashes,
+and each class of three files or more has some in every split; one of fewer may be missing from validation and test,
+never from train. Within a split files come in the order of their hashes,
 so a slice of it, such as train[90%:], is a random sample.
 
 JPEG, PNG, WebP and BMP, grey or colour, of any size; see `preprocess.fit_image` for what becomes of them.
@@ -67,7 +68,9 @@ class FolderSource:
         return {"image": read_image(file.path, self.image_shape), "label": file.label}
 
 
-def open_folder(path: str, split: str, image_size: int | None, skip_bad_images: bool) -> FolderSource:
+def open_folder(
+    path: str, split: str, image_size: int | None, skip_bad_images: bool, channels: int | None = None
+) -> FolderSource:
     """Opens a split of the folder at `path`.
 
     Args:
@@ -75,13 +78,19 @@ def open_folder(path: str, split: str, image_size: int | None, skip_bad_images: 
       split: in split syntax, of `train`, `validation` and `test`.
       image_size: None for the images' own size where they are all alike and at most 256x256, else 64x64.
       skip_bad_images: reads every file once to find those that cannot be read, and leaves them out with a warning.
+      channels: that images are converted to; None for colour if any image is.
 
     Raises:
-      UserError: when there are no classes, a class has no images, or the split is not there.
+      UserError: when there are no classes, a class has no images, or the split is not there or empty.
     """
     class_names, splits = _scan(path)
+    if not splits.get(split.partition("[")[0], [None]):
+        raise UserError(
+            f"given folder:{path}, where no class has three images, and so none is left for {split}; expected at least "
+            "3 images of a class, one each for train, validation and test; add some"
+        )
     part, rows = parse_split(split, {name: len(files) for name, files in splits.items()})
-    image_shape = _image_shape([file.path for files in splits.values() for file in files], image_size)
+    image_shape = _image_shape([file.path for files in splits.values() for file in files], image_size, channels)
     files = splits[part][rows.start : rows.stop]
     skipped: tuple[Path, ...] = ()
     if skip_bad_images:
@@ -96,15 +105,35 @@ def open_folder(path: str, split: str, image_size: int | None, skip_bad_images: 
 
 
 def default_splits(path: str) -> Splits:
-    """Returns the folder's own splits; parts of `train`, in tenths, take the place of those it lacks."""
-    parts = _scan(path)[1]
-    if "validation" in parts and "test" in parts:
-        return Splits()
-    if "test" in parts:
-        return Splits("train[:90%]", "train[90%:]", "test")
-    if "validation" in parts:
-        return Splits("train[:90%]", "validation", "train[90%:]")
-    return Splits("train[:80%]", "train[80%:90%]", "train[90%:]")
+    """Returns the folder's own splits; parts of `train`, in tenths, take the place of those it lacks.
+
+    Raises:
+      UserError: as `open_folder`, or when such a part would be empty, or would leave no image of a class to train on.
+    """
+    class_names, parts = _scan(path)
+    match "validation" in parts, "test" in parts:
+        case True, True:
+            return Splits()
+        case False, True:
+            splits, least = Splits("train[:90%]", "train[90%:]", "test"), 5
+        case True, False:
+            splits, least = Splits("train[:90%]", "validation", "train[90%:]"), 5
+        case _:
+            splits, least = Splits("train[:80%]", "train[80%:90%]", "train[90%:]"), 8
+    files = parts["train"]
+    missing = ", ".join(part for part in ("validation", "test") if part not in parts)
+    if len(files) < least:
+        raise UserError(
+            f"given folder:{path}, with {len(files)} images in train, too few to take some for {missing}; expected at "
+            f"least {least}; add images, or the folders that are missing"
+        )
+    _, rows = parse_split(splits.train, {"train": len(files)})
+    if unlearned := {*range(len(class_names))} - {file.label for file in files[rows.start : rows.stop]}:
+        raise UserError(
+            f"given folder:{path}, whose images of class {class_names[min(unlearned)]!r} are so few that all would be "
+            f"taken for {missing}; expected some to train on; add images of it, or the folders that are missing"
+        )
+    return splits
 
 
 def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
@@ -186,11 +215,12 @@ def _divide(files: list[_File]) -> dict[str, list[_File]]:
     return {part: sorted(group, key=lambda file: (file.place, file.path)) for part, group in splits.items()}
 
 
-def _image_shape(paths: list[Path], image_size: int | None) -> tuple[int, int, int]:
-    """Decides the shape for all splits alike from the headers of at most `_INSPECTED` files."""
+def _image_shape(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int, int]:
+    """Decides what was not given of the shape, for all splits alike, from the headers of at most `_INSPECTED` files."""
     chosen = sorted(paths)[:: -(-len(paths) // _INSPECTED)]
     headers = [header for path in chosen if (header := _header(path))]
-    channels = 1 if headers and all(mode in _GREY_MODES for _, mode in headers) else 3
+    if channels is None:
+        channels = 1 if headers and all(mode in _GREY_MODES for _, mode in headers) else 3
     if image_size is not None:
         return image_size, image_size, channels
     sizes = {size for size, _ in headers}

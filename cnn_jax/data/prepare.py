@@ -10,18 +10,17 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from cnn_jax.data import tfds_without_tensorflow
-from cnn_jax.data.tfds_source import absent, data_folder, find_prepared
+from cnn_jax.data.tfds_source import absent, cannot_prepare, data_folder, find_prepared, listed
 from cnn_jax.errors import UserError
 
 _RETRIES = 2  # TFDS's own ten take minutes to say that there is no network
-_LISTED = 4  # files that a message names; of more it gives the number
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,7 @@ def _builder(name: str, folder: Path) -> Any:
     except DatasetNotFoundError as error:
         raise absent(name, folder) from error
     except (AssertionError, ValueError) as error:
-        base = re.split("[:/]", name)[0]
-        kind: Any = tfds.builder_cls(base)
-        known = [f"{base}/{config.name}" for config in kind.BUILDER_CONFIGS] or [base]
-        raise UserError(
-            f"given data set {name!r}, which TFDS cannot prepare; expected {_listed(known)}, "
-            f"version {kind.VERSION or 'left out'}; choose one of these"
-        ) from error
+        raise cannot_prepare(name) from error
 
 
 def _download_and_prepare(job: _Job) -> None:
@@ -230,14 +223,14 @@ def _by_hand(job: _Job, problem: str) -> UserError:
     """Lists the original files, or those of them that the user's folder lacks, and the command that takes them."""
     known = job.builder.url_infos or {}
     names = {url: getattr(known.get(url), "filename", None) or url.rpartition("/")[2] for url in job.begun or known}
-    urls = _listed(names) or job.builder.info.homepage
+    urls = listed(names) or job.builder.info.homepage
     if job.manual_dir is None:
         return UserError(
             f"given {job.name}, which {problem}; expected {urls}; fetch by hand into a folder, "
             f"keep the file names, and run: {job.command('FOLDER')}"
         )
     lacking = [name for name in names.values() if not (job.manual_dir / name).exists()]
-    without = f"without {_listed(lacking)}, " if lacking else ""
+    without = f"without {listed(lacking)}, " if lacking else ""
     return UserError(
         f"given --manual-dir {job.manual_dir} for {job.name}, {without}which {problem}; expected the original files "
         f"there; fetch {urls}, keep the file names, and run the same command again"
@@ -270,10 +263,3 @@ def _explain_disk(error: BaseException | None, job: _Job) -> UserError:
         f"given {job.name}, which cannot be prepared in {job.folder} ({error}); expected a disk with room to write on; "
         "choose another --data-dir"
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The names, of many the first few."""
-    all_names = list(names)
-    rest = f" and {len(all_names) - _LISTED} more" if len(all_names) > _LISTED else ""
-    return ", ".join(all_names[:_LISTED]) + rest

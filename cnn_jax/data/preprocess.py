@@ -161,7 +161,7 @@ def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarra
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP, BMP or PGM "
-            "file; replace it, or leave it out (of a training set, --skip-bad-images does)"
+            "file; replace it, or leave it out (--skip-bad-images does)"
         ) from error
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ _DEFAULT_SPLITS = {
     "cifar10": Splits("train[:45000]", "train[45000:]", "test"),
     "cifar100": Splits("train[:45000]", "train[45000:]", "test"),
 }
+_LISTED = 4  # names in a message; of more it gives the number
 _OWN_TO_A_SET = ("--dataset", "--data-dir", "--train-split", "--validation-split", "--test-split")  # each with a value
 
 
@@ -170,11 +171,36 @@ def absent(name: str, folder: Path) -> UserError:
             "choose one of these"
         )
     versions = sorted(path.name for path in (folder / base).glob("*") if path.is_dir())
-    found = f" (found there: {', '.join(versions)})" if versions else ""
+    found = f" (found: {', '.join(versions)})" if versions else ""
+    if name != base:
+        try:
+            tfds.builder(name, data_dir=str(folder))
+        except (AssertionError, ValueError):
+            return cannot_prepare(name, found)
     return UserError(
         f"given data set {name!r}, which is not in {folder}{found}; expected it prepared there; run: "
         f"{_prepare_command(name, folder)}; or take data that ships with the package: {_same_on_digits()}"
     )
+
+
+def cannot_prepare(name: str, found: str = "") -> UserError:
+    """The error for a set that TFDS knows, but not with this config or version; `found` tells what is there."""
+    import tensorflow_datasets as tfds
+
+    base = name.partition(":")[0].partition("/")[0]
+    kind: Any = tfds.builder_cls(base)
+    known = [f"{base}/{config.name}" for config in kind.BUILDER_CONFIGS] or [base]
+    return UserError(
+        f"given data set {name!r}, which TFDS cannot prepare{found}; expected {listed(known)}, "
+        f"version {kind.VERSION or 'left out'}; choose one of these"
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names, of many the first few."""
+    all_names = list(names)
+    rest = f" and {len(all_names) - _LISTED} more" if len(all_names) > _LISTED else ""
+    return ", ".join(all_names[:_LISTED]) + rest
 
 
 def _prepare_command(name: str, folder: Path) -> str:

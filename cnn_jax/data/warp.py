@@ -64,7 +64,9 @@ def affine(
         shear: angle in [−shear, shear] degrees by which verticals lean.
     """
     if not 0 < scale[0] <= scale[1]:
-        raise UserError(f"given scale={scale[0]}/{scale[1]} for affine; expected least/greatest, both above 0")
+        raise UserError(
+            f"given scale={scale[0]}/{scale[1]} for affine; expected least/greatest, both above 0; change it"
+        )
     height, width, _ = image_HxWxC.shape
     angle, lean, right, down, size = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
     angle, lean = angle * math.radians(degrees), lean * math.radians(shear)
@@ -89,7 +91,7 @@ def elastic(key: jax.Array, image_HxWxC: jax.Array, *, alpha: float = 34.0, sigm
         sigma: standard deviation of the Gaussian, in pixels.
     """
     if sigma <= 0:
-        raise UserError(f"given sigma={sigma} for elastic; expected pixels above 0")
+        raise UserError(f"given sigma={sigma} for elastic; expected pixels above 0; change it")
     height, width, _ = image_HxWxC.shape
     noise_2xHxW = jax.random.uniform(key, (2, height, width), minval=-1.0, maxval=1.0)
     smooth_rows, smooth_columns = _gaussian(height, sigma), _gaussian(width, sigma)
@@ -126,7 +128,7 @@ def random_resized_crop(
     if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
         raise UserError(
             f"given scale={scale[0]}/{scale[1]} ratio={ratio[0]}/{ratio[1]} for random_resized_crop; "
-            "expected least/greatest, above 0, and scale not above 1"
+            "expected least/greatest, above 0, and scale not above 1; change them"
         )
     height, width, channels = image_HxWxC.shape
     area, aspect, top, left = jax.random.uniform(key, (4,))

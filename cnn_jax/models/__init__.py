@@ -135,7 +135,7 @@ def build(
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     if num_classes is not None and num_classes < 1:
-        raise UserError(f"given {num_classes} classes for {name}; expected at least 1")
+        raise UserError(f"given {num_classes} classes for {name}; expected at least 1; change it")
     factory = MODELS[name]
     fields = inspect.signature(factory).parameters
     values = parse_arguments(name, factory, args, hidden=_HIDDEN)

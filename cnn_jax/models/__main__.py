@@ -147,7 +147,7 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
 def _shape(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
-        raise UserError(f"given --input {text}; expected HEIGHTxWIDTHxCHANNELS, such as 32x32x3")
+        raise UserError(f"given --input {text}; expected HEIGHTxWIDTHxCHANNELS; write such as 32x32x3")
     height, width, channels = map(int, match.groups())
     return height, width, channels
 

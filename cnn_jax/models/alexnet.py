@@ -86,11 +86,13 @@ class AlexNet(nn.Module):
                 small.
         """
         if not set(self.without) <= set(REMOVABLE):
-            raise UserError(f"given without={'/'.join(self.without)}; expected some of {'/'.join(REMOVABLE)}")
+            raise UserError(
+                f"given without={'/'.join(self.without)}; expected some of {'/'.join(REMOVABLE)}; correct it"
+            )
         if self.groups < 1 or any(features % self.groups for features in self.features):
             widths = "/".join(map(str, self.features))
             raise UserError(
-                f"given groups={self.groups} with features={widths}; expected groups that divide each of them"
+                f"given groups={self.groups} with features={widths}; expected groups that divide each; change one"
             )
         types: Any = {
             "kernel_init": initializer(self.kernel_init),

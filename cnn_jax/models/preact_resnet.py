@@ -123,7 +123,9 @@ class PreActResNet(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates "batch_stats" and, with dropout, draws from "dropout"."""
         if self.shortcut == "A" and (self.bottleneck or self.widen > 1):
-            raise UserError("given shortcut=A with bottleneck or widened blocks; expected B, as in the papers")
+            raise UserError(
+                "given shortcut=A with bottleneck or widened blocks; expected B, as in the papers; give shortcut=B"
+            )
         types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         he_normal = initializer("he_normal" if self.widen > 1 else "he_normal_fan_out")
         conv = partial(centered_conv, kernel_init=initializer(self.kernel_init, he_normal), **types)

@@ -159,7 +159,7 @@ class ResNet(nn.Module):
             **types,
         )
         if self.shortcut == "A" and self.bottleneck:
-            raise UserError("given shortcut=A with bottleneck blocks; expected B, as in the paper")
+            raise UserError("given shortcut=A with bottleneck blocks; expected B, as in the paper; give shortcut=B")
         if not self.bottleneck and (self.groups, self.base_width) != (1, 64):
             raise UserError(
                 f"given groups={self.groups} and base_width={self.base_width} with blocks of two 3x3 convolutions; "

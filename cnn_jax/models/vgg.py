@@ -78,7 +78,7 @@ class VGG(nn.Module):
         if len(self.convolutions) != len(self.features):
             raise UserError(
                 f"given convolutions of {len(self.convolutions)} stages and features of {len(self.features)}; "
-                "expected as many of one as of the other"
+                "expected as many of one as of the other; add or drop some"
             )
         x = images(x_BxHxWxC, self.dtype)
         for s in range(1, len(self.convolutions) + 1):

@@ -51,7 +51,9 @@ def write_report(
     run = Path(run)
     predictions = Predictions(split_name, classes, np.asarray(labels), np.asarray(probabilities))
     if len(images) != len(predictions.labels):
-        raise UserError(f"given {len(images)} images and {len(predictions.labels)} labels; expected one label an image")
+        raise UserError(
+            f"given {len(images)} images and {len(predictions.labels)} labels; expected as many; give both of one split"
+        )
     config, environment = files.read_config(run), files.read_json(run, files.ENVIRONMENT)
     rows = files.read_metrics(run)
     worst = measures.worst_mistakes(predictions.probabilities, predictions.labels, MISTAKES)

@@ -33,7 +33,7 @@ class Predictions:
         given = f"given probabilities {self.probabilities.shape} of the {self.split} split"
         expected = (len(self.labels), len(self.classes))
         if self.probabilities.shape != expected or not len(self.labels):
-            raise UserError(f"{given}; expected (labels, classes), here {expected}, of at least one image")
+            raise UserError(f"{given}; expected (labels, classes), here {expected}, at least one; give these")
         if not np.isfinite(self.probabilities).all():
             raise UserError(f"{given} that are not finite; expected those of a trained model; train with a lower rate")
 

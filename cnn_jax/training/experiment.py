@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cnn_jax.arguments import naming
 from cnn_jax.committee import Committee, train_members
 from cnn_jax.config import Config
-from cnn_jax.data import Pipeline, Preprocess, Source, default_splits, make_pipeline, open_source, parse_split
+from cnn_jax.data import Pipeline, Preprocess, Source, Splits, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.data.pipeline import is_resident
 from cnn_jax.errors import UserError, unknown
@@ -218,14 +218,15 @@ def _known_names(config: Config) -> None:
 
 def _open_sources(config: Config) -> dict[str, Source]:
     data = config.data
-    usual = default_splits(data.dataset, data.data_dir)
-    splits = {
-        "train": data.train_split or usual.train,
-        "validation": data.validation_split or usual.validation,
-        "test": data.test_split or usual.test,
-    }
-    opened = partial(open_source, data.dataset, data_dir=data.data_dir, image_size=data.image_size)
+    chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
+    usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir)
+    splits = {name: split or getattr(usual, name) for name, split in chosen.items()}
+    size_and_kind = {"image_size": data.image_size, "channels": data.channels}
+    opened = partial(open_source, data.dataset, data_dir=data.data_dir, **size_and_kind)
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
+    if len(names := sources["train"].class_names) < 2:
+        kind = "class folders; add one" if data.dataset.startswith("folder:") else "classes; take another set"
+        raise UserError(f"given {data.dataset}, whose only class is {', '.join(names)!r}; expected at least two {kind}")
     sizes = {}  # of whole splits, without opening those that have no part, and bad images included
     for part in (part for split in splits.values() for part in _parts(split)):
         name = part.partition("[")[0]

@@ -1,7 +1,6 @@
 """Metrics to where they are read: metrics.jsonl, TensorBoard and the screen."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ class _Sums:
     steps: int = 0
     totals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add(self, values: dict[str, Sequence[float]]) -> None:
-        self.steps += 1
+    def add(self, values: dict[str, tuple[float, float]], steps: int) -> None:
+        self.steps += steps
         for name, (value, number) in values.items():
             old = self.totals.get(name, (0.0, 0.0))
             self.totals[name] = (old[0] + value, old[1] + number)
@@ -88,15 +87,16 @@ class Recorder:
 
     def train(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds the metrics, each (steps, 2) for the (sum, count) of each step, of the steps that end at `step`."""
-        pairs = {name: values.tolist() for name, values in metrics.items()}
-        count = len(pairs["loss"])
-        for offset in range(count):
-            values = {name: of_steps[offset] for name, of_steps in pairs.items()}
-            self._row.add(values)
-            self._epoch.add(values)
-            at = step - count + offset + 1
-            if at % self._plan.log_every == 0:
-                self.flush(at)
+        count, done = len(metrics["loss"]), 0
+        while done < count:
+            at = step - count + done
+            here = min(self._plan.log_every - at % self._plan.log_every, count - done)  # until the next row
+            sums = {name: values[done : done + here].sum(0, dtype=float).tolist() for name, values in metrics.items()}
+            self._row.add(sums, here)
+            self._epoch.add(sums, here)
+            done += here
+            if (at + here) % self._plan.log_every == 0:
+                self.flush(at + here)
 
     def flush(self, step: int) -> None:
         """Writes a row of what has been added since the last one."""

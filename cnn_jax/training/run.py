@@ -53,11 +53,14 @@ def train(config: Config) -> dict[str, Any]:
             f"given {config.data.dataset}, whose classes are now {', '.join(experiment.class_names)}; expected those "
             f"that {run} has been trained on, {', '.join(known)}; give --fresh to start over or another --workdir"
         )
+    new = not run.exists()
     try:
         return _start(experiment, run)
     except BaseException:
         if jax.process_index() == 0:
-            files.bring_back(run)
+            files.bring_back(run)  # if it ended before it has compiled
+            if new and run.is_dir() and not any(run.iterdir()):
+                run.rmdir()
         raise
 
 
@@ -108,13 +111,12 @@ def _has_trained(run: Path) -> bool:
 
 def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
     """Writes what describes the run. `--fresh`, and a start without a checkpoint, set its files aside and no others."""
-    fresh = experiment.config.train.fresh
+    fresh = experiment.config.train.fresh or not any((run / name).exists() for name in files.ALL)
     if not fresh and not has_checkpoint(run / files.CHECKPOINTS) and (run / files.METRICS).exists():
         print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
         fresh = True
     if fresh:
         files.set_aside(run)
-    run.mkdir(parents=True, exist_ok=True)
     # Whoever repeats the config wants to keep the run.
     files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
     files.write_text(run / files.CLASSES, "\n".join(experiment.class_names) + "\n")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cnn_jax.config import Config, OptimConfig
 from cnn_jax.data import Preprocess
+from cnn_jax.data.channels import KINDS
 from cnn_jax.errors import UserError
 from cnn_jax.models.summary import layer_table
 from cnn_jax.optimizers import find_method
@@ -28,7 +29,8 @@ def initial_variables(
     and so without dropout or augmentation stay one network; their new classifiers would be the same, too.
 
     Raises:
-        UserError: they cannot be had, are of another model or image size, or there is more than one member to start.
+        UserError: they cannot be had, are of another model, image size or number of channels, or there is more than one
+            member to start.
     """
     source = config.model.init_from
     if source is None:
@@ -41,13 +43,34 @@ def initial_variables(
     _, variables, preprocess = load_pretrained(
         source, model=model, num_classes=model.num_classes, classifier=config.model.init_head, seed=config.train.seed
     )
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
+    expected = _expected(model, image_shape)
+    if _shapes(variables) != _shapes(expected):
+        _check_channels(source, variables, model, image_shape)
     size = "x".join(map(str, image_shape))
     match(variables, expected, given=source, wanted=f"weights of {config.model.model} for {size} images")
     if preprocess is None:
         return variables, None
     # Mean and deviation only: a published resize and crop are for photographs, not for the images of this data set.
     return variables, Preprocess(image_shape, preprocess.mean, preprocess.std)
+
+
+def _expected(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+
+def _check_channels(source: str, variables: Any, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Refuses weights that would fit if the images were colour instead of grey, or the reverse."""
+    height, width, channels = image_shape
+    other = 4 - channels
+    if channels in KINDS and _shapes(variables) == _shapes(_expected(model, (height, width, other))):
+        raise UserError(
+            f"given --init-from {source}, weights for {KINDS[other]} images, and {KINDS[channels]} images; expected "
+            f"images of the same kind; give --channels {other}"
+        )
 
 
 def freeze_until(optim: OptimConfig, steps_per_epoch: float) -> list[tuple[str, int]]:
@@ -75,7 +98,8 @@ def rate_groups(optim: OptimConfig, model: nn.Module, image_shape: tuple[int, in
         peak = optim.learning_rate or find_method(optim.optimizer).learning_rate
         if peak is None:
             raise UserError(
-                f"given --head-learning-rate with {optim.optimizer}, which has no usual rate; give --learning-rate"
+                f"given --head-learning-rate with {optim.optimizer}, which has no usual rate; expected one for the "
+                "other layers; give --learning-rate"
             )
         groups.append(f"^{HEAD}/={optim.head_learning_rate / peak}")
     groups += optim.rate_groups

@@ -166,7 +166,9 @@ def _read_pickled(path: Path) -> Any:
             file.seek(0)
             return _arrays(read(file))
     except OSError as error:
-        raise UserError(f"given weights {path}: {error.strerror or error}; expected a weights file") from error
+        raise UserError(
+            f"given weights {path}: {error.strerror or error}; expected a weights file; correct the path"
+        ) from error
     except _Forbidden as error:
         raise UserError(
             f"given weights {path}, which want to run {error}; nothing was run; expected tensors alone; "

@@ -80,7 +80,9 @@ class PublishedPreprocess(Preprocess):
             plain = Preprocess.from_json(json.dumps(fields), file)
             return cls(plain.image_shape, plain.mean, plain.std, **own) if own else plain
         except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"given {file} that cannot be read ({error}); expected what to_json gives") from error
+            raise UserError(
+                f"given {file} that cannot be read ({error}); expected what to_json gives; write it again"
+            ) from error
 
 
 def from_timm(config: Mapping[str, Any]) -> PublishedPreprocess:

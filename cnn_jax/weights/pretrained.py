@@ -81,7 +81,9 @@ def load_pretrained(
     if classifier not in ("keep", "replace", "auto"):
         raise unknown("classifier", classifier, ("keep", "replace", "auto"))
     if num_classes is None and classifier != "keep" or num_classes is not None and num_classes < 1:
-        raise UserError(f"given num_classes={num_classes} and classifier={classifier!r}; expected at least 1 class")
+        raise UserError(
+            f"given num_classes={num_classes} and classifier={classifier!r}; expected at least 1 class; change it"
+        )
     opened = _open(source)
     make = opened.make if model is None else _maker(model)
     if make is None:
@@ -172,7 +174,7 @@ def _open(source: str | Path) -> _Opened:
         return _open_timm(hub_files(str(source)), str(source))
     raise UserError(
         f"given weights {source}; no such file or folder; expected a run folder, a weights file, torchvision/NAME or "
-        "OWNER/NAME on the hub"
+        "OWNER/NAME on the hub; correct it"
     )
 
 

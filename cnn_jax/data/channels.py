@@ -1,0 +1,77 @@
+"""Grey images as colour ones and the reverse: `--channels`, for weights trained on images of the other kind."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cnn_jax.data.sources import Example, Source
+from cnn_jax.errors import UserError
+
+KINDS = {1: "grey", 3: "colour"}
+_LUMA = np.array([19595, 38470, 7471])  # 0.299, 0.587 and 0.114 of ITU-R BT.601, in units of 2**-16
+
+
+@dataclass(frozen=True)
+class ConvertedSource:
+    """`source`, whose images have 1 or 3 channels, with images of `channels`."""
+
+    source: Source
+    channels: int
+
+    @property
+    def name(self) -> str:
+        """The data set, as the user wrote it."""
+        return self.source.name
+
+    @property
+    def split(self) -> str:
+        """The part of it, as the user wrote it."""
+        return self.source.split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of class k at position k."""
+        return self.source.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
+        height, width, _ = self.source.image_shape
+        return height, width, self.channels
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the source and the number of channels."""
+        own = self.source.fingerprint
+        return None if own is None else f"{own} in {self.channels} channels"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self.source[index]
+        return {"image": convert(example["image"], self.channels), "label": example["label"]}
+
+
+def with_channels(source: Source, channels: int) -> Source:
+    """Returns the source with images of 1 (grey) or 3 (colour) channels, itself where it has them.
+
+    Raises:
+      UserError: its images have other than 1 or 3 channels.
+    """
+    given = source.image_shape[-1]
+    if given == channels:
+        return source
+    if given not in KINDS:
+        raise UserError(
+            f"given {source.name} with {given} channels and --channels {channels}; expected grey (1) or colour (3) "
+            "images; leave --channels out"
+        )
+    return ConvertedSource(source, channels)
+
+
+def convert(image_HxWxC: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 HxWx1 → HxWx3 by repeating, or HxWx3 → HxWx1 by the luma of ITU-R BT.601, rounded as Pillow does."""
+    if channels == 3:
+        return np.repeat(image_HxWxC, 3, axis=-1)
+    return ((image_HxWxC.astype(np.int64) @ _LUMA + 2**15) >> 16).astype(np.uint8)[..., None]

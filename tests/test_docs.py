@@ -1,0 +1,116 @@
+"""Every command that the README and docs/ show is one that its program takes: also those that are too long to run.
+
+What a block marked `<!-- run -->` or `<!-- ci: … -->` does is seen when CI runs it.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cnn_jax import cli
+from cnn_jax.config import Config
+from cnn_jax.data.augment import make_augment
+from cnn_jax.errors import UserError
+from cnn_jax.models import build
+from cnn_jax.optimizers import find_method
+from cnn_jax.schedules import SCHEDULES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAM = re.compile(r"python -m ((?:experiments|cnn_jax|benchmarks)(?:\.[a-z_0-9]+)+)(?![\w.])([^`\n]*)")
+
+
+def shown(text: str) -> Iterator[tuple[str, ...]]:
+    """Yields the module and the arguments of each command in the text of a page.
+
+    >>> list(shown("`python -m cnn_jax.models NAME` and\\npython -m cnn_jax.predict run \\\\\\n  'a b' | head  # two"))
+    [('cnn_jax.models', 'NAME'), ('cnn_jax.predict', 'run', 'a b')]
+    """
+    for module, rest in PROGRAM.findall(text.replace("\\\n", " ")):
+        words = shlex.shlex(rest, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        arguments = []
+        for word in words:
+            if set(word) <= set("();<>|&"):  # the shell's, not the program's
+                break
+            arguments.append(word)
+        yield module, *arguments
+
+
+COMMANDS = sorted({command for page in PAGES for command in shown(page.read_text())})
+
+
+class Taken(Exception):
+    """The arguments were understood; the program goes no further."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """The small commands stop after reading their arguments; a saved config need not be there."""
+
+    def parse_args(self, args=None, namespace=None):
+        argparse.ArgumentParser.parse_args(self, args, namespace)
+        raise Taken
+
+    monkeypatch.setattr(cli.ArgumentParser, "parse_args", parse_args)
+
+
+def take(module: str, *arguments: str) -> None:
+    """Has the program read its arguments; raises UserError where it does not know one."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"there is no module {module}"
+    program = importlib.import_module(f"{module}.__main__" if spec.submodule_search_locations else module)
+    if not hasattr(program, "CONFIG"):
+        with pytest.raises(Taken):
+            program.main(list(arguments))
+        return
+    config = cli.parse(arguments, program.CONFIG, program.__doc__, getattr(program, "PRESETS", {}))
+    if any("$" in word for word in arguments):  # names that the shell fills in
+        return
+    build(config.model.model, 10, args=config.model.model_args)
+    make_augment(config.data.augment, 10)
+    find_method(config.optim.optimizer)
+    assert config.optim.schedule in SCHEDULES
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_command_of_the_documentation_is_taken(command, parse_only, monkeypatch):
+    saved = importlib.import_module(command[0])
+    if "--config" in command:
+        monkeypatch.setattr(Config, "load", lambda path: saved.CONFIG)
+    try:
+        take(*command)
+    except SystemExit as stop:  # of --help
+        assert stop.code == 0
+
+
+def test_commands_are_found_and_wrong_ones_are_not_taken(parse_only):
+    programs = {command[0] for command in COMMANDS}
+    assert len(COMMANDS) > 60 and {"experiments.cifar10_resnet", "cnn_jax.data", "benchmarks.versus_torch"} <= programs
+    for command in (
+        ("experiments.digits_lenet5", "--no-such-flag", "1"),
+        ("experiments.digits_lenet5", "--batch-size", "many"),
+        ("experiments.digits_lenet5", "--preset", "no-such"),
+        ("experiments.digits_lenet5", "--model", "no-such"),
+        ("experiments.digits_lenet5", "--model-args", "no_such=1"),
+        ("experiments.digits_lenet5", "--augment", "no-such"),
+        ("experiments.cifar10_speedrun", "--recipe", "no-such"),
+        ("cnn_jax.evaluate",),
+        ("cnn_jax.data", "prepare", "mnist", "--no-such-flag"),
+        ("benchmarks.growth", "--no-such-flag"),
+    ):
+        with pytest.raises(UserError):
+            take(*command)
+
+
+def test_python_blocks_compile():
+    blocks = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert len(blocks) > 5
+    for block in blocks:
+        compile(block, "a page", "exec")
