@@ -236,7 +236,7 @@ def test_space_to_depth_orders_row_column_channel():
     for i, j, c in np.ndindex(4, 6, 3):
         np.testing.assert_array_equal(y[:, i // 2, j // 2, (i % 2 * 2 + j % 2) * 3 + c], x[:, i, j, c])
     np.testing.assert_array_equal(space_to_depth(x, 1), x)
-    with pytest.raises(UserError, match="given 4x6 maps.*multiple of 4"):
+    with pytest.raises(UserError, match="given 4x6 maps.*sides that 4 divides"):
         space_to_depth(x, 4)
 
 
