@@ -99,20 +99,20 @@ def drawn_split(labels: int, total: int, seed: int) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Error against the number of labels, a line a way with its range over the seeds."""
+    """Accuracy against the number of labels, a line a way with its range over the seeds."""
     from cnn_jax.report.figures import BLUE, INK, ORANGE, new_axes, png, style
 
     numbers = sorted({row["labels"] for row in rows})
     with style():
         figure, axes = new_axes(5.2, 3.4)
         for way, color in zip(WAYS, (BLUE, INK, ORANGE), strict=True):
-            errors = [
-                [100 - 100 * row["test_accuracy"] for row in rows if (row["way"], row["labels"]) == (way, number)]
+            accuracies = [
+                [100 * row["test_accuracy"] for row in rows if (row["way"], row["labels"]) == (way, number)]
                 for number in numbers
             ]
-            axes.plot(numbers, list(map(mean, errors)), "-o", color=color, label=way, markersize=4)
-            axes.fill_between(numbers, list(map(min, errors)), list(map(max, errors)), color=color, alpha=0.15)
-        axes.set(xscale="log", xlabel="labelled training images", ylabel="test error (%)", ylim=(0, None))
+            axes.plot(numbers, list(map(mean, accuracies)), "-o", color=color, label=way, markersize=4)
+            axes.fill_between(numbers, list(map(min, accuracies)), list(map(max, accuracies)), color=color, alpha=0.15)
+        axes.set(xscale="log", xlabel="labelled training images", ylabel="test accuracy (%)", ylim=(None, 100))
         axes.set_xticks(numbers, [str(number) for number in numbers])
         axes.minorticks_off()
         axes.legend()

@@ -118,7 +118,7 @@ def _peek(argv: Sequence[str], flag: str) -> str | None:
     """Value of a flag that decides the defaults of all others (the last one given, as tyro does)."""
     value = None
     for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
+        if word == flag and i + 1 < len(argv) and not argv[i + 1].startswith("--"):
             value = argv[i + 1]
         elif word.startswith(flag + "="):
             value = word.removeprefix(flag + "=")
@@ -188,6 +188,8 @@ def _check(config: Config) -> None:
             raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected a value in [0, 1); change it")
     if values["epochs"] is None and values["steps"] is None:
         raise UserError("given neither --epochs nor --steps; expected one of them; give one")
+    if (values["steps"] or 0) >= 2**31:
+        raise UserError(f"given --steps {values['steps']}; expected less than 2**31; lower it")
     if not values["seed"] < 2**32:
         raise UserError(f"given --seed {values['seed']}; expected less than 2**32; lower it")
     for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
@@ -204,9 +206,9 @@ _KINDS = {"INT": "a whole number", "FLOAT": "a number", "STR": "a text"}
 
 
 def _one_line(box: str, prog: str) -> str:
-    """Says in one line what tyro says in a box: its sections are parted by rules, the first is the mistake itself."""
+    """Says in one line what tyro says in a box: its sections are parted by rules, the first is the mistake."""
     lines = [re.sub(r"[╭╮╰╯│]+", " ", line).strip() for line in box.splitlines()]
-    sections = [" ".join(part.split()) for part in re.split(r"─{3,}", "\n".join(lines)) if part.strip()]
+    sections = [" ".join(part.split()) for part in re.split(r"[─-]{3,}", "\n".join(lines)) if part.strip()]
     mistake, rest = (sections[1], sections[2:]) if len(sections) > 1 else ("".join(sections), [])
     see = f"see {prog} --help"
     if found := re.match(r"Error parsing (--[\w-]+): .*?(?:from \['|: \[?')(.*?)'", mistake):
@@ -236,10 +238,11 @@ def _no_option(word: str, options: Iterable[str]) -> str:
     return f"given {word}, which is no option; expected --name value; {hint}"
 
 
-def _no_choice(flag: str, given: Any, known: Iterable[str]) -> str:
+def _no_choice(flag: str, given: Any, known: Iterable[Any]) -> str:
+    known = sorted(map(str, known))
     close = nearest(str(given), known)
     hint = f"perhaps you meant {' or '.join(close)}" if close else "choose one"
-    return f"given {flag} {given}; expected {' or '.join(sorted(known))}; {hint}"
+    return f"given {flag} {given}; expected {' or '.join(known)}; {hint}"
 
 
 def positive(text: str) -> int:
@@ -314,6 +317,9 @@ def guard(main: Callable[[], None]) -> None:
     Ctrl-C ends the program at once, with code 130, also in the middle of an import; training asks for a gentler end.
     """
     previous = signal.signal(signal.SIGINT, quit_at_once)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no ellipsis is no reason to end
     try:
         main()
     except UserError as error:
@@ -328,6 +334,11 @@ def guard(main: Callable[[], None]) -> None:
             raise
         where = error.filename or "a file of the run"
         _leave(f"error: given {where}: {error.strerror}; check the path, its permissions and the free space", 2)
+    except MemoryError as error:
+        needed = str(error).partition("\n")[0] or "the images and what is made of them"
+        _leave(
+            f"error: given more than the memory holds ({needed}); expected less; lower --image-size or --batch-size", 2
+        )
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

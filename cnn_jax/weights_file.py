@@ -69,6 +69,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 def match(variables: Tree, expected: Tree, *, given: str = "weights", wanted: str = "the model's variables") -> None:
     """Checks that `variables` are exactly the leaves of `expected`: same names, same shapes, only finite numbers.
 
+    Another floating type is no difference, if the numbers are finite in the expected one too.
+
     Args:
         variables: nested arrays, as from `load_weights`.
         expected: nested arrays or `jax.ShapeDtypeStruct`s, as from `jax.eval_shape` of a model's `init`.
@@ -84,7 +86,8 @@ def match(variables: Tree, expected: Tree, *, given: str = "weights", wanted: st
         "missing": sorted(want.keys() - have.keys()),
         "extra": sorted(have.keys() - want.keys()),
         "wrong shape": [f"{key} {have[key].shape} instead of {want[key].shape}" for key in wrong],
-        "not finite": [key for key in common if not _finite(have[key])],
+        "whole numbers": [key for key in common if _whole(have[key]) and not _whole(want[key])],
+        "not finite": [key for key in common if not _finite(have[key], want[key].dtype)],
     }
     told = [f"{kind}: {_listed(names)}" for kind, names in differences.items() if names]
     if told:
@@ -110,8 +113,13 @@ def _nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return tree
 
 
-def _finite(array: Any) -> bool:
-    return bool(np.isfinite(np.asarray(array)).all())
+def _whole(array: Any) -> bool:
+    return np.dtype(array.dtype).kind in "biu"
+
+
+def _finite(array: Any, dtype: Any) -> bool:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        return bool(np.isfinite(np.asarray(array).astype(dtype, copy=False)).all())
 
 
 def _listed(names: list[str]) -> str:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cnn_jax.cli import ArgumentParser, parse, positive
+from cnn_jax.cli import ArgumentParser, guard, parse, positive
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 
@@ -113,10 +113,12 @@ def test_a_folder_is_found_from_anywhere():
         (["--learning-rate", "nan"], "finite"),
         (["--epochs", "inf"], "finite"),
         (["--seed", str(2**32)], "2**32"),
+        (["--steps", str(2**31)], "2**31"),
         (["--seed", "-1"], "0 or more"),
         (["--config", "absent.json"], "absent.json"),
         (["--preset", "quick", "--config", "a.json"], "drop the other"),
         (["--members", "3", "--member-learning-rates", "0.1", "0.2"], "drop --members"),
+        (["--preset", "--seed", "1"], "given --preset without a value; expected one after it; see"),
         (["--epochs"], "given --epochs without a value; expected one after it; see"),
     ],
 )
@@ -137,6 +139,7 @@ def test_neither_epochs_nor_steps_is_answered_with_what_to_do():
         ("RUN --splitt=test", "given --splitt, which is no option; expected --name value; perhaps you meant --split;"),
         ("RUN --nothing=3", "given --nothing, which is no option; expected --name value; drop it;"),
         ("RUN --split tset", "given --split tset; expected test or train; perhaps you meant test;"),
+        ("RUN --channels 2", "given --channels 2; expected 1 or 3; choose one;"),
         ("RUN --split", "given --split without its value; expected one after it; add it;"),
         ("RUN --views", "given --views without its value; expected one after it; add it;"),
         ("RUN --top x", "given --top x; expected a whole number of at least 1; correct it;"),
@@ -157,6 +160,7 @@ def test_small_commands_answer_a_mistake_in_the_same_way(argv, said):
     parser = ArgumentParser(prog="program")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--split", choices=("train", "test"))
+    parser.add_argument("--channels", type=int, choices=(1, 3))
     parser.add_argument("--views", nargs="+")
     parser.add_argument("--top", type=positive)
     parser.add_argument("--size", type=int)
@@ -180,6 +184,23 @@ def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():
     assert shown.returncode == 0 and "--learning-rate" in shown.stdout and "LeNet-5" in shown.stdout, shown.stderr
     refused = subprocess.run([sys.executable, "-c", code, "--sed", "1"], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+    plain = os.environ | {"PYTHONIOENCODING": "ascii"}
+    refused = subprocess.run(
+        [sys.executable, "-c", code, "--batch-size", "x"], capture_output=True, text=True, env=plain
+    )
+    assert refused.stderr.startswith("error: given --batch-size x; expected a whole number; see "), refused.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 3 TiB")])
+def test_too_little_memory_is_told_in_one_line(error, capsys):
+    def main():
+        print("…")
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        guard(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "expected less; lower --image-size" in said
 
 
 def test_a_run_imports_no_pytorch_and_leaves_it_to_others(tmp_path):

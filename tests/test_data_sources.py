@@ -193,7 +193,7 @@ def test_other_channels_are_refused():
 
 
 def test_default_splits_of_known_names():
-    assert default_splits("mnist") == Splits("train[:55000]", "train[55000:]", "test")
+    assert default_splits("mnist") == default_splits("MNIST") == Splits("train[:55000]", "train[55000:]", "test")
     assert default_splits("cifar10:3.0.2") == Splits("train[:45000]", "train[45000:]", "test")
     assert default_splits("xo:size=28") == Splits("train", "validation", "test")
 

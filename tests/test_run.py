@@ -198,6 +198,37 @@ def test_fresh_costs_nothing_where_the_new_run_cannot_start(killed, tmp_path, mo
     assert contents(folder) == contents(finished)
 
 
+def test_ctrl_c_while_the_new_run_compiles_keeps_the_old_one(tmp_path, monkeypatch, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    prepare = run.CompiledSteps.prepare
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return prepare(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="kept"):
+        patch.setattr(run.CompiledSteps, "prepare", interrupted)
+        run.train(CONFIG.override(workdir=str(folder), steps=2, fresh=True))
+    assert (folder / files.WEIGHTS).read_bytes() == (finished / files.WEIGHTS).read_bytes()
+    assert (folder / files.REPORT).exists() and not (folder / files.BEFORE).exists()
+
+
+def test_lost_weights_are_written_again_and_a_lost_checkpoint_is_told(tmp_path, capsys, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / files.WEIGHTS).unlink()
+    run.train(CONFIG.override(workdir=str(folder)))
+    assert (folder / files.WEIGHTS).read_bytes() == (finished / files.WEIGHTS).read_bytes()
+    steps = sorted(int(path.name) for path in (folder / files.CHECKPOINTS).iterdir() if path.name.isdigit())
+    shutil.rmtree(folder / files.CHECKPOINTS / str(steps[-1]))
+    (folder / files.SUMMARY).unlink()
+    capsys.readouterr()
+    run.train(CONFIG.override(workdir=str(folder)))
+    told = f"warning: no checkpoint of step {steps[-1]}, which was validated; falling back to step {steps[-2]}"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("before", [None, [], ["notes.txt"]])
 def test_a_new_run_that_cannot_start_leaves_nothing(before, tmp_path, monkeypatch):
     folder = tmp_path / "run"

@@ -200,6 +200,12 @@ def test_receptive_fields_are_the_published_ones(model, layer, side):
     assert max(row.receptive_field or 0 for row in rows if row.name.startswith(layer)) == side
 
 
+def test_faster_convolutions_change_no_receptive_field(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # where they are used
+    rows = {row.name: row.receptive_field for row in layer_table(vgg16(), (224, 224, 3))}
+    assert (rows["conv1_1"], rows["conv1_2"], rows["pool5"], rows["fc6"]) == (3, 5, 212, None)
+
+
 def test_table_of_a_deep_network_has_the_field_of_its_deepest_path():
     rows = {row.name: row.receptive_field for row in layer_table(build("resnet20"), (32, 32, 3))}
     # 1 + 2·(1 + 6) at step 1, 5 more convolutions at step 2 and the strided one at 1, likewise at 4 and 2.

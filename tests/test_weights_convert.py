@@ -128,9 +128,14 @@ def test_ignored_names_may_be_there_and_others_not():
     np.testing.assert_array_equal(converted(ignore=["conv"])["params"]["conv"]["bias"], STATE["conv.bias"])
 
 
-def test_naming_that_mixes_two_layers_up_is_a_mistake_of_ours():
-    with pytest.raises(ValueError, match="the same name"):
-        from_torch(STATE, LIKE, lambda path: "conv")
+def test_names_for_another_depth_lose_no_array():
+    deep = build("mobilenet_v2", args=["depth=2", "width=0.25"])
+    like, naming = shapes(deep, (32, 32, 3)), namings(deep)["torchvision"]
+    with pytest.raises(UserError, match="given runs/deep, .* get the same name .*--names plain"):
+        to_torch(drawn(like), naming.names, given="runs/deep")
+    with pytest.raises(UserError, match="get the same name"):
+        from_torch(STATE, like, naming.names)
+    assert len(to_torch(drawn(like), plain)) == len(jax.tree.leaves(like))
 
 
 def test_names_of_leaves():

@@ -131,7 +131,7 @@ def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
     for same in (
         {"params": {"deep": deep, "a": a}},
         {"params": {"a": a.astype(np.float16), "deep": deep}},
-        {"params": {"a": jnp.ones((2, 3), jnp.bfloat16), "deep": {"b": np.int8(1)}}},
+        {"params": {"a": jnp.ones((2, 3), jnp.bfloat16), "deep": {"b": np.float64(1)}}},
     ):
         match(same, wanted)  # raises nothing, while each of the following does
     for other, said in (
@@ -139,7 +139,9 @@ def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
         ({"a": a, "deep": deep, "c": a}, "extra: params/c"),
         ({"a": a.T, "deep": deep}, "wrong shape: params/a"),
         ({"a": a, "deep": {"b": np.ones(1)}}, "wrong shape: params/deep/b"),
+        ({"a": a, "deep": {"b": np.int8(1)}}, "whole numbers: params/deep/b"),
         ({"a": a, "deep": {"b": np.float16(np.inf)}}, "not finite: params/deep/b"),
+        ({"a": a, "deep": {"b": np.float64(1e300)}}, "not finite: params/deep/b"),
         ({"a": jnp.full((2, 3), jnp.nan, jnp.bfloat16), "deep": deep}, "not finite: params/a"),
     ):
         with pytest.raises(UserError, match=said):

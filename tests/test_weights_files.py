@@ -308,3 +308,5 @@ def test_no_state_dict(tmp_path):
     assert "hold no state dict" in message(zipped(path, program.plain([1, 2])))
     assert "hold no state dict" in message(zipped(path, program.mapping({})))
     assert "hold no state dict" in message(zipped(path, program.mapping({"epoch": program.plain(3)})))
+    numbered: Any = {0: program.array(np.zeros(2, np.float32))}
+    assert "hold no state dict" in message(zipped(path, program.mapping(numbered), program.storages))

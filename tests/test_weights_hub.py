@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_up_run import CONFIG as CONFIG_OF_RUN
 from made_up_run import digits, expected_logits, make_run
 from PIL import Image
 
@@ -43,6 +44,7 @@ PRETRAINED_CFG = {
     "mean": [0.1, 0.2, 0.3],
     "std": [0.4, 0.5, 0.6],
 }
+GREY = {"image_shape": [8, 8, 1], "mean": [0.5], "std": [0.5]}
 CONFIG = {"architecture": "tiny", "num_classes": 5, "pretrained_cfg": PRETRAINED_CFG}
 
 
@@ -151,7 +153,7 @@ def test_no_library_and_no_network(tmp_path, monkeypatch):
         (CONFIG | {"model_args": {"act_layer": "gelu"}}, "with model_args"),
         (CONFIG | {"pretrained_cfg": {**PRETRAINED_CFG, "crop_mode": "squash"}}, "crop_mode squash"),
         (CONFIG | {"pretrained_cfg": {**PRETRAINED_CFG, "interpolation": "lanczos"}}, "bilinear, bicubic"),
-        (CONFIG | {"pretrained_cfg": {"mean": [0.5]}}, "pretrained_cfg that cannot be used"),
+        (CONFIG | {"pretrained_cfg": {"mean": [0.5]}}, "w, whose pretrained_cfg cannot be used ('input_size')"),
         ({"model_type": "bert"}, "no config.json of timm's"),
         ([], "no config.json of timm's"),
     ],
@@ -203,6 +205,12 @@ def test_downloads_that_fail_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", offline)
     assert "(Name or service not known)" in message("torchvision/tiny").replace("[Errno -2] ", "")
     assert "perhaps you meant resnet50" in message("torchvision/resnet5")
+
+
+def test_a_run_that_is_not_trained_yet_is_no_name_on_the_hub():
+    assert "no such file or folder; " in message("runs/mnist_lenet5")
+    assert message("runs/mnist_lenet5").endswith("; train it first: python -m experiments.mnist_lenet5")
+    assert message("runs/mine").endswith("; correct it")
 
 
 @pytest.mark.parametrize("source", ["absent.pth", "folder/absent.safetensors", "here/absent", "absent", "a b/c"])
@@ -309,6 +317,37 @@ def test_side_heads_get_new_classifiers_too(tmp_path):
     assert_same(replaced["aux1"]["fc"], variables["params"]["aux1"]["fc"])
 
 
+@pytest.mark.parametrize("variables", [STATE, VARIABLES])
+def test_types_of_the_numbers(tmp_path, variables):
+    def typed(dtype: Any) -> Path:
+        return saved(tmp_path / "w.safetensors", jax.tree.map(lambda array: array.astype(dtype), variables))
+
+    for dtype in (np.float16, np.float64):
+        loaded = load_pretrained(typed(dtype), model=TINY())[1]
+        assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    assert "whole numbers: " in message(typed(np.int32), model=TINY())
+    huge = jax.tree.map(lambda array: np.full(array.shape, 1e300), variables)
+    assert "not finite: " in message(saved(tmp_path / "w.safetensors", huge), model=TINY())
+
+
+def test_a_run_of_several_networks_is_refused(tmp_path):
+    run = make_run(tmp_path / "two", CONFIG_OF_RUN.override(members=2))
+    assert "given two, a run of 2 networks; expected one" in message("two")
+    assert "a run of 2 networks" in message(run / "final.safetensors")
+    with pytest.raises(UserError, match="a run of 2 networks"):
+        export(run, tmp_path / "out.safetensors")
+
+
+def test_damaged_header_of_an_exported_file(tmp_path):
+    record = {"model": "lenet5", "model_args": None, "preprocess": {}}
+    path = tmp_path / "w.safetensors"
+    save_weights(path, STATE, {"cnn_jax": json.dumps(record)})
+    assert "which do not tell their network" in message(path)
+    for preprocess in ({}, {"resize": 7}, {**GREY, "resize": 7}, {**GREY, "interpolation": 3}):
+        save_weights(path, STATE, {"cnn_jax": json.dumps({**record, "model_args": [], "preprocess": preprocess})})
+        assert message(path).startswith(f"given {path} ") and message(path).count("given") == 1
+
+
 def test_flattened_maps_are_put_in_order(tmp_path):
     """A dense layer that saw channels first sees the same pixels channels last."""
     model: Any = VGG(3, (1,), (4,), dense=(6, 5), input_shape=(8, 8, 3))
@@ -349,6 +388,8 @@ def test_a_run_is_exported_and_comes_back(tmp_path):
     assert_same(variables, original[1])
     with pytest.raises(UserError, match="unknown naming 'torchvision'"):
         export(run, path, "torchvision")
+    with pytest.raises(UserError, match="given w.pth; expected a file ending in .safetensors"):
+        export(run, "w.pth")
 
 
 def test_commands(tmp_path, capsys):

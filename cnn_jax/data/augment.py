@@ -21,6 +21,8 @@ Augment = Callable[..., tuple[jax.Array, jax.Array]]
 
 def flip(key: jax.Array, image_HxWxC: jax.Array, *, p: float = 0.5) -> jax.Array:
     """Mirrors left and right with probability `p`."""
+    if not 0 <= p <= 1:
+        raise UserError(f"given p={p} for flip; expected a probability, 0 to 1; change it")
     return jnp.where(jax.random.bernoulli(key, p), image_HxWxC[:, ::-1], image_HxWxC)
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from cnn_jax.data.preprocess import read_image
@@ -149,16 +148,13 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     if folders["train"].is_dir():
         class_names = _class_names(folders["train"])
         splits = {part: _files(folder, class_names) for part, folder in folders.items() if folder.is_dir()}
-        splits = {part: files for part, files in splits.items() if files}
+    elif folders["validation"].is_dir() and folders["test"].is_dir():
+        raise UserError(
+            f"given folder:{path}, with validation and test and without train; expected PATH/train/CLASS; add it"
+        )
     else:
         class_names = _class_names(root)
         splits = _divide(_files(root, class_names))
-    counts = np.bincount([file.label for file in splits.get("train", [])], minlength=len(class_names))
-    if not counts.all():
-        raise UserError(
-            f"given folder:{path}, whose class {class_names[int(counts.argmin())]!r} has no images; expected "
-            f"files of {', '.join(sorted(SUFFIXES))} in each class; add some, or remove that folder"
-        )
     return class_names, splits
 
 
@@ -175,7 +171,8 @@ def _hidden(path: Path) -> bool:
 
 def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
     """Returns the images below `folder`, in the order of their hashes."""
-    if unknown_names := set(_class_names(folder)) - set(class_names):
+    there = _class_names(folder)
+    if unknown_names := set(there) - set(class_names):
         raise UserError(
             f"given {folder}, with the class {min(unknown_names)!r}; expected only classes that the train folder has "
             f"({', '.join(class_names[:8])}); add it there, or remove it here"
@@ -185,6 +182,12 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
         for label, name in enumerate(class_names)
         for file in _images(folder / name)
     ]
+    filled = {class_names[file.label] for file in files}
+    if empty := [name for name in there if name not in filled]:
+        raise UserError(
+            f"given {folder}, whose class {empty[0]!r} has no images; expected files of "
+            f"{', '.join(sorted(SUFFIXES))} in each class; add some, or remove that folder"
+        )
     return sorted(files, key=lambda file: (file.place, file.path))
 
 

@@ -131,7 +131,7 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> n
         epoch, row = divmod(start, num_examples)
         parts.append(_permutation(seed, epoch, num_examples)[row : row + stop - start])
         start += len(parts[-1])
-    return np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _eval_rows(start: int, num_examples: int, batch_size: int) -> Item:

@@ -114,7 +114,7 @@ def default_splits(name: str, data_dir: str | None) -> Splits:
     Raises:
       UserError: when the set is unknown or not prepared (but for these), or has nothing to train on.
     """
-    if known := _DEFAULT_SPLITS.get(name.partition(":")[0]):
+    if known := _DEFAULT_SPLITS.get(name.partition(":")[0].lower()):  # TFDS takes MNIST for mnist
         return known
     parts = set(_find(name, data_dir).info.splits)
     if "train" not in parts:

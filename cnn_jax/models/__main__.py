@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
             writer.writeheader()
             writer.writerows(map(measure, MODELS))
     if arguments.name is None:
-        if arguments.input or arguments.classes or arguments.model_args:
+        if arguments.input or arguments.classes is not None or arguments.model_args:
             raise UserError("given options without a model; expected NAME; see python -m cnn_jax.models --help")
         print(model_list())
     else:

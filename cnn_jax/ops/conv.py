@@ -15,7 +15,9 @@ Only values and tangents are written by hand; JAX transposes them into gradients
 `grad`, `grad` of `grad`, `jvp`, `vmap`, `jit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -38,6 +40,18 @@ _MAX_TILED_MAPS = 8  # input channels; with more, the matrix product without til
 _MAX_TILES_BYTES = 32 * 2**20  # of all tiles; more do not fit the cache
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+
+_PLAIN = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Within it convolutions are traced as such, without their faster forms: for those who read the traced program."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 def conv_general_dilated(
@@ -70,7 +84,7 @@ def conv_general_dilated(
         and lhs.dtype == rhs.dtype == jnp.float32
         and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
     )
-    if plain and jax.default_backend() == "cpu" and jax.device_count() == 1:
+    if plain and not _PLAIN.get() and jax.default_backend() == "cpu" and jax.device_count() == 1:
         strides = (int(window_strides[0]), int(window_strides[1]))
         pads = _pads(lhs, rhs, strides, padding)
         if _fits_tiles(lhs.shape, rhs.shape, strides, pads):

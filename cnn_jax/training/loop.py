@@ -14,7 +14,7 @@ import numpy as np
 
 from cnn_jax.cli import quit_at_once
 from cnn_jax.config import Config
-from cnn_jax.errors import TrainingStopped
+from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
 
@@ -59,6 +59,8 @@ def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
     """Turns epochs into steps for a training split of `num_examples`."""
     per_epoch = num_examples / config.data.batch_size
     steps = config.train.steps or max(1, math.ceil(round((config.train.epochs or 1) * per_epoch, 6)))
+    if steps >= 2**31:
+        raise UserError(f"given --epochs {config.train.epochs}, {steps} steps; expected less than 2**31; lower it")
     eval_every = min(steps, max(1, round(config.train.eval_every * per_epoch)))
     log_every = config.train.log_every or max(10, math.ceil(per_epoch / 20))
     return Plan(steps, eval_every, log_every, per_epoch, config.train.scan_steps if scan else 1)

@@ -16,12 +16,12 @@ from jax.experimental import multihost_utils
 from cnn_jax import run_folder as files
 from cnn_jax.config import Config
 from cnn_jax.data import Source
-from cnn_jax.errors import UserError
+from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.report import write_report
 from cnn_jax.training import runtime
 from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
 from cnn_jax.training.experiment import Experiment, make_experiment
-from cnn_jax.training.loop import StopRequest, run_loop
+from cnn_jax.training.loop import STOP_CODE, StopRequest, run_loop
 from cnn_jax.training.parallel import stack
 from cnn_jax.training.progress import Display
 from cnn_jax.training.record import Recorder
@@ -101,7 +101,7 @@ def _is_finished(run: Path, config: Config) -> bool:
             f"given run folder {run}, which holds a run with another config ({'; '.join(differences)}); "
             "give another --workdir, the same values, or --fresh to start over"
         )
-    return (run / files.SUMMARY).exists()
+    return (run / files.SUMMARY).exists() and (run / files.WEIGHTS).exists()  # lost weights are written again
 
 
 def _has_trained(run: Path) -> bool:
@@ -156,6 +156,7 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
     first_step, state = restored or (0, parallel.place(experiment.state))
     if restored:
         print(f"resuming   from step {first_step}", flush=True)
+        _tell_of_lost(run, first_step)
     display = Display(
         total_steps=plan.total_steps,
         first_step=first_step,
@@ -172,6 +173,10 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
         for count in plan.chunk_sizes(first_step):  # before any clock runs
             steps.prepare(state, ahead[:count])
+        if stop.requested and first_step == 0:
+            raise TrainingStopped(
+                "stopped before the first step; nothing was trained, what was there is kept", STOP_CODE
+            )
         if folder:
             files.forget(run)  # the new run can be started: what it replaces goes
         feed = itertools.chain(ahead, items)
@@ -191,6 +196,15 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
             )
         checkpoints.wait()
         return recorder.seconds
+
+
+def _tell_of_lost(run: Path, step: int) -> None:
+    """Warns if the run has been further than the checkpoint that was found."""
+    last = max((row["step"] for row in files.read_metrics(run) if row["kind"] == "validation"), default=0)
+    if last > step:
+        print(
+            f"warning: no checkpoint of step {last}, which was validated; falling back to step {step}", file=sys.stderr
+        )
 
 
 class CompiledSteps:

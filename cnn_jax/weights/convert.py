@@ -16,7 +16,7 @@ concerns. `num_batches_tracked` counts steps, which nothing here needs; it is dr
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from cnn_jax.errors import UserError
 from cnn_jax.weights_file import match
 
 Names = Callable[[str], str]
@@ -58,30 +59,49 @@ def from_torch(
         Nested dictionaries of NumPy arrays, with names, shapes and types of `like`.
 
     Raises:
-        UserError: the names or shapes differ, or a number is not finite; all differences are in one message.
+        UserError: the names or shapes differ, or a number is not finite as the model's type; all differences are in one
+            message.
     """
     leaves = traverse_util.flatten_dict(dict(like), sep="/")
-    wants = {torch_name(path, names): path for path in leaves}
-    if len(wants) < len(leaves):
-        raise ValueError(f"the naming function gives two of our {len(leaves)} arrays the same name")
+    wants = {name: path for path, name in _torch_names(leaves, names, given).items()}
     unused = [name for name in state if name not in wants and any(re.search(p, name) for p in (_COUNTER, *ignore))]
     have = {name: array for name, array in state.items() if name not in unused}
     form = {name: _torch_form(path, leaves[path], flattened) for name, path in wants.items()}
     # A dense layer may be stored as the convolution that it is, and the other way round: the same numbers in line.
-    form |= {n: have[n] for n in form if n in have and _squeezed(have[n], form[n]) and have[n].ndim != form[n].ndim}
+    other = [n for n in form if n in have and _squeezed(have[n], form[n]) and have[n].ndim != form[n].ndim]
+    form |= {n: jax.ShapeDtypeStruct(have[n].shape, form[n].dtype) for n in other}
     match(have, form, given=given, wanted=wanted)
     arrays = {path: _ours(have[name], path, leaves[path], flattened) for name, path in wants.items()}
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def to_torch(variables: Mapping[str, Any], names: Names, *, flattened: Mapping[str, Map] = {}) -> dict[str, np.ndarray]:
+def to_torch(
+    variables: Mapping[str, Any], names: Names, *, flattened: Mapping[str, Map] = {}, given: str = "weights"
+) -> dict[str, np.ndarray]:
     """Converts our variables to a PyTorch state dict: the inverse of `from_torch`.
 
     Dense layers become PyTorch's `Linear`. The counters `num_batches_tracked` are left out: `load_state_dict` starts
     them at 0, and they matter with `momentum=None` only.
+
+    Raises:
+        UserError: two arrays get the same name, as in a network that is deeper than the one the naming is for.
     """
     leaves = traverse_util.flatten_dict(dict(variables), sep="/")
-    return {torch_name(path, names): _theirs(np.asarray(leaf), path, flattened) for path, leaf in leaves.items()}
+    named = _torch_names(leaves, names, given)
+    return {name: _theirs(np.asarray(leaves[path]), path, flattened) for path, name in named.items()}
+
+
+def _torch_names(paths: Iterable[str], names: Names, given: str) -> dict[str, str]:
+    """PyTorch's name of each of our arrays."""
+    named = {path: torch_name(path, names) for path in paths}
+    ours: dict[str, str] = {}
+    for path, name in named.items():
+        if (first := ours.setdefault(name, path)) != path:
+            raise UserError(
+                f"given {given}, whose {first} and {path} get the same name {name} in PyTorch's form; expected a "
+                "network of the published depth; take our own names (--names plain)"
+            )
+    return named
 
 
 def torch_name(path: str, names: Names) -> str:

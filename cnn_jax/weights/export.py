@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cnn_jax import run_folder
-from cnn_jax.errors import unknown
+from cnn_jax.errors import UserError, unknown
 from cnn_jax.weights.convert import flattened_maps, to_torch
 from cnn_jax.weights.naming import namings
-from cnn_jax.weights.pretrained import METADATA
+from cnn_jax.weights.pretrained import METADATA, load_run
 from cnn_jax.weights_file import save_weights
 
 
@@ -26,9 +26,11 @@ def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:
         The path.
 
     Raises:
-        UserError: no finished run, or no such names for its model.
+        UserError: no finished run of one network, no such names for its model, or another ending than `.safetensors`.
     """
-    network, variables, preprocess = run_folder.load(run)
+    if Path(path).suffix != ".safetensors":
+        raise UserError(f"given {path}; expected a file ending in .safetensors, which is what is written; name another")
+    network, variables, preprocess = load_run(run)
     known = namings(network)
     if names is not None and names not in known:
         raise unknown("naming", names, known)
@@ -40,6 +42,7 @@ def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:
         "preprocess": asdict(preprocess),
         "classes": run_folder.read_classes(run),
     }
-    state = to_torch(variables, naming.names, flattened=flattened_maps(network, preprocess.image_shape))
+    flattened = flattened_maps(network, preprocess.image_shape)
+    state = to_torch(variables, naming.names, flattened=flattened, given=str(run))
     save_weights(path, state, {"format": "pt", METADATA: json.dumps(record)})
     return Path(path)

@@ -249,7 +249,8 @@ def _state_dict(value: Any, path: Path) -> State:
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
             break
-    if not isinstance(value, dict) or not value or not all(isinstance(array, np.ndarray) for array in value.values()):
+    arrays = value.items() if isinstance(value, dict) else ()
+    if not arrays or not all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in arrays):
         raise UserError(
             f"given weights {path}, which hold no state dict; expected tensors by name, bare or under "
             f"{', '.join(_INSIDE)}; save model.state_dict()"

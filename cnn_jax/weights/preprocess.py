@@ -77,15 +77,21 @@ class PublishedPreprocess(Preprocess):
         try:
             fields: dict[str, Any] = json.loads(text)
             own = {name: fields.pop(name) for name in ("resize", "interpolation") if name in fields}
-            plain = Preprocess.from_json(json.dumps(fields), file)
-            return cls(plain.image_shape, plain.mean, plain.std, **own) if own else plain
         except (AttributeError, TypeError, ValueError) as error:
             raise UserError(
                 f"given {file} that cannot be read ({error}); expected what to_json gives; write it again"
             ) from error
+        plain = Preprocess.from_json(json.dumps(fields), file)
+        try:
+            return cls(plain.image_shape, plain.mean, plain.std, **own) if own else plain
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"given {file} with {own} for {plain.image_shape} images; expected a resize of at least their larger "
+                f"side, and one of {', '.join(_FILTERS)}; write it again"
+            ) from error
 
 
-def from_timm(config: Mapping[str, Any]) -> PublishedPreprocess:
+def from_timm(config: Mapping[str, Any], given: str = "weights") -> PublishedPreprocess:
     """Reads the `pretrained_cfg` of a timm model on the hub, as timm's own evaluation at the size of training does.
 
     Raises:
@@ -103,7 +109,8 @@ def from_timm(config: Mapping[str, Any]) -> PublishedPreprocess:
             interpolation=config["interpolation"],
         )
     except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).partition(";")[0].removeprefix("given ")  # of a UserError: what was given
         raise UserError(
-            f"given a pretrained_cfg that cannot be used ({error}); expected input_size, crop_pct, interpolation, "
-            "mean, std and a central crop; correct config.json"
+            f"given {given}, whose pretrained_cfg cannot be used ({reason}); expected input_size, crop_pct, "
+            f"interpolation ({', '.join(_FILTERS)}), mean, std and a central crop; correct config.json"
         ) from error

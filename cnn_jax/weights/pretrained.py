@@ -1,5 +1,6 @@
 """Opens weights of any source as a model that works."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from cnn_jax.weights_file import match
 Maker = Callable[[int | None], nn.Module]  # from K, or None for the usual number
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _CLASSIFIER = "params/output/kernel"
+RUNS = "runs"  # where runs lie by default
 METADATA = "cnn_jax"  # key of our record in a weights file, see `cnn_jax.weights.export`
 
 
@@ -138,7 +140,7 @@ def _converted(
     if naming is None:
         arrays = {path: array for path, array in opened.state.items() if path not in head}
         match(arrays, kept, given=opened.where, wanted=wanted)
-        return arrays
+        return {path: np.asarray(array, kept[path].dtype) for path, array in arrays.items()}
     replaced = (f"^{re.escape(torch_name(path, naming.names))}$" for path in head)
     variables = from_torch(
         naming.prepare(opened.state),
@@ -169,17 +171,41 @@ def _open(source: str | Path) -> _Opened:
         entry = TORCHVISION[name]
         state, _ = read_state(torchvision_file(name, entry))
         return _Opened(str(source), state, _factory(entry.architecture), entry.preprocess)
-    # OWNER/NAME, but not a path that was mistyped.
-    if _HUB.fullmatch(str(source)) and path.suffix not in SUFFIXES and not Path(owner).exists():
+    # OWNER/NAME, but not a path that was mistyped, nor a run that is yet to be trained.
+    is_path = owner == RUNS or Path(owner).exists() or path.suffix in SUFFIXES
+    if _HUB.fullmatch(str(source)) and not is_path:
         return _open_timm(hub_files(str(source)), str(source))
+    todo = f"train it first: python -m experiments.{name}" if owner == RUNS and _is_experiment(name) else "correct it"
     raise UserError(
         f"given weights {source}; no such file or folder; expected a run folder, a weights file, torchvision/NAME or "
-        "OWNER/NAME on the hub; correct it"
+        f"OWNER/NAME on the hub; {todo}"
     )
 
 
+def _is_experiment(name: str) -> bool:
+    """Whether runs/NAME is where an experiment puts its run."""
+    try:
+        return name.isidentifier() and importlib.util.find_spec(f"experiments.{name}") is not None
+    except ModuleNotFoundError:  # installed without the experiments
+        return False
+
+
+def load_run(run: str | Path) -> tuple[nn.Module, dict[str, Any], Preprocess]:
+    """Does what `run_folder.load` does, for a run of one network.
+
+    Raises:
+        UserError: no finished run, or one of several networks.
+    """
+    members = run_folder.read_config(run).train.members
+    if members > 1:
+        raise UserError(
+            f"given {run}, a run of {members} networks; expected one; train it again without --members, or name another"
+        )
+    return run_folder.load(run)
+
+
 def _open_run(run: Path) -> _Opened:
-    network, variables, preprocess = run_folder.load(run)
+    network, variables, preprocess = load_run(run)
     return _Opened(str(run), _flat(variables), _maker(network), preprocess, ours=True)
 
 
@@ -193,7 +219,7 @@ def _open_timm(files: HubFiles, where: str) -> _Opened:
             "take other weights"
         )
     state, _ = read_state(files.weights)
-    return _Opened(where, state, _factory(architecture), from_timm(files.config["pretrained_cfg"]))
+    return _Opened(where, state, _factory(architecture), from_timm(files.config["pretrained_cfg"], where))
 
 
 def _open_file(path: Path) -> _Opened:
@@ -212,10 +238,12 @@ def _open_file(path: Path) -> _Opened:
 def _record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """What `cnn_jax.weights.export` wrote into the header of a file; None if something else wrote the file."""
     try:
-        record = json.loads(metadata[METADATA])
-        return record if {"model", "model_args", "preprocess"} <= record.keys() else None
-    except (KeyError, ValueError, AttributeError):
-        return None
+        match json.loads(metadata[METADATA]):
+            case {"model": str(), "model_args": [*args], "preprocess": {}} as record:
+                return record if all(isinstance(arg, str) for arg in args) else None
+    except (KeyError, ValueError):
+        pass
+    return None
 
 
 def _maker(model: str | nn.Module) -> Maker:
