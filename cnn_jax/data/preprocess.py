@@ -90,9 +90,10 @@ class Preprocess:
                 raise UserError(f"image_shape {list(fields['image_shape'])} is not whole numbers")
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # the last may be our own UserError
+            reason = str(error).partition(";")[0].removeprefix("given ")
             raise UserError(
-                f"given {file} that cannot be read ({error}); expected JSON with image_shape, mean and std; "
-                "take preprocess.json of a run"
+                f"given {file} that cannot be read ({reason}); expected JSON with image_shape, mean and std; "
+                "put it back, or take that of a run"
             ) from error
 
     @classmethod
