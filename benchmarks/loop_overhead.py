@@ -110,7 +110,8 @@ def figures_of(case: str, turns: Turns, steps: int) -> list[Figure]:
     rows = turns.seconds
     low, middle, high = statistics.quantiles(100 * (loop / bare - 1) for bare, _, loop in rows)
     paced = statistics.quantiles(100 * (loop / bare - 1) for _, bare, loop in rows)
-    saving = [100 * seconds / (statistics.median(bare for bare, _, _ in rows) * TURNS) for seconds in turns.saving]
+    block = TURNS * statistics.median(bare for bare, _, _ in rows)
+    saving = [100 * seconds / block for seconds in turns.saving]
     whole = middle + statistics.median(saving)
     return [
         figure(case, "bare step", [1e3 * bare / steps for bare, _, _ in rows], "ms"),

@@ -166,14 +166,15 @@ def score(logits_NxK: "np.ndarray", labels_N: "np.ndarray", loss: str) -> dict[s
 
 def _check_shape(source: "Source", wanted: tuple[int, int, int], run: str | Path) -> None:
     """Refuses images of another shape than the model's; says how to change them, which depends on where they are."""
+    from cnn_jax.data.channels import KINDS
+
     given = source.image_shape
     if given == wanted:
         return
     height, width, channels = wanted
     advice = []
     if given[-1] != channels:
-        kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
-        advice.append(f"give a {kind} --dataset")
+        advice.append(f"give a {KINDS.get(channels, f'{channels}-channel')} --dataset")
     if given[:-1] != (height, width):
         # The flag makes squares only.
         advice.append(f"add --image-size {height}" if height == width else f"give images of {height}x{width} pixels")
@@ -184,8 +185,9 @@ def _check_shape(source: "Source", wanted: tuple[int, int, int], run: str | Path
 
 
 def _describe(image_shape: tuple[int, int, int]) -> str:
-    kind = {1: " grey", 3: " colour"}.get(image_shape[-1], "")
-    return "x".join(map(str, image_shape)) + kind
+    from cnn_jax.data.channels import KINDS
+
+    return f"{'x'.join(map(str, image_shape))} {KINDS.get(image_shape[-1], '')}".rstrip()
 
 
 def match_classes(source: "Source", classes: Sequence[str]) -> "np.ndarray":

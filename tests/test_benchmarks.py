@@ -58,8 +58,10 @@ def test_figures_of_another_device_stay(tmp_path):
     assert [(row["device"] == "another device", row["value"]) for row in read(path)] == [(True, "1"), (False, "2")]
 
 
-def test_nothing_is_written_without_a_path():
+def test_nothing_is_written_without_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     record(None, "b", [Figure("one", "step", 1.0, "ms")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path):

@@ -292,7 +292,8 @@ def test_truncated_files(tmp_path, old, kept):
 def test_files_of_something_else(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(b"not weights at all, just some words in a file")
-    message(path)
+    said = message(path)
+    assert str(path) in said and "expected a whole" in said
 
 
 def test_absent_files_and_other_endings(tmp_path):
