@@ -18,6 +18,7 @@ from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
 from cnn_jax import ops
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
+from cnn_jax.ops.conv import plain_convolutions
 
 MORE = {
     "mnist_cnn": CASES["lenet5"].override(model="mnist_cnn"),
@@ -26,10 +27,9 @@ MORE = {
 
 
 def plain_bench(config: Config) -> Bench:
-    """The same model without our operations: no convolution finds tiles or a chunk size, pooling is Flax's."""
+    """The same model without our operations: convolutions are XLA's, pooling is Flax's."""
     with (
-        mock.patch("cnn_jax.ops.conv._fits_tiles", lambda *arguments: False),
-        mock.patch("cnn_jax.ops.conv._chunk_size", lambda *arguments: 0),
+        plain_convolutions(),
         mock.patch.object(ops, "max_pool", nn.max_pool),
         mock.patch.object(ops, "avg_pool", nn.avg_pool),
     ):

@@ -9,8 +9,10 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from cnn_jax.ops import avg_pool, conv, conv_chunked, conv_general_dilated, max_pool
+from cnn_jax.ops import avg_pool, conv, conv_general_dilated, max_pool, native, portable
+from cnn_jax.ops.portable import conv_chunked, conv_tiled
 
+needs_compiler = pytest.mark.skipif(not native.available(), reason=native.status())
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -38,7 +40,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("form", ["chunked", "tiled"])
+FORMS = ["chunked", "tiled", pytest.param("native", marks=needs_compiler)]
+
+
+def form_of(name: str, strides, pads, chunk: int):
+    if name == "native":
+        return lambda x, kernel: native.convolve(x, kernel, strides, pads)
+    if name == "tiled":
+        return lambda x, kernel: conv_tiled(x, kernel, strides, pads)
+    return lambda x, kernel: conv_chunked(x, kernel, strides, pads, chunk)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_convolution_equals_xla(case, form):
     x_shape, kernel_shape, strides, pads, chunk = case
@@ -47,10 +60,7 @@ def test_convolution_equals_xla(case, form):
     def loss(convolve, x, kernel):
         return jnp.sum(jnp.tanh(convolve(x, kernel)) ** 2)
 
-    def ours(x, kernel):
-        if form == "tiled":
-            return conv.conv_tiled(x, kernel, strides, pads)
-        return conv_chunked(x, kernel, strides, pads, chunk)
+    ours = form_of(form, strides, pads, chunk)
 
     def xla(x, kernel):
         return reference(x, kernel, strides, pads)
@@ -61,32 +71,85 @@ def test_convolution_equals_xla(case, form):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
-def test_chunked_convolution_has_second_derivatives_in_both_modes():
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[2]])
+def test_convolution_has_second_derivatives_in_both_modes(form):
     x, kernel, direction = normal(0, 5, 4, 4, 2), normal(1, 3, 3, 2, 3), normal(2, 3, 3, 2, 3)
     pads = ((1, 1), (1, 1))
 
     def products(convolve):
         def loss(kernel):
-            return jnp.sum(jnp.sin(convolve(x, kernel, (1, 1), pads)))
+            return jnp.sum(jnp.sin(convolve(x, kernel)))
 
         reverse = jax.grad(lambda k: jnp.vdot(jax.grad(loss)(k), direction))
         return jax.jit(lambda k: (reverse(k), jax.jvp(jax.grad(loss), (k,), (direction,))[1]))(kernel)
 
-    for got, expected in zip(products(lambda *a: conv_chunked(*a, 2)), products(reference), strict=True):
+    forms = form_of(form, (1, 1), pads, 2), partial(reference, strides=(1, 1), pads=pads)
+    for got, expected in zip(*map(products, forms), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_chunked_convolution_gives_gradients_per_example_under_vmap():
-    x, kernel = normal(0, 3, 4, 5, 5, 2), normal(1, 3, 3, 2, 3)
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[2]])
+@pytest.mark.parametrize("axes", [(None, 0), (0, 1), (3, None)])
+def test_convolution_has_gradients_under_vmap(form, axes):
+    pads = ((1, 1), (1, 1))
+    kernel, x = (
+        jnp.moveaxis(stack, 0, axis) if axis is not None else stack[0]
+        for stack, axis in zip((normal(1, 3, 3, 3, 2, 3), normal(0, 3, 4, 5, 5, 2)), axes, strict=True)
+    )
 
     def gradient(convolve):
         def loss(kernel, x):
-            return jnp.sum(convolve(x, kernel, (1, 1), ((1, 1), (1, 1))) ** 2)
+            return jnp.sum(convolve(x, kernel) ** 2)
 
-        return jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(kernel, x)
+        return jax.jit(jax.vmap(jax.grad(loss), axes))(kernel, x)
 
-    expected = gradient(reference)
-    np.testing.assert_allclose(gradient(lambda *a: conv_chunked(*a, 2)), expected, rtol=1e-4, atol=1e-3)
+    expected = gradient(partial(reference, strides=(1, 1), pads=pads))
+    np.testing.assert_allclose(gradient(form_of(form, (1, 1), pads, 2)), expected, rtol=1e-4, atol=1e-3)
+
+
+SIZES = {  # images, kernel, strides, pads: each reaches another way of cutting the work
+    "blocks of features, and some that are left": ((2, 9, 13, 5), (3, 3, 5, 75), (1, 1), ((1, 1), (1, 1))),
+    "kernel in parts": ((2, 6, 6, 300), (3, 3, 300, 33), (1, 1), ((1, 1), (1, 1))),
+    "one kernel row in parts": ((3, 4, 4, 130), (5, 5, 130, 40), (1, 1), ((2, 2), (2, 2))),
+    "images in pieces": ((2, 70, 90, 8), (7, 7, 8, 4), (2, 2), ((3, 3), (3, 3))),
+    "parts of the batch": ((64, 20, 20, 3), (3, 3, 3, 20), (1, 1), ((0, 0), (0, 0))),
+    "padding wider than the kernel": ((2, 4, 5, 3), (2, 2, 3, 4), (1, 1), ((5, 4), (3, 6))),
+    "stride beyond the kernel": ((2, 11, 10, 3), (2, 1, 3, 17), (3, 4), ((0, 2), (1, 0))),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", SIZES.values(), ids=SIZES.keys())
+def test_compiled_convolution_equals_xla_at_every_size(case):
+    x_shape, kernel_shape, strides, pads = case
+    x, kernel = normal(0, *x_shape), normal(1, *kernel_shape)
+
+    def parts(convolve):
+        y, gradients = jax.vjp(convolve, x, kernel)
+        return y, *gradients(normal(2, *y.shape))
+
+    forms = form_of("native", strides, pads, 0), partial(reference, strides=strides, pads=pads)
+    for got, expected in zip(*map(parts, forms), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@needs_compiler
+def test_compiled_convolution_is_the_same_bits_each_time():
+    x, kernel = normal(0, 64, 20, 20, 3), normal(1, 3, 3, 3, 20)
+    gradient = jax.jit(jax.grad(lambda k: jnp.sum(form_of("native", (1, 1), ((0, 0), (0, 0)), 0)(x, k) ** 2)))
+    first = gradient(kernel)
+    for _ in range(5):
+        assert jnp.array_equal(gradient(kernel), first)
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path))
+    assert native._functions("c++")[0]
+    for compiler, reason in (("c++ -include nothing.h", "nothing.h: No such file"), ("no-such-compiler", "no-such")):
+        functions, said = native._functions(compiler)
+        assert not functions and said.startswith(f"{compiler} failed: ") and reason in said
+    assert len(list(tmp_path.rglob("*.so"))) == 1, "what was compiled, and nothing of what failed"
 
 
 def kernel_gradient(x, kernel, **kwargs) -> str:
@@ -100,7 +163,37 @@ def kernel_gradient_has_scan(x, kernel, **kwargs) -> bool:
     return "scan" in kernel_gradient(x, kernel, **kwargs)
 
 
-def test_dispatch_takes_tiles_for_few_maps(monkeypatch):
+@pytest.fixture
+def one_device(monkeypatch) -> None:
+    monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
+
+
+@needs_compiler
+def test_dispatch_takes_the_compiled_form(monkeypatch, one_device):
+    x, kernel = normal(0, 4, 9, 9, 3), normal(1, 3, 3, 3, 6)
+
+    def operations(x=x, kernel=kernel, padding="SAME", **kwargs) -> str:
+        convolve = partial(conv_general_dilated, dimension_numbers=NHWC, **kwargs)
+        return str(jax.make_jaxpr(lambda x, k: convolve(x, k, (1, 1), padding))(x, kernel))
+
+    assert "cnn_jax_convolution" in operations()
+    assert "cnn_jax_convolution" not in operations(rhs_dilation=(2, 2))
+    assert "cnn_jax_convolution" not in operations(kernel=normal(1, 3, 3, 1, 6), feature_group_count=3)
+    assert "cnn_jax_convolution" not in operations(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert "cnn_jax_convolution" not in operations(x[:0]), "no images"
+    assert "cnn_jax_convolution" not in operations(x[:, :2], padding="VALID"), "too small for the kernel"
+    with conv.plain_convolutions():
+        assert "cnn_jax_convolution" not in operations()
+    monkeypatch.setattr(conv.jax, "device_count", lambda: 8)
+    assert "cnn_jax_convolution" not in operations()
+
+
+def test_dispatch_takes_tiles_for_few_maps(monkeypatch, no_compiler):
     x, kernel, strides = normal(0, 4, 9, 9, 3), normal(1, 3, 3, 3, 6), (1, 1)
 
     def operations() -> str:
@@ -114,26 +207,26 @@ def test_dispatch_takes_tiles_for_few_maps(monkeypatch):
     got = conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=NHWC)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     imagenet = (256, 224, 224, 3), (7, 7, 3, 64), (2, 2), ((3, 3), (3, 3))
-    assert not conv._fits_tiles(*imagenet), "the tiles would fill the memory"
+    assert not portable._fits_tiles(*imagenet), "the tiles would fill the memory"
 
 
-def test_dispatch_takes_chunks_or_xlas_gradient_set_apart(monkeypatch):
+def test_dispatch_takes_chunks_or_xlas_gradient_set_apart(monkeypatch, no_compiler):
     monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
-    monkeypatch.setattr(conv, "_WHOLE", True)
+    monkeypatch.setattr(portable, "_WHOLE", True)
     plain = {"window_strides": (1, 1), "padding": "SAME"}
     x, kernel = normal(0, 16, 8, 8, 16), normal(1, 3, 3, 16, 16)
     apart = kernel_gradient(x, kernel, **plain)
     assert apart.count("optimization_barrier") == 2 and "scan" not in apart, "its input and the output's gradient"
     assert "scan" in kernel_gradient(x, normal(1, 1, 1, 16, 16), **plain), "1x1"
     assert "scan" in kernel_gradient(x, normal(1, 3, 3, 16, 65), **plain), "many maps"
-    assert conv._chunk_size((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 128
-    assert conv._chunk_size((256, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 8, "beyond the cache"
-    monkeypatch.setattr(conv, "_WHOLE", False)
+    assert portable._chunk_size((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 128
+    assert portable._chunk_size((256, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 8, "beyond the cache"
+    monkeypatch.setattr(portable, "_WHOLE", False)
     assert "scan" in kernel_gradient(x, kernel, **plain), "an XLA that is slower"
 
 
-def test_dispatch_takes_the_chunked_gradient_only_where_it_is_meant(monkeypatch):
-    monkeypatch.setattr(conv, "_WHOLE", False)
+def test_dispatch_takes_the_chunked_gradient_only_where_it_is_meant(monkeypatch, no_compiler):
+    monkeypatch.setattr(portable, "_WHOLE", False)
     x, kernel = normal(0, 16, 8, 8, 12), normal(1, 3, 3, 12, 16)
     plain = {"window_strides": (1, 1), "padding": "SAME"}
     assert not kernel_gradient_has_scan(x, kernel, **plain), "eight devices: the scan would gather the batch"

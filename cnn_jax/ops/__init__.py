@@ -1,6 +1,6 @@
 """Convolution and pooling whose gradients are fast where XLA's are slow. Values and gradients are XLA's."""
 
-from cnn_jax.ops.conv import conv_chunked, conv_general_dilated
+from cnn_jax.ops.conv import conv_general_dilated
 from cnn_jax.ops.pool import avg_pool, max_pool
 
-__all__ = ["avg_pool", "conv_chunked", "conv_general_dilated", "max_pool"]
+__all__ = ["avg_pool", "conv_general_dilated", "max_pool"]

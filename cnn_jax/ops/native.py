@@ -1,0 +1,198 @@
+"""Convolutions on a CPU by compiled code of our own, `convolution.cc`, built once on each machine.
+
+A convolution y = conv(x, k) belongs to a trilinear form: with any g of the shape of y, the number sum(g·conv(x, k)) is
+linear in x, in k and in g. Its derivative with respect to one of them is a bilinear function of the other two: y
+itself (with respect to g), the input's gradient (x), the kernel's gradient (k). Each is the transpose of the others,
+so one JAX primitive with three parts is closed under differentiation of any order and mode.
+
+The code is built when a convolution is first traced, with the system's C++ compiler, for the processor at hand, into
+the cache folder (`$CNN_JAX_CACHE`). Without a compiler `available` is false, and convolutions take the forms of
+`cnn_jax.ops.conv`.
+"""
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from cnn_jax.cache import cache_folder
+from cnn_jax.ops.pool import Pads
+
+_SOURCE = Path(__file__).with_name("convolution.cc")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
+# Parts of the trilinear form, by what they are the gradient of, and what each is computed from.
+_OPERANDS = {"output": ("input", "kernel"), "input": ("output", "kernel"), "kernel": ("input", "output")}
+
+
+def convolve(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
+    """Cross-correlates images with a kernel.
+
+    Args:
+        x_BxHxWxC: images or maps, float32.
+        kernel_HxWxCxF: filters, float32.
+        strides: rows and columns between neighbouring outputs.
+        pads: zeros added (above, below) and (left, right).
+
+    Returns:
+        Maps of shape (B, (H + pads - kernel) // stride + 1, …, F).
+
+    Raises:
+        RuntimeError: `available()` is false.
+    """
+    if not available():
+        raise RuntimeError(status())
+    size = [(x_BxHxWxC.shape[1 + a] + sum(pads[a]) - kernel_HxWxCxF.shape[a]) // strides[a] + 1 for a in (0, 1)]
+    shape = (1, len(x_BxHxWxC), *size, kernel_HxWxCxF.shape[3])
+    window = (*strides, *pads[0], *pads[1])
+    return _convolution.bind(x_BxHxWxC[None], kernel_HxWxCxF[None], part="output", shape=shape, window=window)[0]
+
+
+def available() -> bool:
+    """Whether the compiled code can be used; the first call builds it if need be."""
+    return _load()[0]
+
+
+def status() -> str:
+    """By what the code was compiled, or why there is none."""
+    return _load()[1]
+
+
+def _part(name: str, arrays: dict[str, jax.Array], shape: tuple[int, ...], window: tuple[int, ...]) -> jax.Array:
+    one, other = (arrays[operand] for operand in _OPERANDS[name])
+    return _convolution.bind(one, other, part=name, shape=shape, window=window)
+
+
+def _evaluate(one: jax.Array, other: jax.Array, *, part: str, shape: tuple[int, ...], window: tuple[int, ...]) -> Any:
+    call = jax.ffi.ffi_call(_target(part), jax.ShapeDtypeStruct(shape, jnp.float32))
+    return call(one, other, window=np.array(window, np.int64))
+
+
+def _transpose(
+    index: int,
+    cotangent: jax.Array,
+    one: Any,
+    other: Any,
+    *,
+    part: str,
+    shape: tuple[int, ...],
+    window: tuple[int, ...],
+) -> jax.Array:
+    wanted, given = _OPERANDS[part][index], _OPERANDS[part][1 - index]
+    unknown, known = (one, other) if index == 0 else (other, one)
+    return _part(wanted, {part: cotangent, given: known}, unknown.aval.shape, window)
+
+
+def _batch(
+    arrays: tuple[jax.Array, jax.Array],
+    axes: tuple[int | None, int | None],
+    *,
+    part: str,
+    shape: tuple[int, ...],
+    window: tuple[int, ...],
+) -> tuple[jax.Array, int]:
+    (size,) = {x.shape[axis] for x, axis in zip(arrays, axes) if axis is not None}
+    stacked = (
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(arrays, axes)
+    )
+    one, other = (x.reshape(-1, *x.shape[2:]) for x in stacked)
+    merged = (size * shape[0], *shape[1:])
+    result = _convolution.bind(one, other, part=part, shape=merged, window=window)
+    return result.reshape(size, *shape), 0
+
+
+def _make_primitive() -> Primitive:
+    primitive = Primitive("cnn_jax_convolution")
+    primitive.def_impl(jax.jit(_evaluate, static_argnames=("part", "shape", "window")))
+    primitive.def_abstract_eval(lambda one, other, *, shape, **_: one.update(shape=shape))
+    ad.defbilinear(primitive, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
+    batching.primitive_batchers[primitive] = _batch
+    mlir.register_lowering(primitive, mlir.lower_fun(_evaluate, multiple_results=False), platform="cpu")
+    return primitive
+
+
+_convolution = _make_primitive()
+
+
+def _target(part: str) -> str:
+    return f"cnn_jax_{part}_{_hash(_SOURCE.read_bytes())}"
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@functools.cache
+def _load() -> tuple[bool, str]:
+    """Builds and registers the code, once a process; whether it is there, and what is to be said of it."""
+    if os.environ.get("CNN_JAX_NATIVE") == "0":
+        return False, "CNN_JAX_NATIVE=0"
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        return False, "no C++ compiler found"
+    functions, said = _functions(compiler)
+    for part, function in functions.items():
+        jax.ffi.register_ffi_target(_target(part), jax.ffi.pycapsule(function), platform="cpu")
+    return bool(functions), said
+
+
+def _functions(compiler: str) -> tuple[dict[str, Any], str]:
+    """The compiled function of each part, none if that fails, and what is to be said of it."""
+    try:
+        path, version = _build(compiler)
+        library = ctypes.CDLL(str(path))
+        return {part: getattr(library, f"convolution_{part}") for part in _OPERANDS}, f"{compiler} {version}"
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
+        reason = next((line for line in lines if "error" in line), lines[0])
+    except (OSError, ValueError, AttributeError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    return {}, f"{compiler} failed: {reason}"
+
+
+def _build(compiler: str) -> tuple[Path, str]:
+    """The library, compiled if it is not in the cache yet, and the compiler's version."""
+    command = [*shlex.split(compiler), *_FLAGS, "-I", jax.ffi.include_dir()]
+    run = functools.partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True, timeout=300)
+    # These macros name the compiler and what the processor can do: a folder that machines share has a file for each.
+    macros = run([*command, "-dM", "-E", "-x", "c++", os.devnull]).stdout
+    key = _hash(_SOURCE.read_bytes() + macros + " ".join([*command, jaxlib.__version__]).encode())
+    path = _folder() / f"convolution-{key}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            unfinished = Path(folder) / path.name
+            run([*command, str(_SOURCE), "-o", str(unfinished)])
+            unfinished.replace(path)  # at once: another process may want it, or have made it
+    version = re.search(rb'#define __VERSION__ "(.*?)"', macros)
+    return path, version[1].decode() if version else ""
+
+
+def _folder() -> Path:
+    """Where the library is kept; a folder of this process where the cache cannot be written."""
+    folder = cache_folder() / "native"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return _own_folder()
+    return folder if os.access(folder, os.W_OK) else _own_folder()
+
+
+def _own_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="cnn_jax-native-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
