@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -171,7 +170,7 @@ def _build(compiler: str) -> tuple[Path, str]:
     run = functools.partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True, timeout=300)
     # These macros name the compiler and what the processor can do: a folder that machines share has a file for each.
     macros = run([*command, "-dM", "-E", "-x", "c++", os.devnull]).stdout
-    key = _hash(_SOURCE.read_bytes() + macros + " ".join([*command, jaxlib.__version__]).encode())
+    key = _hash(_SOURCE.read_bytes() + macros + " ".join([*command, jax.__version__]).encode())
     path = _folder() / f"convolution-{key}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
