@@ -148,7 +148,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     assert native._functions("c++")[0]
     for compiler, reason in (("c++ -include nothing.h", "nothing.h: No such file"), ("no-such-compiler", "no-such")):
         functions, said = native._functions(compiler)
-        assert not functions and said.startswith(f"{compiler} failed: ") and reason in said
+        assert not functions and said.startswith(f"since {compiler} failed: ") and reason in said
     assert len(list(tmp_path.rglob("*.so"))) == 1, "what was compiled, and nothing of what failed"
 
 
@@ -189,8 +189,10 @@ def test_dispatch_takes_the_compiled_form(monkeypatch, one_device):
     assert "cnn_jax_convolution" not in operations(x[:, :2], padding="VALID"), "too small for the kernel"
     with conv.plain_convolutions():
         assert "cnn_jax_convolution" not in operations()
+    assert conv.form_of_convolutions().startswith("compiled by c++")
     monkeypatch.setattr(conv.jax, "device_count", lambda: 8)
     assert "cnn_jax_convolution" not in operations()
+    assert conv.form_of_convolutions() == "XLA's"
 
 
 def test_dispatch_takes_tiles_for_few_maps(monkeypatch, no_compiler):

@@ -20,6 +20,7 @@ from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.training import experiment, loop, run
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.experiment import make_experiment
+from cnn_jax.training.progress import Display
 from cnn_jax.weights_file import load_weights
 
 CONFIG = Config("small").override(
@@ -380,6 +381,23 @@ def test_checkpoints_of_an_unknown_run_or_of_other_classes_are_not_gone_on_with(
     (folder / files.CONFIG).unlink()
     with pytest.raises(UserError, match="no config.json; expected that of their run; put it back, or give --fresh"):
         run.train(CONFIG.override(workdir=str(folder)))
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_program_of_a_run_does_not_depend_on_its_seed(members):
+    programs, losses = [], []
+    for seed in (0, 1):
+        parts = make_experiment(
+            CONFIG.override(dataset="synthetic:28x28x1:3:120", model="mnist_cnn", seed=seed, members=members)
+        )
+        arrays = parts.parallel.place(parts.data["train"].arrays)
+        display = Display(total_steps=1, first_step=0, steps_per_epoch=1, batch_size=16, flops=0.0, devices=1)
+        steps = run.CompiledSteps(parts, arrays, display)
+        _, metrics = steps(parts.parallel.place(parts.state), [next(parts.data["train"].train_items(0))], 1)
+        programs.append(steps.compiled[1].as_text())
+        losses.append(float(metrics["loss"][0]))
+    assert programs[0] == programs[1]
+    assert losses[0] != losses[1]
 
 
 def test_a_run_without_its_checkpoints_starts_anew_and_says_so(finished, tmp_path, capsys):

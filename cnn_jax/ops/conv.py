@@ -57,7 +57,7 @@ def conv_general_dilated(
         and lhs.dtype == rhs.dtype == jnp.float32
         and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
     )
-    if plain and not _PLAIN.get() and jax.default_backend() == "cpu" and jax.device_count() == 1:
+    if plain and not _PLAIN.get() and _on_one_cpu():
         strides = (int(window_strides[0]), int(window_strides[1]))
         pads = _pads(lhs, rhs, strides, padding)
         fits = all(n + sum(ends) >= k for n, ends, k in zip(lhs.shape[1:3], pads, rhs.shape[:2], strict=True))
@@ -79,6 +79,17 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         **other,
     )
+
+
+def form_of_convolutions() -> str:
+    """Which form plain float32 convolutions take on this machine, for people to read."""
+    if not _on_one_cpu():
+        return "XLA's"
+    return f"{'compiled by' if native.available() else 'slower ones of XLA,'} {native.status()}"
+
+
+def _on_one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def _is_nhwc(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dimension_numbers: Any) -> bool:

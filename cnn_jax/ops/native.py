@@ -67,7 +67,7 @@ def available() -> bool:
 
 
 def status() -> str:
-    """By what the code was compiled, or why there is none."""
+    """The compiler and its version, or why there is no compiled code."""
     return _load()[1]
 
 
@@ -140,10 +140,10 @@ def _hash(content: bytes) -> str:
 def _load() -> tuple[bool, str]:
     """Builds and registers the code, once a process; whether it is there, and what is to be said of it."""
     if os.environ.get("CNN_JAX_NATIVE") == "0":
-        return False, "CNN_JAX_NATIVE=0"
+        return False, "since CNN_JAX_NATIVE=0"
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
-        return False, "no C++ compiler found"
+        return False, "since no C++ compiler was found"
     functions, said = _functions(compiler)
     for part, function in functions.items():
         jax.ffi.register_ffi_target(_target(part), jax.ffi.pycapsule(function), platform="cpu")
@@ -161,7 +161,7 @@ def _functions(compiler: str) -> tuple[dict[str, Any], str]:
         reason = next((line for line in lines if "error" in line), lines[0])
     except (OSError, ValueError, AttributeError, subprocess.TimeoutExpired) as error:
         reason = str(error)
-    return {}, f"{compiler} failed: {reason}"
+    return {}, f"since {compiler} failed: {reason}"
 
 
 def _build(compiler: str) -> tuple[Path, str]:

@@ -55,6 +55,11 @@ class Experiment:
     @property
     def train_step(self) -> Step:
         """The pure step `(state, batch) -> (state, metrics)`."""
+        return self.train_step_of(*of_members(self.config))
+
+    def train_step_of(self, *own: jax.Array) -> Step:
+        """The step of `own`, seeds and rates as `of_members` has them; given as arguments of a program, they stay out
+        of it, and it is found in the cache for any others."""
         optim = self.config.optim
 
         def make(seed: int | jax.Array, learning_rate: jax.Array | None = None) -> Step:
@@ -73,8 +78,9 @@ class Experiment:
             )
 
         if self.config.train.members == 1:
-            return make(self.config.train.seed)
-        return train_members(make, *of_members(self.config))
+            (seeds,) = own
+            return make(seeds[0])
+        return train_members(make, *own)
 
     def evaluator(self, split: str) -> Evaluator:
         """Evaluates variables on "train", "validation" or "test"."""

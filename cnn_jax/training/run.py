@@ -20,7 +20,7 @@ from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.report import write_report
 from cnn_jax.training import runtime
 from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
-from cnn_jax.training.experiment import Experiment, make_experiment
+from cnn_jax.training.experiment import Experiment, make_experiment, of_members
 from cnn_jax.training.loop import STOP_CODE, StopRequest, run_loop
 from cnn_jax.training.parallel import stack
 from cnn_jax.training.progress import Display
@@ -133,7 +133,7 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
     lines = {
         "cnn_jax": f"{facts['cnn_jax']}, jax {facts['jax']}, python {facts['python']}",
         "devices": f"{facts['platform']}: {facts['device']}; "
-        f"using {len(experiment.parallel.devices)} by {config.train.parallel}",
+        f"using {len(experiment.parallel.devices)} by {config.train.parallel}; convolutions {facts['convolutions']}",
         "data": f"{config.data.dataset}, {shape}, {len(experiment.class_names)} classes; "
         f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
         f"{where}",
@@ -211,7 +211,8 @@ class CompiledSteps:
     """Runs n steps in one call; compiles for each n the first time it is seen, and says so."""
 
     def __init__(self, experiment: Experiment, arrays: Any, display: Display):
-        self._experiment, self.arrays, self._display = experiment, arrays, display
+        self._experiment, self._display = experiment, display
+        self.arrays = (experiment.parallel.place(of_members(experiment.config)), arrays)
         self.compiled: dict[int, Any] = {}
         self._scan = experiment.plan.scan_steps > 1
 
@@ -227,12 +228,20 @@ class CompiledSteps:
         return item
 
     def _compile(self, state: TrainState, item: Any) -> Any:
-        experiment = self._experiment
+        experiment, gather = self._experiment, self._experiment.data["train"].gather
+
+        # Seeds are arguments of the program, beside the data: it is in the cache for a run of another seed.
+        def with_seeds(arrays: Any, item: Any) -> Any:
+            own, data = arrays
+            return own, gather(data, item)
+
+        def step(state: Any, batch: Any) -> Any:
+            own, images = batch
+            return experiment.train_step_of(*own)(state, images)
+
         self._display.say("compiling  …")
         start = time.perf_counter()
-        compiled = experiment.parallel.compile_train(
-            experiment.train_step, experiment.data["train"].gather, state, self.arrays, item, self._scan
-        )
+        compiled = experiment.parallel.compile_train(step, with_seeds, state, self.arrays, item, self._scan)
         memory = compiled.memory_analysis()
         need = "" if memory is None else f", about {_bytes(memory)} of memory a device"
         self._display.say(f"compiled   in {time.perf_counter() - start:.1f} s{need}")

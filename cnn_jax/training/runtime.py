@@ -16,6 +16,7 @@ import cnn_jax
 from cnn_jax.cache import cache_folder
 from cnn_jax.config import TrainConfig
 from cnn_jax.errors import UserError
+from cnn_jax.ops.conv import form_of_convolutions
 
 # For programs that run once, in milliseconds: optimizing one that draws random numbers takes seconds.
 COMPILE_QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -96,6 +97,7 @@ def environment(command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": jax.default_backend(),
         "device": f"{jax.device_count()} x {', '.join(kinds)}" + _processor(),
+        "convolutions": form_of_convolutions(),
         "hosts": jax.process_count(),
         "system": platform.platform(),
     }
