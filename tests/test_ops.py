@@ -115,6 +115,12 @@ SIZES = {  # images, kernel, strides, pads: each reaches another way of cutting 
     "parts of the batch": ((64, 20, 20, 3), (3, 3, 3, 20), (1, 1), ((0, 0), (0, 0))),
     "padding wider than the kernel": ((2, 4, 5, 3), (2, 2, 3, 4), (1, 1), ((5, 4), (3, 6))),
     "stride beyond the kernel": ((2, 11, 10, 3), (2, 1, 3, 17), (3, 4), ((0, 2), (1, 0))),
+    "two groups": ((3, 7, 8, 6), (3, 2, 3, 8), (1, 2), ((1, 1), (0, 1))),
+    "groups of one channel and several features": ((3, 7, 8, 5), (3, 3, 1, 15), (2, 1), ((1, 1), (1, 1))),
+    "depthwise": ((3, 9, 20, 21), (3, 3, 1, 21), (1, 1), ((1, 1), (1, 1))),
+    "depthwise, whole vectors, no padding": ((3, 9, 8, 32), (5, 3, 1, 32), (2, 2), ((0, 0), (0, 0))),
+    "depthwise, more taps than a tile has rows": ((2, 15, 15, 3), (11, 11, 1, 3), (1, 1), ((5, 5), (5, 5))),
+    "depthwise, stride beyond the kernel": ((2, 9, 10, 4), (1, 2, 1, 4), (2, 3), ((0, 0), (1, 1))),
 }
 
 
@@ -123,13 +129,19 @@ SIZES = {  # images, kernel, strides, pads: each reaches another way of cutting 
 def test_compiled_convolution_equals_xla_at_every_size(case):
     x_shape, kernel_shape, strides, pads = case
     x, kernel = normal(0, *x_shape), normal(1, *kernel_shape)
+    groups = x_shape[3] // kernel_shape[2]
 
     def parts(convolve):
         y, gradients = jax.vjp(convolve, x, kernel)
         return y, *gradients(normal(2, *y.shape))
 
-    forms = form_of("native", strides, pads, 0), partial(reference, strides=strides, pads=pads)
-    for got, expected in zip(*map(parts, forms), strict=True):
+    def ours(x, kernel):
+        return native.convolve(x, kernel, strides, pads, groups)
+
+    def xla(x, kernel):
+        return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC, feature_group_count=groups)
+
+    for got, expected in zip(parts(ours), parts(xla), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
@@ -183,7 +195,8 @@ def test_dispatch_takes_the_compiled_form(monkeypatch, one_device):
 
     assert "cnn_jax_convolution" in operations()
     assert "cnn_jax_convolution" not in operations(rhs_dilation=(2, 2))
-    assert "cnn_jax_convolution" not in operations(kernel=normal(1, 3, 3, 1, 6), feature_group_count=3)
+    assert "cnn_jax_convolution" in operations(kernel=normal(1, 3, 3, 1, 6), feature_group_count=3)
+    assert "cnn_jax_convolution" not in operations(x[:3], batch_group_count=3)
     assert "cnn_jax_convolution" not in operations(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert "cnn_jax_convolution" not in operations(x[:0]), "no images"
     assert "cnn_jax_convolution" not in operations(x[:, :2], padding="VALID"), "too small for the kernel"

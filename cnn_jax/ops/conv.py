@@ -51,7 +51,7 @@ def conv_general_dilated(
         lhs.ndim == 4
         and lhs_dilation in unit
         and rhs_dilation in unit
-        and feature_group_count == batch_group_count == 1
+        and batch_group_count == 1
         and precision is preferred_element_type is None
         and not other
         and lhs.dtype == rhs.dtype == jnp.float32
@@ -62,7 +62,9 @@ def conv_general_dilated(
         pads = _pads(lhs, rhs, strides, padding)
         fits = all(n + sum(ends) >= k for n, ends, k in zip(lhs.shape[1:3], pads, rhs.shape[:2], strict=True))
         if fits and lhs.size > 0 and rhs.size > 0:
-            y = (native if native.available() else portable).convolve(lhs, rhs, strides, pads)
+            if native.available():
+                return native.convolve(lhs, rhs, strides, pads, feature_group_count)
+            y = portable.convolve(lhs, rhs, strides, pads) if feature_group_count == 1 else None
             if y is not None:
                 return y
     return lax.conv_general_dilated(

@@ -38,7 +38,9 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared",
 _OPERANDS = {"output": ("input", "kernel"), "input": ("output", "kernel"), "kernel": ("input", "output")}
 
 
-def convolve(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
+def convolve(
+    x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array, strides: tuple[int, int], pads: Pads, groups: int = 1
+) -> jax.Array:
     """Cross-correlates images with a kernel.
 
     Args:
@@ -46,6 +48,7 @@ def convolve(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array, strides: tuple[int
         kernel_HxWxCxF: filters, float32.
         strides: rows and columns between neighbouring outputs.
         pads: zeros added (above, below) and (left, right).
+        groups: convolutions side by side: the kernel has C / groups channels, and features of each group in turn.
 
     Returns:
         Maps of shape (B, (H + pads - kernel) // stride + 1, …, F).
@@ -57,7 +60,7 @@ def convolve(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array, strides: tuple[int
         raise RuntimeError(status())
     size = [(x_BxHxWxC.shape[1 + a] + sum(pads[a]) - kernel_HxWxCxF.shape[a]) // strides[a] + 1 for a in (0, 1)]
     shape = (1, len(x_BxHxWxC), *size, kernel_HxWxCxF.shape[3])
-    window = (*strides, *pads[0], *pads[1])
+    window = (*strides, *pads[0], *pads[1], groups)
     return _convolution.bind(x_BxHxWxC[None], kernel_HxWxCxF[None], part="output", shape=shape, window=window)[0]
 
 
