@@ -1,0 +1,119 @@
+"""Single convolutions of `cnn_jax.ops.native` against XLA's own, on this CPU: output, and both gradients.
+
+    python -m benchmarks.convolutions --output results/speed.csv
+
+Each part is a program by itself, called in turns with XLA's; both are compiled first. A ratio above 1 says how many
+times faster ours is.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.speed import figure, record
+from benchmarks.timing import timed_pair
+from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.errors import UserError
+from cnn_jax.ops import native
+from cnn_jax.training.runtime import keep_memory
+
+CASES = {  # images, size, channels, features, kernel, stride, groups
+    "lenet5 conv1": (128, 28, 1, 6, 5, 1, 1),
+    "lenet5 conv2": (128, 14, 6, 16, 5, 1, 1),
+    "resnet20 stage 1": (128, 32, 16, 16, 3, 1, 1),
+    "resnet20 stage 2": (128, 16, 32, 32, 3, 1, 1),
+    "resnet20 stage 3": (128, 8, 64, 64, 3, 1, 1),
+    "resnet20 stride 2": (128, 32, 16, 32, 3, 2, 1),
+    "resnet50 conv1": (8, 224, 3, 64, 7, 2, 1),
+    "resnet50 3x3": (8, 14, 256, 256, 3, 1, 1),
+    "resnet50 1x1": (8, 28, 512, 128, 1, 1, 1),
+    "mobilenet depthwise": (8, 56, 144, 144, 3, 1, 144),
+    "convnext depthwise": (8, 56, 96, 96, 7, 1, 96),
+    "resnext groups": (8, 28, 256, 256, 3, 1, 32),
+}
+
+
+def parts_of(
+    convolve: Callable[[Any, Any], jax.Array], x: jax.Array, kernel: jax.Array
+) -> dict[str, Callable[[], Any]]:
+    """Calls that compute the output, the gradient of the input and that of the kernel, and wait for it; compiled."""
+    g = jnp.ones_like(jax.eval_shape(convolve, x, kernel))
+    programs = {
+        "output": (jax.jit(convolve), x, kernel),
+        "input gradient": (jax.jit(lambda g, kernel: jax.vjp(lambda x: convolve(x, kernel), x)[1](g)), g, kernel),
+        "kernel gradient": (jax.jit(lambda x, g: jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](g)), x, g),
+    }
+    calls = {}
+    for name, (program, *arguments) in programs.items():
+        compiled = program.lower(*arguments).compile()
+        calls[name] = lambda compiled=compiled, arguments=arguments: jax.block_until_ready(compiled(*arguments))
+    return calls
+
+
+def repeated(call: Callable[[], Any], seconds: float) -> Callable[[], float]:
+    """A block of calls that takes about so many seconds; it returns the mean time of one."""
+
+    def block(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        return (time.perf_counter() - start) / times
+
+    block(1)  # the first call allocates
+    return partial(block, max(1, round(seconds / block(1))))
+
+
+def _xla(x: jax.Array, kernel: jax.Array, *, strides: Any, pads: Any, groups: int) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints and records three figures a part of each case.
+
+    Raises:
+        UserError: there is no compiled code, or no CPU.
+    """
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="aimed length of a block (default 0.3)")
+    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    arguments = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")
+    keep_memory()
+    if not native.available():
+        raise UserError(
+            f"no compiled convolutions, {native.status()}; expected a C++ compiler; install one, or set CXX"
+        )
+    for name in arguments.cases:
+        images, size, channels, features, width, stride, groups = CASES[name]
+        random = np.random.default_rng(0)
+        x = jnp.asarray(random.normal(size=(images, size, size, channels)), jnp.float32)
+        kernel = jnp.asarray(random.normal(size=(width, width, channels // groups, features)), jnp.float32)
+        strides, pad = (stride, stride), (width // 2, width // 2)
+        xla = parts_of(partial(_xla, strides=strides, pads=(pad, pad), groups=groups), x, kernel)
+        ours = parts_of(partial(native.convolve, strides=strides, pads=(pad, pad), groups=groups), x, kernel)
+        figures = []
+        for part in xla:
+            theirs, own = (repeated(calls[part], arguments.seconds) for calls in (xla, ours))
+            pairs = [timed_pair(theirs, own, turn) for turn in range(arguments.blocks)]
+            case = f"{name}, {part}"
+            figures += [
+                figure(case, "XLA / ours", [a / b for a, b in pairs], "x"),
+                figure(case, "ours", [1e3 * b for _, b in pairs], "ms"),
+            ]
+        print(*figures, sep="\n", flush=True)
+        record(arguments.output, "convolutions", figures)
+
+
+if __name__ == "__main__":
+    guard(main)
