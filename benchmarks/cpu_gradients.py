@@ -3,6 +3,7 @@
     python -m benchmarks.cpu_gradients --output results/speed.csv
 
 Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster ours is.
+With CNN_JAX_NATIVE=0 before the command, ours is what a machine without a C++ compiler has.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
 from cnn_jax import ops
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
+from cnn_jax.ops import native
 from cnn_jax.ops.conv import plain_convolutions
 
 MORE = {
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plain.bare(1)
         blocks = partial(plain.bare, steps), partial(ours.bare, steps)
         pairs = [timed_pair(*blocks, turn) for turn in range(arguments.blocks)]
-        case = f"{name} batch {arguments.batch}"
+        case = f"{name} batch {arguments.batch}{'' if native.available() else ', no C++ compiler'}"
         figures = [
             figure(case, "plain / ours", [p / o for p, o in pairs], "x"),
             figure(case, "plain step", [1e3 * p for p, _ in pairs], "ms"),
