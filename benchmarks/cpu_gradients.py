@@ -10,17 +10,13 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from unittest import mock
-
-import flax.linen as nn
 
 from benchmarks.speed import figure, record
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
-from cnn_jax import ops
 from cnn_jax.cli import ArgumentParser, guard
 from cnn_jax.config import Config
 from cnn_jax.ops import native
-from cnn_jax.ops.conv import plain_convolutions
+from cnn_jax.ops.plain import plain_operations
 
 MORE = {
     "mnist_cnn": CASES["lenet5"].override(model="mnist_cnn"),
@@ -29,12 +25,8 @@ MORE = {
 
 
 def plain_bench(config: Config) -> Bench:
-    """The same model without our operations: convolutions are XLA's, pooling is Flax's."""
-    with (
-        plain_convolutions(),
-        mock.patch.object(ops, "max_pool", nn.max_pool),
-        mock.patch.object(ops, "avg_pool", nn.avg_pool),
-    ):
+    """The same model without our operations: XLA's."""
+    with plain_operations():
         return make_bench(config)
 
 

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from cnn_jax.ops import avg_pool, conv, conv_general_dilated, max_pool, native, portable
+from cnn_jax.ops.plain import plain_operations
 from cnn_jax.ops.portable import conv_chunked, conv_tiled
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason=native.status())
@@ -200,7 +201,7 @@ def test_dispatch_takes_the_compiled_form(monkeypatch, one_device):
     assert "cnn_jax_convolution" not in operations(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert "cnn_jax_convolution" not in operations(x[:0]), "no images"
     assert "cnn_jax_convolution" not in operations(x[:, :2], padding="VALID"), "too small for the kernel"
-    with conv.plain_convolutions():
+    with plain_operations():
         assert "cnn_jax_convolution" not in operations()
     assert conv.form_of_convolutions().startswith("compiled by c++")
     monkeypatch.setattr(conv.jax, "device_count", lambda: 8)
@@ -280,6 +281,10 @@ POOLS = [
     ((3, 2), (3, 2), ((0, 0), (0, 0)), (2, 7, 6, 3)),
     ((2, 2), (2, 2), "SAME", (2, 5, 5, 3)),
     ((3, 3), (2, 2), ((1, 1), (1, 1)), (2, 9, 9, 3)),
+    ((3, 3), (2, 2), "VALID", (2, 8, 11, 3)),
+    ((3, 3), (1, 1), "SAME", (2, 5, 6, 3)),
+    ((2, 4), (3, 1), ((1, 0), (2, 3)), (2, 8, 5, 3)),
+    ((5, 5), (2, 2), ((2, 2), (2, 2)), (2, 9, 9, 3)),
     ((8, 8), (8, 8), "VALID", (2, 8, 8, 3)),
 ]
 
@@ -302,6 +307,24 @@ def test_pooling_equals_flax_with_its_gradient(ours, flax, window, strides, padd
         reference = value_and_gradient(flax)
     for got, expected in zip(value_and_gradient(ours), reference, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2))])
+def test_max_pool_has_second_derivatives_in_both_modes_and_under_vmap(window, strides):
+    x, direction = normal(0, 3, 2, 7, 8, 3), normal(1, 3, 2, 7, 8, 3)
+
+    def products(pool):
+        def loss(x):
+            return jnp.sum(jnp.sin(pool(x, window, strides, "VALID")))
+
+        def both(x, direction):
+            reverse = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), direction))
+            return jax.jvp(loss, (x,), (direction,))[1], reverse(x), jax.jvp(jax.grad(loss), (x,), (direction,))[1]
+
+        return jax.jit(jax.vmap(both))(x, direction)
+
+    for got, expected in zip(products(max_pool), products(nn.max_pool), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from cnn_jax.models.receptive_field import receptive_fields
-from cnn_jax.ops.conv import plain_convolutions
+from cnn_jax.ops.plain import plain_operations
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def layer_table(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> list
         return checkpoint_name(y, name)  # by which its receptive field is found
 
     def init(x_1xHxWxC: jax.Array) -> Any:
-        with nn.intercept_methods(watch), plain_convolutions():  # one in tiles is not followed
+        with nn.intercept_methods(watch), plain_operations():  # one in tiles is not followed
             return model.init(jax.random.key(0), x_1xHxWxC, train=False)
 
     fields = receptive_fields(jax.make_jaxpr(init)(jax.ShapeDtypeStruct((1, *input_shape_HWC), jnp.float32)))

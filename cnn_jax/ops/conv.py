@@ -1,8 +1,6 @@
 """2-D convolution, in the form that is fastest on the platform; values and derivatives are XLA's."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,20 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from cnn_jax.ops import native, portable
+from cnn_jax.ops.plain import are_plain
 from cnn_jax.ops.pool import Pads
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_PLAIN = ContextVar("plain", default=False)
-
-
-@contextmanager
-def plain_convolutions() -> Iterator[None]:
-    """Within it convolutions are traced as such, without their faster forms: for those who read the traced program."""
-    token = _PLAIN.set(True)
-    try:
-        yield
-    finally:
-        _PLAIN.reset(token)
 
 
 def conv_general_dilated(
@@ -57,7 +45,7 @@ def conv_general_dilated(
         and lhs.dtype == rhs.dtype == jnp.float32
         and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
     )
-    if plain and not _PLAIN.get() and _on_one_cpu():
+    if plain and not are_plain() and _on_one_cpu():
         strides = (int(window_strides[0]), int(window_strides[1]))
         pads = _pads(lhs, rhs, strides, padding)
         fits = all(n + sum(ends) >= k for n, ends, k in zip(lhs.shape[1:3], pads, rhs.shape[:2], strict=True))
