@@ -219,7 +219,8 @@ def _maximum(x: jax.Array, windows: _Windows) -> jax.Array:
 @_maximum.defjvp
 def _maximum_jvp(windows: _Windows, primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
-    y, where = windows.maximum(x)
+    # Kept apart: fused with what reads it, XLA would compute the numbers anew for each element of a window.
+    y, where = lax.optimization_barrier(windows.maximum(x))
     return y, _pick.bind(dx, where, windows=windows)
 
 
