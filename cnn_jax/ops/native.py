@@ -79,9 +79,8 @@ def _part(name: str, arrays: dict[str, jax.Array], shape: tuple[int, ...], windo
     return _convolution.bind(one, other, part=name, shape=shape, window=window)
 
 
-def _evaluate(one: jax.Array, other: jax.Array, *, part: str, shape: tuple[int, ...], window: tuple[int, ...]) -> Any:
-    call = jax.ffi.ffi_call(_target(part), jax.ShapeDtypeStruct(shape, jnp.float32))
-    return call(one, other, window=np.array(window, np.int64))
+def _lower(context: Any, one: Any, other: Any, *, part: str, window: tuple[int, ...], **_: Any) -> Any:
+    return jax.ffi.ffi_lowering(_target(part))(context, one, other, window=np.array(window, np.int64))
 
 
 def _transpose(
@@ -120,17 +119,18 @@ def _batch(
 
 def _make_primitive() -> Primitive:
     primitive = Primitive("cnn_jax_convolution")
-    primitive.def_impl(jax.jit(_evaluate, static_argnames=("part", "shape", "window")))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("part", "shape", "window")))
     primitive.def_abstract_eval(lambda one, other, *, shape, **_: one.update(shape=shape))
     ad.defbilinear(primitive, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
     batching.primitive_batchers[primitive] = _batch
-    mlir.register_lowering(primitive, mlir.lower_fun(_evaluate, multiple_results=False), platform="cpu")
+    mlir.register_lowering(primitive, _lower, platform="cpu")
     return primitive
 
 
 _convolution = _make_primitive()
 
 
+@functools.cache
 def _target(part: str) -> str:
     return f"cnn_jax_{part}_{_hash(_SOURCE.read_bytes())}"
 

@@ -26,8 +26,6 @@ from cnn_jax.ops.plain import are_plain
 Padding = str | Sequence[tuple[int, int]]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-_MAX_ELEMENTS = 16  # of a window that is worth slicing
-
 
 def max_pool(
     x_BxHxWxC: jax.Array,
@@ -46,12 +44,8 @@ def max_pool(
     """
     pads = window_pads(x_BxHxWxC.shape[1:3], window, strides, padding, ceil_mode)
     fits = all(n + sum(ends) >= k for n, ends, k in zip(x_BxHxWxC.shape[1:3], pads, window, strict=True))
-    on_cpu = jax.default_backend() == "cpu"
-    if (
-        not are_plain()
-        and fits
-        and (_side_by_side(window, strides) or on_cpu and window[0] * window[1] <= _MAX_ELEMENTS)
-    ):
+    faster = tuple(window) == tuple(strides) or jax.default_backend() == "cpu"
+    if fits and faster and _is_small(window) and not are_plain():
         size = x_BxHxWxC.shape[1], x_BxHxWxC.shape[2]
         return _maximum(x_BxHxWxC, _Windows(size, (window[0], window[1]), (strides[0], strides[1]), pads))
     return nn.pool(x_BxHxWxC, -jnp.inf, lax.max, window, strides, pads)
@@ -70,7 +64,7 @@ def sum_pool(
     [4.0, 4.0, 2.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0]
     """
     pads = window_pads(x_BxHxWxC.shape[1:3], window, strides, padding, ceil_mode)
-    if are_plain() or not _side_by_side(window, strides):
+    if tuple(window) != tuple(strides) or not _is_small(window) or are_plain():
         return nn.pool(x_BxHxWxC, 0.0, lax.add, window, strides, pads)
     return reduce(jnp.add, _corners(x_BxHxWxC, window, pads, 0.0))
 
@@ -127,9 +121,9 @@ def _elements(n: int, k: int, stride: int, pads: tuple[int, int], counted: tuple
     return np.minimum(start + k, n + counted[1]) - np.maximum(start, -counted[0])
 
 
-def _side_by_side(window: tuple[int, int], strides: tuple[int, int]) -> bool:
-    """Whether the windows touch without overlapping, and are small."""
-    return tuple(window) == tuple(strides) and window[0] * window[1] <= _MAX_ELEMENTS
+def _is_small(window: tuple[int, int]) -> bool:
+    """Whether a window is worth slicing."""
+    return window[0] * window[1] <= 16
 
 
 def _corners(x: jax.Array, window: tuple[int, int], pads: Pads, padding_value: float) -> list[jax.Array]:
@@ -178,7 +172,7 @@ class _Windows:
         squares, strides, (rows, columns) = self.squares, self.strides, self.outputs
         ends = [(before, squares[a] * strides[a] - self.size[a] - before, 0) for a, (before, _) in enumerate(self.pads)]
         x = lax.pad(x, jnp.asarray(padding_value, x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-        x = x.reshape(len(x), squares[0], strides[0], squares[1], strides[1], -1)
+        x = x.reshape(len(x), squares[0], strides[0], squares[1], strides[1], x.shape[3])
         return [x[:, row : row + rows, y, column : column + columns, z] for _, (y, z), (row, column) in self.elements()]
 
     def maximum(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -206,7 +200,7 @@ class _Windows:
             sums[place] = sums[place] + part if place in sums else part
         none = jnp.zeros((len(g), *squares, g.shape[3]), g.dtype)  # of a place in no window
         lines = [jnp.stack([sums.get((y, z), none) for z in range(strides[1])], axis=3) for y in range(strides[0])]
-        x = jnp.stack(lines, axis=2).reshape(len(g), squares[0] * strides[0], squares[1] * strides[1], -1)
+        x = jnp.stack(lines, axis=2).reshape(len(g), squares[0] * strides[0], squares[1] * strides[1], g.shape[3])
         ends = [(-before, self.size[a] + before - x.shape[1 + a], 0) for a, (before, _) in enumerate(self.pads)]
         return lax.pad(x, zero, [(0, 0, 0), *ends, (0, 0, 0)])
 

@@ -70,8 +70,8 @@ def keep_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # no glibc
         return False
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # names of malloc.h, less their M_
-    # One arena, because in any other one large blocks are always the system's; never mmap; never give back.
-    return all(mallopt(option, value) for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)))
+    # One arena, because in any other one large blocks are always the system's; never mmap; -1: never give back.
+    return all(mallopt(option, value) for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)))
 
 
 def _keep_programs(folder: Path) -> None:
