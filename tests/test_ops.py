@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 
 from cnn_jax.ops import avg_pool, conv, conv_general_dilated, max_pool, native, portable
 from cnn_jax.ops.plain import plain_operations
@@ -116,6 +117,8 @@ SIZES = {  # images, kernel, strides, pads: each reaches another way of cutting 
     "parts of the batch": ((64, 20, 20, 3), (3, 3, 3, 20), (1, 1), ((0, 0), (0, 0))),
     "padding wider than the kernel": ((2, 4, 5, 3), (2, 2, 3, 4), (1, 1), ((5, 4), (3, 6))),
     "stride beyond the kernel": ((2, 11, 10, 3), (2, 1, 3, 17), (3, 4), ((0, 2), (1, 0))),
+    "negative padding with a stride": ((2, 8, 8, 3), (3, 3, 3, 4), (2, 2), ((-1, 0), (-1, -2))),
+    "groups that fill a vector together": ((3, 5, 6, 8), (3, 3, 4, 16), (1, 1), ((1, 1), (1, 1))),
     "two groups": ((3, 7, 8, 6), (3, 2, 3, 8), (1, 2), ((1, 1), (0, 1))),
     "groups of one channel and several features": ((3, 7, 8, 5), (3, 3, 1, 15), (2, 1), ((1, 1), (1, 1))),
     "depthwise": ((3, 9, 20, 21), (3, 3, 1, 21), (1, 1), ((1, 1), (1, 1))),
@@ -144,6 +147,38 @@ def test_compiled_convolution_equals_xla_at_every_size(case):
 
     for got, expected in zip(parts(ours), parts(xla), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@needs_compiler
+def test_compiled_convolution_evaluates_without_jit_and_lowers_for_other_platforms(one_device):
+    x, kernel = normal(0, 2, 6, 6, 3), normal(1, 3, 3, 3, 4)
+    convolve = form_of("native", (2, 1), ((1, 1), (0, 2)), 0)
+    loss = lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2)  # noqa: E731
+    expected = jax.grad(loss, argnums=(0, 1))(x, kernel)
+    with jax.disable_jit():
+        for got, same in zip(jax.grad(loss, argnums=(0, 1))(x, kernel), expected, strict=True):
+            np.testing.assert_allclose(got, same, rtol=1e-6)
+    exported = jax.export.export(jax.jit(jax.grad(loss, argnums=(0, 1))), platforms=["tpu"])(x, kernel)
+    assert "stablehlo.convolution" in exported.mlir_module()
+    with pytest.raises(ValueError, match="do not fit"):
+        convolve(x, kernel[:, :, :2])
+    with pytest.raises(ValueError, match="feature_group_count"):  # of JAX
+        conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=2)
+
+
+@needs_compiler
+def test_convolution_under_shard_map_has_the_gradient_of_a_shared_kernel(one_device):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    x, kernel = normal(0, 2, 5, 5, 3), normal(1, 3, 3, 3, 4)
+
+    def gradient(x, kernel):
+        convolve = partial(conv_general_dilated, dimension_numbers=NHWC)
+        return jax.grad(lambda k: jnp.sum(convolve(x, k, (1, 1), "SAME") ** 2))(kernel)
+
+    mapped = jax.jit(
+        jax.shard_map(gradient, mesh=mesh, in_specs=(PartitionSpec("data"), PartitionSpec()), out_specs=PartitionSpec())
+    )
+    np.testing.assert_allclose(mapped(x, kernel), gradient(x, kernel), rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler
@@ -307,6 +342,12 @@ def test_pooling_equals_flax_with_its_gradient(ours, flax, window, strides, padd
         reference = value_and_gradient(flax)
     for got, expected in zip(value_and_gradient(ours), reference, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_of_integers():
+    x = jnp.arange(-16, 0).reshape(1, 4, 4, 1)
+    assert max_pool(x, (2, 2), (2, 2), "VALID").ravel().tolist() == [-11, -9, -3, -1]
+    assert max_pool(x, (2, 2), (2, 2), ((1, 1), (1, 1))).ravel().tolist() == [-16, -14, -13, -8, -6, -5, -4, -2, -1]
 
 
 @pytest.mark.parametrize(("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2))])

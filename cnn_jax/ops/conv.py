@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from cnn_jax.ops import native, portable
@@ -34,16 +35,19 @@ def conv_general_dilated(
     and without a compiler those of `cnn_jax.ops.portable`. (On several CPU devices XLA cuts its own convolutions up
     among them, and no others.) Decided when traced, from shapes and platform alone.
     """
-    unit = (None, 1, (1, 1), [1, 1])
     plain = (
-        lhs.ndim == 4
-        and lhs_dilation in unit
-        and rhs_dilation in unit
+        lhs.ndim == rhs.ndim == 4
+        and all(dilation is None or np.all(np.asarray(dilation) == 1) for dilation in (lhs_dilation, rhs_dilation))
         and batch_group_count == 1
         and precision is preferred_element_type is None
         and not other
         and lhs.dtype == rhs.dtype == jnp.float32
         and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
+        and not (_varies(lhs) or _varies(rhs))
+        # Else the error is that of JAX.
+        and lhs.shape[3] == rhs.shape[2] * feature_group_count
+        and rhs.shape[3] % feature_group_count == 0
+        and min(window_strides) > 0
     )
     if plain and not are_plain() and _on_one_cpu():
         strides = (int(window_strides[0]), int(window_strides[1]))
@@ -76,6 +80,11 @@ def form_of_convolutions() -> str:
     if not _on_one_cpu():
         return "XLA's"
     return f"{'compiled by' if native.available() else 'slower ones of XLA,'} {native.status()}"
+
+
+def _varies(x: jax.Array) -> bool:
+    """Whether this is within `shard_map`, and each device has its own."""
+    return bool(getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", None))
 
 
 def _on_one_cpu() -> bool:

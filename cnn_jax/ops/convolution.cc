@@ -410,7 +410,7 @@ struct Phase {
 
   Phase(int64_t place, int64_t stride, int64_t before, int64_t kernel, int64_t size) {
     outputs = CeilDiv(size - place, stride);
-    first = (place + before) % stride;
+    first = ((place + before) % stride + stride) % stride;  // `before` may be negative
     taps = first < kernel ? CeilDiv(kernel - first, stride) : 0;
     padding = taps - 1 - (place + before - first) / stride;
   }
@@ -464,7 +464,7 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
   const int64_t depth = of.depth(), width = RoundUp(of.features), floats = of.packed();
   const int64_t pixels = of.output_height * of.output_width, outputs = of.piece();
   // Each task sums over a part of the images, for some of the features of a group.
-  const int64_t most = std::min({kParts, of.images, of.images * pixels / kPixelsPerPart, kMostSums / floats});
+  const int64_t most = std::min({kParts, of.images, of.images * pixels / kPixelsPerPart, kMostSums / (of.groups * floats)});
   const int64_t parts = std::max<int64_t>(1, most), blocks = CeilDiv(width, of.block(0));
   const int64_t slices = std::min(blocks, CeilDiv(kParts, parts * of.groups));
   const auto sums = std::unique_ptr<float[]>(new float[parts * of.groups * floats]);
@@ -484,7 +484,7 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
           const int64_t rows = std::min(outputs, of.output_height - row);
           const Piece piece = Pad(of, images + image * of.image(), group, row, rows);
           const float* from = gradients + (image * pixels + row * of.output_width) * out[4] + group * of.features;
-          if (out[4] != width) {  // zeros behind the features, so that they are whole vectors
+          if (of.groups > 1 || out[4] != width) {  // zeros behind the features, so that they are whole vectors
             float* wide = Scratch(gradient_memory, rows * of.output_width * width);
             CopyPixels(from, rows * of.output_width, out[4], of.features, wide, width);
             from = wide;

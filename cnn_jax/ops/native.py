@@ -1,13 +1,12 @@
-"""Convolutions on a CPU by compiled code of our own, `convolution.cc`, built once on each machine.
+"""Convolutions on a CPU by compiled code of our own, `convolution.cc`, built when they are first needed.
 
 A convolution y = conv(x, k) belongs to a trilinear form: with any g of the shape of y, the number sum(g·conv(x, k)) is
 linear in x, in k and in g. Its derivative with respect to one of them is a bilinear function of the other two: y
 itself (with respect to g), the input's gradient (x), the kernel's gradient (k). Each is the transpose of the others,
 so one JAX primitive with three parts is closed under differentiation of any order and mode.
 
-The code is built when a convolution is first traced, with the system's C++ compiler, for the processor at hand, into
-the cache folder (`$CNN_JAX_CACHE`). Without a compiler `available` is false, and convolutions take the forms of
-`cnn_jax.ops.conv`.
+The code is built with the system's C++ compiler, for the processor at hand, into the cache folder (`$CNN_JAX_CACHE`).
+Without a compiler `available` is false, and convolutions take the forms of `cnn_jax.ops.portable`.
 """
 
 import atexit
@@ -55,9 +54,13 @@ def convolve(
 
     Raises:
         RuntimeError: `available()` is false.
+        ValueError: the kernel does not have the channels of the maps, or features for each group.
     """
     if not available():
         raise RuntimeError(status())
+    channels, features = kernel_HxWxCxF.shape[2:]
+    if x_BxHxWxC.shape[3] != channels * groups or features % groups:
+        raise ValueError(f"maps {x_BxHxWxC.shape} and kernel {kernel_HxWxCxF.shape} do not fit in {groups} groups")
     size = [(x_BxHxWxC.shape[1 + a] + sum(pads[a]) - kernel_HxWxCxF.shape[a]) // strides[a] + 1 for a in (0, 1)]
     shape = (1, len(x_BxHxWxC), *size, kernel_HxWxCxF.shape[3])
     window = (*strides, *pads[0], *pads[1], groups)
@@ -81,6 +84,31 @@ def _part(name: str, arrays: dict[str, jax.Array], shape: tuple[int, ...], windo
 
 def _lower(context: Any, one: Any, other: Any, *, part: str, window: tuple[int, ...], **_: Any) -> Any:
     return jax.ffi.ffi_lowering(_target(part))(context, one, other, window=np.array(window, np.int64))
+
+
+def _by_xla(one: Any, other: Any, *, part: str, shape: tuple[int, ...], window: tuple[int, ...]) -> jax.Array:
+    sy, sx, top, bottom, left, right, groups = window
+
+    def output(x: Any, kernel: Any) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (sy, sx),
+            ((top, bottom), (left, right)),
+            dimension_numbers=numbers,
+            feature_group_count=groups,
+        )
+
+    def member(one: Any, other: Any) -> Any:
+        wanted = jax.ShapeDtypeStruct(shape[1:], one.dtype)
+        if part == "input":
+            return jax.linear_transpose(lambda x: output(x, other), wanted)(one)[0]
+        if part == "kernel":
+            return jax.linear_transpose(lambda kernel: output(one, kernel), wanted)(other)[0]
+        return output(one, other)
+
+    return jax.vmap(member)(one, other)
 
 
 def _transpose(
@@ -107,6 +135,12 @@ def _batch(
     window: tuple[int, ...],
 ) -> tuple[jax.Array, int]:
     (size,) = {x.shape[axis] for x, axis in zip(arrays, axes) if axis is not None}
+    if part != "kernel" and axes[0] is not None and axes[1] is None:  # one kernel: there are more images
+        images = jnp.moveaxis(arrays[0], axes[0], 1)
+        merged = images.reshape(images.shape[0], -1, *images.shape[3:])
+        more = (shape[0], size * shape[1], *shape[2:])
+        result = _convolution.bind(merged, arrays[1], part=part, shape=more, window=window)
+        return result.reshape(shape[0], size, *shape[1:]), 1
     stacked = (
         jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
         for x, axis in zip(arrays, axes)
@@ -119,11 +153,18 @@ def _batch(
 
 def _make_primitive() -> Primitive:
     primitive = Primitive("cnn_jax_convolution")
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("part", "shape", "window")))
-    primitive.def_abstract_eval(lambda one, other, *, shape, **_: one.update(shape=shape))
+    compiled = jax.jit(primitive.bind, static_argnames=("part", "shape", "window"))
+
+    def evaluate(one: jax.Array, other: jax.Array, **static: Any) -> jax.Array:
+        with jax.disable_jit(False):  # else it would come back here
+            return compiled(one, other, **static)
+
+    primitive.def_impl(evaluate)
+    primitive.def_abstract_eval(lambda one, other, *, shape, **_: one.update(shape=shape, weak_type=False))
     ad.defbilinear(primitive, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
     batching.primitive_batchers[primitive] = _batch
     mlir.register_lowering(primitive, _lower, platform="cpu")
+    mlir.register_lowering(primitive, mlir.lower_fun(_by_xla, multiple_results=False))  # of programs for elsewhere
     return primitive
 
 
@@ -157,7 +198,12 @@ def _functions(compiler: str) -> tuple[dict[str, Any], str]:
     """The compiled function of each part, none if that fails, and what is to be said of it."""
     try:
         path, version = _build(compiler)
-        library = ctypes.CDLL(str(path))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # what a full disk or a crash left
+            path.unlink()
+            path, version = _build(compiler)
+            library = ctypes.CDLL(str(path))
         return {part: getattr(library, f"convolution_{part}") for part in _OPERANDS}, f"{compiler} {version}"
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
@@ -174,8 +220,9 @@ def _build(compiler: str) -> tuple[Path, str]:
     # These macros name the compiler and what the processor can do: a folder that machines share has a file for each.
     macros = run([*command, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     key = _hash(_SOURCE.read_bytes() + macros + " ".join([*command, jax.__version__]).encode())
-    path = _folder() / f"convolution-{key}.so"
+    path = cache_folder() / "native" / f"convolution-{key}.so"
     if not path.exists():
+        path = _folder() / path.name
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             unfinished = Path(folder) / path.name
             run([*command, str(_SOURCE), "-o", str(unfinished)])

@@ -45,7 +45,7 @@ def max_pool(
     pads = window_pads(x_BxHxWxC.shape[1:3], window, strides, padding, ceil_mode)
     fits = all(n + sum(ends) >= k for n, ends, k in zip(x_BxHxWxC.shape[1:3], pads, window, strict=True))
     faster = tuple(window) == tuple(strides) or jax.default_backend() == "cpu"
-    if fits and faster and _is_small(window) and not are_plain():
+    if fits and faster and _is_small(window) and _is_small(strides) and not are_plain():
         size = x_BxHxWxC.shape[1], x_BxHxWxC.shape[2]
         return _maximum(x_BxHxWxC, _Windows(size, (window[0], window[1]), (strides[0], strides[1]), pads))
     return nn.pool(x_BxHxWxC, -jnp.inf, lax.max, window, strides, pads)
@@ -122,7 +122,7 @@ def _elements(n: int, k: int, stride: int, pads: tuple[int, int], counted: tuple
 
 
 def _is_small(window: tuple[int, int]) -> bool:
-    """Whether a window is worth slicing."""
+    """Whether a window, or square of strides, is worth slicing."""
     return window[0] * window[1] <= 16
 
 
@@ -177,7 +177,8 @@ class _Windows:
 
     def maximum(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The first of the greatest elements of each window, and its number, uint8."""
-        first, *others = self.corners(x, -jnp.inf)
+        least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+        first, *others = self.corners(x, least)
         greatest, where = first, jnp.zeros(first.shape, jnp.uint8)
         for number, corner in enumerate(others, start=1):
             keep = (corner <= greatest) | jnp.isnan(greatest)
