@@ -77,10 +77,10 @@ def _xla(x: jax.Array, kernel: jax.Array, *, strides: Any, pads: Any, groups: in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints and records three figures a part of each case.
+    """Prints and records two figures a part of each case.
 
     Raises:
-        UserError: there is no compiled code, or no CPU.
+        UserError: there is no compiled code.
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -464,7 +464,8 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
   const int64_t depth = of.depth(), width = RoundUp(of.features), floats = of.packed();
   const int64_t pixels = of.output_height * of.output_width, outputs = of.piece();
   // Each task sums over a part of the images, for some of the features of a group.
-  const int64_t most = std::min({kParts, of.images, of.images * pixels / kPixelsPerPart, kMostSums / (of.groups * floats)});
+  const int64_t fit = kMostSums / (of.groups * floats);
+  const int64_t most = std::min({kParts, of.images, of.images * pixels / kPixelsPerPart, fit});
   const int64_t parts = std::max<int64_t>(1, most), blocks = CeilDiv(width, of.block(0));
   const int64_t slices = std::min(blocks, CeilDiv(kParts, parts * of.groups));
   const auto sums = std::unique_ptr<float[]>(new float[parts * of.groups * floats]);

@@ -77,11 +77,6 @@ def status() -> str:
     return _load()[1]
 
 
-def _part(name: str, arrays: dict[str, jax.Array], shape: tuple[int, ...], window: tuple[int, ...]) -> jax.Array:
-    one, other = (arrays[operand] for operand in _OPERANDS[name])
-    return _convolution.bind(one, other, part=name, shape=shape, window=window)
-
-
 def _lower(context: Any, one: Any, other: Any, *, part: str, window: tuple[int, ...], **_: Any) -> Any:
     return jax.ffi.ffi_lowering(_target(part))(context, one, other, window=np.array(window, np.int64))
 
@@ -123,7 +118,9 @@ def _transpose(
 ) -> jax.Array:
     wanted, given = _OPERANDS[part][index], _OPERANDS[part][1 - index]
     unknown, known = (one, other) if index == 0 else (other, one)
-    return _part(wanted, {part: cotangent, given: known}, unknown.aval.shape, window)
+    arrays = {part: cotangent, given: known}
+    operands = (arrays[operand] for operand in _OPERANDS[wanted])
+    return _convolution.bind(*operands, part=wanted, shape=unknown.aval.shape, window=window)
 
 
 def _batch(

@@ -43,11 +43,9 @@ def max_pool(
     [5.0, 7.0, 13.0, 15.0]
     """
     pads = window_pads(x_BxHxWxC.shape[1:3], window, strides, padding, ceil_mode)
-    fits = all(n + sum(ends) >= k for n, ends, k in zip(x_BxHxWxC.shape[1:3], pads, window, strict=True))
-    faster = tuple(window) == tuple(strides) or jax.default_backend() == "cpu"
-    if fits and faster and _is_small(window) and _is_small(strides) and not are_plain():
-        size = x_BxHxWxC.shape[1], x_BxHxWxC.shape[2]
-        return _maximum(x_BxHxWxC, _Windows(size, (window[0], window[1]), (strides[0], strides[1]), pads))
+    windows = _sliced(x_BxHxWxC, window, strides, pads, overlapping=jax.default_backend() == "cpu")
+    if windows is not None:
+        return _maximum(x_BxHxWxC, windows)
     return nn.pool(x_BxHxWxC, -jnp.inf, lax.max, window, strides, pads)
 
 
@@ -64,9 +62,10 @@ def sum_pool(
     [4.0, 4.0, 2.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0]
     """
     pads = window_pads(x_BxHxWxC.shape[1:3], window, strides, padding, ceil_mode)
-    if tuple(window) != tuple(strides) or not _is_small(window) or are_plain():
-        return nn.pool(x_BxHxWxC, 0.0, lax.add, window, strides, pads)
-    return reduce(jnp.add, _corners(x_BxHxWxC, window, pads, 0.0))
+    windows = _sliced(x_BxHxWxC, window, strides, pads, overlapping=False)
+    if windows is not None:
+        return reduce(jnp.add, windows.corners(x_BxHxWxC, 0.0))
+    return nn.pool(x_BxHxWxC, 0.0, lax.add, window, strides, pads)
 
 
 def avg_pool(
@@ -119,19 +118,6 @@ def _elements(n: int, k: int, stride: int, pads: tuple[int, int], counted: tuple
     """How many positions each window along an axis holds from `counted[0]` before its beginning to after its end."""
     start = np.arange(output_size(n, k, stride, pads, rounding="floor")) * stride - pads[0]
     return np.minimum(start + k, n + counted[1]) - np.maximum(start, -counted[0])
-
-
-def _is_small(window: tuple[int, int]) -> bool:
-    """Whether a window, or square of strides, is worth slicing."""
-    return window[0] * window[1] <= 16
-
-
-def _corners(x: jax.Array, window: tuple[int, int], pads: Pads, padding_value: float) -> list[jax.Array]:
-    """The first, second, … element of every window, each as (B, H', W', C); edges that fill no window are cut off."""
-    if pads != ((0, 0), (0, 0)):
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=padding_value)
-    height, width = (x.shape[1] // window[0] * window[0], x.shape[2] // window[1] * window[1])
-    return [x[:, i : height : window[0], j : width : window[1]] for i in range(window[0]) for j in range(window[1])]
 
 
 @dataclass(frozen=True)
@@ -204,6 +190,18 @@ class _Windows:
         x = jnp.stack(lines, axis=2).reshape(len(g), squares[0] * strides[0], squares[1] * strides[1], g.shape[3])
         ends = [(-before, self.size[a] + before - x.shape[1 + a], 0) for a, (before, _) in enumerate(self.pads)]
         return lax.pad(x, zero, [(0, 0, 0), *ends, (0, 0, 0)])
+
+
+def _sliced(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads, *, overlapping: bool
+) -> _Windows | None:
+    """The windows, if they are small and fit; without `overlapping`, if they lie side by side, too."""
+    size = x.shape[1], x.shape[2]
+    fits = all(n + sum(ends) >= k for n, ends, k in zip(size, pads, window, strict=True))
+    small = max(window[0] * window[1], strides[0] * strides[1]) <= 16
+    if are_plain() or not (fits and small and (overlapping or tuple(window) == tuple(strides))):
+        return None
+    return _Windows(size, (window[0], window[1]), (strides[0], strides[1]), pads)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
