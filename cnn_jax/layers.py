@@ -1,6 +1,6 @@
 """Layers that the models share, and how a model exposes what happens inside.
 
-Activations, initialisers and poolings are in modules of their own; all of them can be had from here.
+Activations, initialisers, normalisations and poolings are in modules of their own; all of them can be had from here.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from cnn_jax import ops
 from cnn_jax.activations import ACTIVATIONS, Activation, activation, hard_sigmoid, linear, scaled_tanh
 from cnn_jax.errors import UserError
 from cnn_jax.initializers import INITIALIZERS, Initializer, dirac, initializer
+from cnn_jax.normalization import BatchNorm, LocalResponseNorm
 from cnn_jax.pooling import POOLS, AvgPool, GlobalAvgPool, GlobalMaxPool, GlobalPool, L2Pool, MaxPool, MinPool, Pool
 from cnn_jax.sizes import check_fits, pair
 
@@ -82,41 +83,6 @@ def _check_fits(conv: nn.Conv | nn.ConvLocal, inputs: jax.Array) -> None:
     dilated = ((k - 1) * d + 1 for k, d in zip(pair(conv.kernel_size), pair(conv.kernel_dilation), strict=True))
     rows, columns = dilated
     check_fits(conv, inputs.shape[1:3], (rows, columns), pair(conv.strides), conv.padding)
-
-
-class BatchNorm(nn.BatchNorm):
-    """`flax.linen.BatchNorm` (Ioffe and Szegedy 2015) that also computes in bfloat16 where type promotion is strict."""
-
-    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Normalizes each channel; Flax mixes activations of any type with float32 statistics, on purpose."""
-        with jax.numpy_dtype_promotion("standard"):
-            return super().__call__(x, *args, **kwargs)
-
-
-class LocalResponseNorm(nn.Module):
-    """Divides by the activity of neighbouring maps, b = a / (k + alpha·sum a²)^beta (AlexNet 2012, §3.3).
-
-    The sum goes over `size` maps, the one itself in the middle, fewer at the ends. Computed in float32.
-
-    Attributes:
-        size: maps; one of an even number lies below the middle more than above, as in PyTorch.
-        alpha: of the sum; frameworks that speak of alpha/size mean the mean instead (Caffe, PyTorch).
-        beta: exponent.
-        k: keeps the denominator from 0.
-    """
-
-    size: int = 5
-    alpha: float = 1e-4
-    beta: float = 0.75
-    k: float = 2.0
-
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Normalizes; shape and type stay."""
-        x = x_BxHxWxC.astype(jnp.float32)
-        maps, below = x.shape[-1], self.size // 2
-        squares = jnp.pad(jnp.square(x), [(0, 0)] * (x.ndim - 1) + [(below, self.size - 1 - below)])
-        total = sum(squares[..., i : i + maps] for i in range(self.size))
-        return (x / (self.k + self.alpha * total) ** self.beta).astype(x_BxHxWxC.dtype)
 
 
 class DropPath(nn.Module):

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from cnn_jax.errors import UserError
+from cnn_jax.normalization import BatchNorm
+from cnn_jax.ops.norm import normalize
 
 Tree = Any
 
@@ -137,7 +139,7 @@ def hold_statistics(rules: Sequence[Rule], step: jax.Array) -> AbstractContextMa
 
     def call(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
+        if not isinstance(layer, (nn.BatchNorm, BatchNorm)) or context.method_name != "__call__":
             return next_function(*args, **kwargs)
         until = _held_until(rules, ["/".join([*layer.path, name]) for name in layer.variables.get("params", {})])
         if not until:
@@ -159,18 +161,12 @@ def _held_until(rules: Sequence[Rule], paths: Sequence[str]) -> float:
     return min((0 if rule is None else math.inf if rule.until is None else rule.until for rule in found), default=0)
 
 
-def _normalize(layer: nn.BatchNorm, x: jax.Array) -> jax.Array:
-    """What `flax.linen.BatchNorm` computes in evaluation."""
+def _normalize(layer: nn.BatchNorm | BatchNorm, x: jax.Array) -> jax.Array:
+    """What the layer computes in evaluation."""
     own, running = layer.variables.get("params", {}), layer.variables["batch_stats"]
-    per_channel = lambda v: v.reshape((1,) * (x.ndim - 1) + (-1,))  # noqa: E731
-    y = (x.astype(jnp.float32) - per_channel(running["mean"])) * per_channel(
-        jax.lax.rsqrt(running["var"] + layer.epsilon)
-    )
-    if "scale" in own:
-        y = y * per_channel(own["scale"])
-    if "bias" in own:
-        y = y + per_channel(own["bias"])
-    return y.astype(layer.dtype or x.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        scale, bias = own.get("scale"), own.get("bias")
+        return normalize(x, running["mean"], running["var"], scale, bias, layer.epsilon, layer.dtype or x.dtype)
 
 
 def _name(path: Any) -> str:

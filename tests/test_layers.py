@@ -1,6 +1,7 @@
 """Activations, initialisers, layers, size checks and stage recording, against their definitions."""
 
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.layers import (
     ACTIVATIONS,
     INITIALIZERS,
+    BatchNorm,
     Conv,
     DropPath,
     LocallyConnected,
@@ -153,6 +155,77 @@ def test_dilated_filter_needs_the_room_of_its_holes():
 def conditions() -> Any:
     """A (2, 4, 5, 12) array that is large enough for normalisation to matter."""
     return 30 * np.random.default_rng(0).normal(size=(2, 4, 5, 12)).astype(np.float32)
+
+
+TINY_MAPS = np.random.default_rng(0).normal(1.0, 2.0, (4, 3, 5, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("arguments", [{}, {"use_scale": False}, {"use_bias": False, "epsilon": 1e-3}])
+def test_batch_norm_is_that_of_flax(arguments, dtype, train):
+    x = jnp.asarray(TINY_MAPS, dtype)
+    layers = [
+        kind(use_running_average=not train, momentum=0.8, dtype=dtype, **arguments)
+        for kind in (BatchNorm, nn.BatchNorm)
+    ]
+    variables = layers[0].init(jax.random.key(0), x)
+    drawn = iter(np.random.default_rng(1).uniform(0.5, 2.0, (4, 2)).astype(np.float32))
+    variables = jax.tree.map(lambda _: jnp.asarray(next(drawn)), variables)
+    with jax.numpy_dtype_promotion("standard"):
+        ours, theirs = (layer.apply(variables, x, mutable=["batch_stats"]) for layer in layers)
+    assert ours[0].dtype == dtype
+    tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, tolerance, 2 * tolerance), ours, theirs)
+
+
+def test_derivatives_of_batch_norm_are_those_of_flax():
+    rng = np.random.default_rng(2)
+    w, dx = (jnp.asarray(rng.normal(size=TINY_MAPS.shape), jnp.float32) for _ in range(2))
+    params = {"scale": jnp.array([1.5, -0.5]), "bias": jnp.array([0.3, 0.1])}
+    statistics = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+
+    def derivatives(kind):
+        layer = kind(use_running_average=False)
+
+        def loss(x, params):
+            y, _ = layer.apply({"params": params, "batch_stats": statistics}, x, mutable=["batch_stats"])
+            return jnp.sum(w * jnp.square(y))
+
+        x = jnp.asarray(TINY_MAPS)
+        first = jax.grad(loss, argnums=(0, 1))
+        return first(x, params), jax.jvp(lambda x: first(x, params), (x,), (dx,))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), derivatives(BatchNorm), derivatives(nn.BatchNorm)
+    )
+
+
+def test_batch_norm_over_an_axis_takes_the_statistics_of_all_parts():
+    whole, parts = (BatchNorm(use_running_average=False, axis_name=name) for name in (None, "data"))
+    variables = whole.init(jax.random.key(0), TINY_MAPS)
+    y, updates = whole.apply(variables, TINY_MAPS, mutable=["batch_stats"])
+    apply = jax.vmap(lambda x: parts.apply(variables, x, mutable=["batch_stats"]), axis_name="data")
+    y_parts, updates_parts = apply(TINY_MAPS.reshape(2, 2, 3, 5, 2))
+    np.testing.assert_allclose(y_parts.reshape(y.shape), y, 1e-5, 1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, 1e-5), updates_parts, updates)
+
+
+def test_training_step_of_batch_norm_writes_no_more_than_three_maps():
+    layer = BatchNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), TINY_MAPS)
+
+    def step(params, x, g):
+        def forward(params, x):
+            return nn.relu(layer.apply({**variables, "params": params}, x, mutable=["batch_stats"])[0])
+
+        y, vjp = jax.vjp(forward, params, x)
+        return y, vjp(g)
+
+    text = jax.jit(step).lower(variables["params"], TINY_MAPS, TINY_MAPS).compile().as_text()
+    body = text[text.index("ENTRY") :]
+    written = re.findall(r"= f32\[4,3,5,2\]\S* (?!parameter)", body)
+    assert len(written) <= 3, "the output, the gradient before the activation, the gradient of the input"
 
 
 @pytest.mark.parametrize("size", [5, 4, 1])

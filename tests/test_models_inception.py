@@ -370,7 +370,7 @@ def test_dropout_and_batch_norm_act_in_training_only(name, rates, norms):
         module = context.module
         if isinstance(module, nn.Dropout) and not module.deterministic:
             dropped["/".join(module.path)] = module.rate
-        if isinstance(module, nn.BatchNorm) and not module.use_running_average:
+        if isinstance(module, BatchNorm) and not module.use_running_average:
             assert module.axis_name == "data"
             normalized.add((module.momentum, module.epsilon))
         return next_function(*args, **kwargs)
