@@ -18,6 +18,7 @@
 // Members are independent convolutions, as from jax.vmap.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -49,17 +50,29 @@ constexpr bool kManyRegisters = false;
 #endif
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
 
-// Most rows of a tile that is V vectors wide: the tile, a row of it and one more vector fill the registers.
+// Most rows of a tile that is V vectors wide. Each row is a pixel, whose address takes a register, too; and pixels of
+// many channels lie in the same few places of a first-level cache, of which there are often eight.
 template <int V, bool Depthwise>
-constexpr int kTileRows = Depthwise ? 8 : V == 1 ? (kManyRegisters ? 16 : 8) : (kManyRegisters ? 12 : 6);
+constexpr int kTileRows = Depthwise ? 8 : V == 1 ? (kManyRegisters ? 12 : 8) : (kManyRegisters ? 8 : 6);
 
-constexpr int64_t kWide = 2 * kLanes;            // features of a block, but for the last one
-constexpr int64_t kKernelFloats = 6 * 1024;      // of a kernel that are used together: half of a first-level cache
-constexpr int64_t kLeastImageFloats = 16 * 1024;  // of a padded piece of an image: some of a second-level cache;
+// The same of the kernel's gradient, whose rows lie side by side: the tile, a row of it and one more vector fill the
+// registers.
+template <int V, bool Depthwise>
+constexpr int kGradientRows = Depthwise ? 8 : V == 1 ? (kManyRegisters ? 16 : 8) : (kManyRegisters ? 12 : 6);
+
+constexpr int64_t kLine = 16;                     // floats of a line of a cache
+constexpr int64_t kWide = 2 * kLanes;             // features of a block, but for the last one
+constexpr int64_t kKernelFloats = 24 * 1024;      // of a kernel that are used together: some of a second-level cache
+constexpr int64_t kLeastImageFloats = 16 * 1024;  // of a padded piece of images: some of it, too;
 constexpr int64_t kMostImageFloats = 128 * 1024;  // more where the kernel is large, which each piece reads anew
-constexpr int64_t kParts = 16;                   // of a batch, with sums of their own; also the least number of tasks
-constexpr int64_t kPixelsPerPart = 1024;         // at least: adding up the sums of the parts must cost little
-constexpr int64_t kMostSums = 16 * 1024 * 1024;  // floats
+constexpr int64_t kTasks = 16;                    // the least number, if there is so much to share out
+// Of the kernel's gradient:
+constexpr int64_t kPieceFloats = 64 * 1024;        // of a piece of the maps and of the output's gradient together
+constexpr int64_t kLeastPixels = 192;              // of a piece: each adds to all the sums
+constexpr int64_t kMostPixels = 2048;
+constexpr int64_t kPixelsPerPart = 512;            // at least of a part with sums of its own, which must be added up
+constexpr int64_t kMostSums = 16 * 1024 * 1024;    // floats
+constexpr int64_t kPackedFloats = 32 * 1024;       // of a piece that are packed together
 
 using Array = ffi::Buffer<ffi::F32, 5>;
 using Result = ffi::ResultBuffer<ffi::F32, 5>;
@@ -125,11 +138,18 @@ void Products(const float* x, int64_t x_row, int64_t x_step, int64_t x_depth, co
   for (int r = 0; r < R; ++r) Store<V>(sums[r], y + r * y_step, features);
 }
 
-// kernel[r, :] += sum over the pixels (i, j) of x[i·x_row + j·x_step + r·x_depth]·g[i, j, :], for r < R.
-// g and kernel have V·kLanes columns, of `features` that lie side by side. Depthwise, x has columns, too.
+// Pixels of padded images that outputs see, and the numbers between images, rows and columns.
+struct Seen {
+  const float* data;
+  int64_t image, row, column, images, rows, columns;
+};
+
+// kernel[r, :] += sum over pixels p of x[p, r·x_depth]·g[p, :], for r < R. g has V·kLanes columns, kernel as many of
+// `features` that lie side by side. Depthwise, x has columns, too. With each pixel, `step` of the numbers that are read
+// next, from `ahead` on, come into the caches.
 template <int R, int V, bool Depthwise>
-void Gradients(const float* x, int64_t x_row, int64_t x_step, int64_t x_depth, const float* g, int64_t rows,
-               int64_t columns, float* kernel, int64_t features) {
+void Gradients(Seen x, int64_t x_depth, const float* g, int64_t g_image, float* kernel, int64_t features,
+               const float* ahead, int64_t step) {
   if constexpr (!Depthwise) x_depth = 1;
   Vector sums[R][V];
 #pragma GCC unroll 16
@@ -137,20 +157,24 @@ void Gradients(const float* x, int64_t x_row, int64_t x_step, int64_t x_depth, c
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) sums[r][v] = At(kernel + r * features + v * kLanes);
   }
-  for (int64_t i = 0; i < rows; ++i, x += x_row) {
-    const float* pixel = x;
-    for (int64_t j = 0; j < columns; ++j, pixel += x_step, g += features) {
-      Vector k[V];
+  for (int64_t m = 0; m < x.images; ++m) {
+    const float* next = g + m * g_image;
+    for (int64_t i = 0; i < x.rows; ++i) {
+      const float* pixel = x.data + m * x.image + i * x.row;
+      for (int64_t j = 0; j < x.columns; ++j, pixel += x.column, next += V * kLanes, ahead += step) {
+        __builtin_prefetch(ahead);
+        Vector k[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) k[v] = At(g + v * kLanes);
+        for (int v = 0; v < V; ++v) k[v] = At(next + v * kLanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
+        for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) {
-          if constexpr (Depthwise) {
-            sums[r][v] += At(pixel + r * x_depth + v * kLanes) * k[v];
-          } else {
-            sums[r][v] += pixel[r] * k[v];
+          for (int v = 0; v < V; ++v) {
+            if constexpr (Depthwise) {
+              sums[r][v] += At(pixel + r * x_depth + v * kLanes) * k[v];
+            } else {
+              sums[r][v] += pixel[r] * k[v];
+            }
           }
         }
       }
@@ -163,6 +187,19 @@ void Gradients(const float* x, int64_t x_row, int64_t x_step, int64_t x_depth, c
   }
 }
 
+// The first n numbers of each pixel in tiles of R: (tile, pixel, R).
+template <int R>
+void Pack(const Seen& x, int64_t n, float* to) {
+  const int64_t pixels = x.images * x.rows * x.columns, tiles = n / R;
+  for (int64_t line = 0; line < x.images * x.rows; ++line) {
+    const float* pixel = x.data + line / x.rows * x.image + line % x.rows * x.row;
+    for (int64_t j = 0; j < x.columns; ++j, pixel += x.column, to += R) {
+      for (int64_t t = 0; t < tiles; ++t) std::memcpy(to + t * pixels * R, pixel + t * R, R * sizeof(float));
+      if (n % R != 0) std::memcpy(to + tiles * pixels * R, pixel + tiles * R, n % R * sizeof(float));
+    }
+  }
+}
+
 // Calls the tile of so many rows.
 template <int V, bool Depthwise, int R = kTileRows<V, Depthwise>, typename... Arguments>
 void ProductsOf(int64_t tile, Arguments... arguments) {
@@ -172,7 +209,7 @@ void ProductsOf(int64_t tile, Arguments... arguments) {
   }
 }
 
-template <int V, bool Depthwise, int R = kTileRows<V, Depthwise>, typename... Arguments>
+template <int V, bool Depthwise, int R = kGradientRows<V, Depthwise>, typename... Arguments>
 void GradientsOf(int64_t tile, Arguments... arguments) {
   if constexpr (R > 0) {
     if (tile == R) return Gradients<R, V, Depthwise>(arguments...);
@@ -194,7 +231,7 @@ float* Scratch(std::vector<float>& memory, int64_t n) {
   if (static_cast<int64_t>(memory.size()) < n) memory.resize(n);
   return memory.data();
 }
-thread_local std::vector<float> image_memory, gradient_memory;
+thread_local std::vector<float> image_memory, gradient_memory, tile_memory;
 
 // task(i) for all i < n, on this thread and on those of the pool that are free. The caller takes tasks, too, until none
 // is left, and waits only for those that run: it cannot wait for a pool whose threads all wait.
@@ -269,19 +306,52 @@ struct Geometry {
   int64_t tile_rows(int64_t block) const {
     return depthwise ? kTileRows<1, true> : block == kWide ? kTileRows<2, false> : kTileRows<1, false>;
   }
+  int64_t gradient_rows(int64_t block) const {
+    return depthwise ? kGradientRows<1, true> : block == kWide ? kGradientRows<2, false> : kGradientRows<1, false>;
+  }
   int64_t packed() const { return kernel_height * depth() * RoundUp(features); }  // floats of a group's kernel
+
+  // How many neighbouring outputs cost least as one: they fill whole vectors, and multiply some zeros.
+  int64_t neighbours() const {
+    int64_t best = 1;
+    const auto cost = [&](int64_t n) {  // of n outputs, in products of vectors
+      return (kernel_width + (n - 1) * column_stride) * CeilDiv(n * features, kLanes);
+    };
+    for (int64_t n = 2; n * features <= kWide && groups == 1 && !depthwise; ++n) {
+      if (output_width % n == 0 && cost(n) * best < cost(best) * n) best = n;
+    }
+    return best;
+  }
+
+  // Neighbouring outputs whose few features lie side by side, as one output of more features and of a wider kernel: the
+  // same kernel for each of them, shifted, and zeros.
+  Geometry joined(int64_t n) const {
+    Geometry wide = *this;
+    wide.output_width /= n;
+    wide.features *= n;
+    wide.column_stride *= n;
+    wide.kernel_width += (n - 1) * column_stride;
+    return wide;
+  }
 
   // Output rows of a piece of an image.
   int64_t piece() const {
     const int64_t floats = std::clamp(packed(), kLeastImageFloats, kMostImageFloats);
     return std::clamp<int64_t>((floats / (columns() * step()) - kernel_height) / row_stride + 1, 1, output_height);
   }
+  // Images that are one piece, if they are small; there must be enough pieces and blocks of features to share out.
+  int64_t batch() const {
+    if (piece() < output_height) return 1;
+    const int64_t floats = std::clamp(packed(), kLeastImageFloats, kMostImageFloats);
+    const int64_t blocks = CeilDiv(features, block(0)), most = std::max<int64_t>(1, images * groups * blocks / kTasks);
+    return std::clamp<int64_t>(floats / (rows(output_height) * columns() * step()), 1, std::min(images, most));
+  }
 };
 
-// A piece of an image, with its padding: the numbers from its first, and those between its rows.
+// A piece of images, with its padding: the numbers from its first, and those between its images and its rows.
 struct Piece {
   const float* data;
-  int64_t row;
+  int64_t image, row;
 };
 
 void CopyPixels(const float* from, int64_t pixels, int64_t from_step, int64_t channels, float* to, int64_t to_step) {
@@ -295,83 +365,100 @@ void CopyPixels(const float* from, int64_t pixels, int64_t from_step, int64_t ch
   }
 }
 
-// What `outputs` rows of a group's output see, from row `first` of it on.
-Piece Pad(const Geometry& of, const float* image, int64_t group, int64_t first, int64_t outputs) {
+// What `outputs` rows of a group's output see, from row `first` of it on, in so many images.
+Piece Pad(const Geometry& of, const float* image, int64_t images, int64_t group, int64_t first, int64_t outputs) {
   if (of.in_place()) {
-    return {image + first * of.row_stride * of.width * of.pixel(), of.width * of.pixel()};
+    const int64_t row = of.width * of.pixel();
+    return {image + first * of.row_stride * row, of.image(), row};
   }
   const int64_t rows = of.rows(outputs), step = of.step(), row = of.columns() * step;
   const int64_t begin = std::clamp<int64_t>(of.left, 0, of.columns());
   const int64_t end = std::clamp<int64_t>(of.left + of.width, begin, of.columns());
-  float* data = Scratch(image_memory, rows * row);
+  float* data = Scratch(image_memory, images * rows * row);
   float* out = data;
-  for (int64_t i = 0; i < rows; ++i, out += row) {
-    const int64_t y = first * of.row_stride + i - of.top;
+  for (int64_t i = 0; i < images * rows; ++i, out += row) {
+    const int64_t y = first * of.row_stride + i % rows - of.top;
     if (y < 0 || y >= of.height) {
       std::fill_n(out, row, 0.0f);
       continue;
     }
-    const float* in = image + (y * of.width + begin - of.left) * of.pixel() + group * of.channels;
+    const float* line = image + i / rows * of.image() + y * of.width * of.pixel();
     std::fill_n(out, begin * step, 0.0f);
-    CopyPixels(in, end - begin, of.pixel(), of.channels, out + begin * step, step);
+    CopyPixels(line + (begin - of.left) * of.pixel() + group * of.channels, end - begin, of.pixel(), of.channels,
+               out + begin * step, step);
     std::fill(out + end * step, out + row, 0.0f);
   }
-  return {data, row};
+  return {data, rows * row, row};
 }
 
 // --------------------------------------------------------------------------------------------------------- convolution
 
 // Convolves all images. `kernel` has for each group blocks of features, each (kernel_height, depth, block). Outputs lie
 // y_image, y_row and y_step apart; all features are side by side.
-void Convolve(ffi::ThreadPool& pool, const Geometry& of, const float* x, const float* kernel, float* y, int64_t y_image,
-              int64_t y_row, int64_t y_step) {
-  const int64_t depth = of.depth(), outputs = of.piece(), pieces = CeilDiv(of.output_height, outputs);
-  const int64_t x_depth = of.step(), x_step = of.column_stride * x_depth;
-  ParallelFor(pool, of.images * pieces * of.groups, [&](int64_t task) {
-    const int64_t group = task % of.groups, image = task / of.groups / pieces;
-    const int64_t first_row = task / of.groups % pieces * outputs;
+void ConvolvePacked(ffi::ThreadPool& pool, const Geometry& of, const float* x, const float* kernel, float* y,
+                    int64_t y_image, int64_t y_row, int64_t y_step) {
+  const int64_t depth = of.depth(), x_depth = of.step(), x_step = of.column_stride * x_depth;
+  const int64_t outputs = of.piece(), pieces = CeilDiv(of.output_height, outputs);
+  const int64_t batches = CeilDiv(of.images, of.batch()), blocks = CeilDiv(of.features, of.block(0));
+  const int64_t slices = std::min(blocks, CeilDiv(kTasks, batches * pieces * of.groups));
+  ParallelFor(pool, batches * pieces * of.groups * slices, [&](int64_t task) {
+    const int64_t slice = task % slices, group = task / slices % of.groups;
+    const int64_t first_row = task / slices / of.groups % pieces * outputs;
+    const int64_t batch = task / slices / of.groups / pieces;
+    const int64_t first_image = Cut(of.images, batch, batches);
+    const int64_t images = Cut(of.images, batch + 1, batches) - first_image;
     const int64_t rows = std::min(outputs, of.output_height - first_row);
-    const Piece piece = Pad(of, x + image * of.image(), group, first_row, rows);
-    const float* block = kernel + group * of.packed();
-    for (int64_t f = 0; f < of.features;) {
-      const int64_t width = of.block(f), filled = std::min(width, of.features - f);
+    const Piece piece = Pad(of, x + first_image * of.image(), images, group, first_row, rows);
+    const int64_t last = std::min(of.features, Cut(blocks, slice + 1, slices) * of.block(0));
+    for (int64_t f = Cut(blocks, slice, slices) * of.block(0), next; f < last; f = next) {
+      // Kernel rows, or blocks of features, that are used together; of one row that is too long, a part.
+      const int64_t width = of.block(f), fit = kKernelFloats / (depth * width);
+      const int64_t together = std::clamp<int64_t>(fit, 1, of.kernel_height);
+      const int64_t part = fit > 0 ? depth : kKernelFloats / width;
+      next = std::min(last, f + std::max<int64_t>(1, fit / of.kernel_height) * width);
       const int64_t tiles = CeilDiv(of.output_width, of.tile_rows(width));
-      const int64_t together = std::clamp<int64_t>(kKernelFloats / (depth * width), 1, of.kernel_height);  // its rows
-      const int64_t part = together > 1 ? depth : std::min(depth, kKernelFloats / width);
       for (int64_t i = 0; i < of.kernel_height; i += together) {
         for (int64_t d = 0; d < depth; d += part) {
-          const float* weights = block + (i * depth + d) * width;
           const int64_t height = std::min(together, of.kernel_height - i), length = std::min(part, depth - d);
-          const float* begin = piece.data + i * piece.row + (of.depthwise ? d * x_depth + f : d);
-          for (int64_t row = 0; row < rows; ++row) {
+          for (int64_t line = 0; line < images * rows; ++line) {
+            const int64_t image = line / rows, row = line % rows;
+            // Of these kernel rows, those that see the image, not its padding.
+            const int64_t above = of.top - (first_row + row) * of.row_stride;
+            const int64_t begin = std::clamp(above, i, i + height);
+            const int64_t end = std::clamp(above + of.height, begin, i + height);
+            const float* seen = piece.data + image * piece.image + (row * of.row_stride + begin) * piece.row;
+            float* out_row = y + (first_image + image) * y_image + (first_row + row) * y_row + group * of.features;
             for (int64_t t = 0; t < tiles; ++t) {
               const int64_t column = Cut(of.output_width, t, tiles), tile = Cut(of.output_width, t + 1, tiles) - column;
-              const float* in = begin + row * of.row_stride * piece.row + column * x_step;
-              float* out = y + image * y_image + (first_row + row) * y_row + column * y_step + group * of.features + f;
-              const bool first = i == 0 && d == 0;
-              const auto run = [&](auto products) {
-                products(tile, in, piece.row, x_step, x_depth, weights, height, length, out, y_step, filled, first);
-              };
-              if (of.depthwise) {
-                run([](auto... a) { ProductsOf<1, true>(a...); });
-              } else if (width == kWide) {
-                run([](auto... a) { ProductsOf<2, false>(a...); });
-              } else {
-                run([](auto... a) { ProductsOf<1, false>(a...); });
+              for (int64_t e = f; e < next; e += of.block(e)) {
+                const int64_t filled = std::min(of.block(e), of.features - e);
+                const int64_t place = e * of.kernel_height * depth + (begin * depth + d) * of.block(e);
+                const float* weights = kernel + group * of.packed() + place;
+                const float* in = seen + column * x_step + (of.depthwise ? d * x_depth + e : d);
+                float* out = out_row + column * y_step + e;
+                const auto run = [&](auto products) {
+                  products(tile, in, piece.row, x_step, x_depth, weights, end - begin, length, out, y_step, filled,
+                           i == 0 && d == 0);
+                };
+                if (of.depthwise) {
+                  run([](auto... a) { ProductsOf<1, true>(a...); });
+                } else if (of.block(e) == kWide) {
+                  run([](auto... a) { ProductsOf<2, false>(a...); });
+                } else {
+                  run([](auto... a) { ProductsOf<1, false>(a...); });
+                }
               }
             }
           }
         }
       }
-      block += of.kernel_height * depth * width;
-      f += filled;
     }
   });
 }
 
 // A kernel's blocks for Convolve: write(group, f, n, d, out) writes feature f and the n - 1 behind it, at depth d.
 template <typename Write>
-std::unique_ptr<float[]> Pack(ffi::ThreadPool& pool, const Geometry& of, const Write& write) {
+std::unique_ptr<float[]> PackKernel(ffi::ThreadPool& pool, const Geometry& of, const Write& write) {
   auto packed = std::unique_ptr<float[]>(new float[of.groups * of.packed()]);
   const int64_t depth = of.kernel_height * of.depth(), blocks = CeilDiv(of.features, of.block(0));
   const int64_t pieces = CeilDiv(depth, 256);
@@ -387,6 +474,27 @@ std::unique_ptr<float[]> Pack(ffi::ThreadPool& pool, const Geometry& of, const W
   return packed;
 }
 
+// Convolves with the kernel that `write` writes.
+template <typename Write>
+void Convolve(ffi::ThreadPool& pool, const Geometry& of, const float* x, const Write& write, float* y, int64_t y_image,
+              int64_t y_row, int64_t y_step) {
+  const int64_t n = y_step == of.features ? of.neighbours() : 1;
+  const Geometry wide = of.joined(n);
+  const auto packed = PackKernel(pool, wide, [&](int64_t group, int64_t f, int64_t filled, int64_t d, float* out) {
+    if (n == 1) return write(group, f, filled, d, out);
+    const int64_t row = d / wide.depth(), place = d % wide.depth();
+    for (int64_t neighbour = 0; neighbour < n; ++neighbour, out += of.features) {
+      const int64_t own = place - neighbour * of.column_stride * of.channels;
+      if (own >= 0 && own < of.depth()) {
+        write(0, 0, of.features, row * of.depth() + own, out);
+      } else {
+        std::fill_n(out, of.features, 0.0f);
+      }
+    }
+  });
+  ConvolvePacked(pool, wide, x, packed.get(), y, y_image, y_row, n * y_step);
+}
+
 ffi::Error Output(ffi::ThreadPool pool, Array x, Array kernel, Result y, Window window) {
   const auto in = x.dimensions(), size = kernel.dimensions(), out = y->dimensions();
   const Geometry of(in[1], in[2], in[3], window[6], in[4], size[1], size[2], window[0], window[1], window[2], window[4],
@@ -394,10 +502,10 @@ ffi::Error Output(ffi::ThreadPool pool, Array x, Array kernel, Result y, Window 
   const int64_t floats = size[1] * size[2] * size[3] * size[4], y_row = out[3] * out[4], y_image = out[2] * y_row;
   for (int64_t member = 0; member < in[0]; ++member) {
     const float* weights = kernel.typed_data() + member * floats;
-    const auto packed = Pack(pool, of, [&](int64_t group, int64_t f, int64_t n, int64_t d, float* to) {
+    const auto write = [&](int64_t group, int64_t f, int64_t n, int64_t d, float* to) {
       std::copy_n(weights + d * out[4] + group * of.features + f, n, to);
-    });
-    Convolve(pool, of, x.typed_data() + member * of.images * of.image(), packed.get(),
+    };
+    Convolve(pool, of, x.typed_data() + member * of.images * of.image(), write,
              y->typed_data() + member * of.images * y_image, y_image, y_row, out[4]);
   }
   return ffi::Error::Success();
@@ -438,7 +546,7 @@ ffi::Error Input(ffi::ThreadPool pool, Array g, Array kernel, Result x, Window w
     const float* weights = kernel.typed_data() + member * size[1] * size[2] * channels * features;
     // Depth d is tap (i, j) of the turned kernel and a feature of the group; what lies side by side are channels.
     const int64_t features_of = of.depthwise ? 1 : of.channels;
-    const auto packed = Pack(pool, of, [&](int64_t group, int64_t c, int64_t n, int64_t d, float* out) {
+    const auto write = [&](int64_t group, int64_t c, int64_t n, int64_t d, float* out) {
       const int64_t f = d % features_of, j = d / features_of % columns.taps, i = d / features_of / columns.taps;
       const int64_t row = rows.first + window[0] * (rows.taps - 1 - i);
       const int64_t column = columns.first + window[1] * (columns.taps - 1 - j);
@@ -448,8 +556,8 @@ ffi::Error Input(ffi::ThreadPool pool, Array g, Array kernel, Result x, Window w
       } else {
         for (int64_t e = 0; e < n; ++e) out[e] = tap[(c + e) * features + group * features_of + f];
       }
-    });
-    Convolve(pool, of, g.typed_data() + member * in[1] * of.image(), packed.get(), to, x_image, window[0] * x_row,
+    };
+    Convolve(pool, of, g.typed_data() + member * in[1] * of.image(), write, to, x_image, window[0] * x_row,
              window[1] * out[4]);
   }
   return ffi::Error::Success();
@@ -457,73 +565,149 @@ ffi::Error Input(ffi::ThreadPool pool, Array g, Array kernel, Result x, Window w
 
 // ---------------------------------------------------------------------------------------------- gradient of the kernel
 
+// Images, and rows of their output: what is read, and summed, at once.
+struct Part {
+  int64_t image, images, row, rows;
+};
+
+struct Numbers {
+  const float* data;
+  int64_t n;
+};
+
+// The maps that a part of the output sees.
+Numbers SeenBy(const Geometry& of, const float* images, const Part& part) {
+  const int64_t first = part.row * of.row_stride - of.top, row = of.width * of.pixel();
+  const int64_t begin = std::clamp<int64_t>(first, 0, of.height);
+  const int64_t end = std::clamp<int64_t>(first + of.rows(part.rows), begin, of.height);
+  return {images + part.image * of.image() + begin * row, (part.images - 1) * of.image() + (end - begin) * row};
+}
+
+// The output's gradient, `pixel` floats for each pixel, in blocks of features: (block, pixel, feature), with zeros behind
+// the last one.
+const float* Blocks(const Geometry& of, const float* from, int64_t pixels, int64_t pixel, int64_t begin, int64_t end) {
+  if (of.features == pixel && of.features == of.block(0)) return from;
+  float* to = Scratch(gradient_memory, pixels * (RoundUp(end) - begin));
+  for (int64_t p = 0; p < pixels; ++p, from += pixel) {
+    for (int64_t f = begin; f < end; f += of.block(f)) {
+      const int64_t block = of.block(f), filled = std::min(block, of.features - f);
+      float* out = to + (f - begin) * pixels + p * block;
+      std::memcpy(out, from + f, filled * sizeof(float));
+      std::fill(out + filled, out + block, 0.0f);
+    }
+  }
+  return to;
+}
+
+// Adds what a piece gives of the kernel's gradient for the features from begin to end. `next` are the numbers that the
+// next piece is made of.
+void AddGradients(const Geometry& of, const Piece& piece, const Part& part, const float* blocks, int64_t begin,
+                  int64_t end, const std::array<Numbers, 2>& next, float* sums) {
+  const int64_t depth = of.depth(), width = RoundUp(of.features), pixels = part.images * part.rows * of.output_width;
+  const int64_t most = of.gradient_rows(of.block(begin)), tiles = CeilDiv(depth, most);
+  // Maps that several blocks of features meet are packed: pixels of many channels lie in the same few places of a cache.
+  const bool packed = !of.depthwise && end - begin > of.block(begin);
+  const int64_t together = std::clamp<int64_t>(kPackedFloats / (pixels * most), 1, tiles) * most;
+  const int64_t calls = of.kernel_height * tiles * CeilDiv(end - begin, of.block(begin));
+  const int64_t step = std::min<int64_t>(kLine, CeilDiv(next[0].n + next[1].n, calls * pixels));
+  int64_t fetched = 0;
+  for (int64_t i = 0; i < of.kernel_height; ++i) {
+    // Of the output rows, those for which this kernel row sees the image, not its padding.
+    const int64_t above = of.top - i - part.row * of.row_stride;
+    const auto row_from = [&](int64_t y) { return std::min(part.rows, CeilDiv(std::max<int64_t>(y, 0), of.row_stride)); };
+    const int64_t first = row_from(above), last = row_from(above + of.height);
+    const int64_t seen = (last - first) * of.output_width;  // pixels of an image
+    for (int64_t d = 0; d < depth; d += most) {
+      const int64_t tile = std::min(most, depth - d);
+      const float* data = piece.data + (first * of.row_stride + i) * piece.row + (of.depthwise ? d * of.step() : d);
+      Seen x = {data, piece.image, of.row_stride * piece.row, of.column_stride * of.step(), part.images, last - first,
+                of.output_width};
+      if (packed) {
+        float* memory = Scratch(tile_memory, pixels * together);
+        // Blocks are wide, but for the last one.
+        if (d % together == 0) Pack<kGradientRows<2, false>>(x, std::min(together, depth - d), memory);
+        x = {memory + d % together * part.images * seen, seen * most, 0, most, part.images, 1, seen};
+      }
+      for (int64_t f = begin; f < end; f += of.block(f), fetched += step * pixels) {
+        const float* ahead = fetched < next[0].n ? next[0].data + fetched : next[1].data + (fetched - next[0].n);
+        const auto run = [&](auto gradients) {
+          float* to = sums + (i * depth + d) * width + f;
+          const float* g = blocks + (f - begin) * pixels + first * of.output_width * of.block(f);
+          gradients(tile, x, of.step(), g, part.rows * of.output_width * of.block(f), to, width, ahead, step);
+        };
+        if (of.depthwise) {
+          run([f](int64_t tile, Seen x, auto... a) { x.data += f, GradientsOf<1, true>(tile, x, a...); });
+        } else if (of.block(f) == kWide) {
+          run([](auto... a) { GradientsOf<2, false>(a...); });
+        } else {
+          run([](auto... a) { GradientsOf<1, false>(a...); });
+        }
+      }
+    }
+  }
+}
+
 ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window window) {
   const auto in = x.dimensions(), out = g.dimensions(), size = kernel->dimensions();
-  const Geometry of(in[1], in[2], in[3], window[6], in[4], size[1], size[2], window[0], window[1], window[2], window[4],
-                    out[2], out[3], size[4]);
-  const int64_t depth = of.depth(), width = RoundUp(of.features), floats = of.packed();
-  const int64_t pixels = of.output_height * of.output_width, outputs = of.piece();
-  // Each task sums over a part of the images, for some of the features of a group.
-  const int64_t fit = kMostSums / (of.groups * floats);
-  const int64_t most = std::min({kParts, of.images, of.images * pixels / kPixelsPerPart, fit});
-  const int64_t parts = std::max<int64_t>(1, most), blocks = CeilDiv(width, of.block(0));
-  const int64_t slices = std::min(blocks, CeilDiv(kParts, parts * of.groups));
+  const Geometry narrow(in[1], in[2], in[3], window[6], in[4], size[1], size[2], window[0], window[1], window[2],
+                        window[4], out[2], out[3], size[4]);
+  const int64_t neighbours = narrow.neighbours();
+  const Geometry of = narrow.joined(neighbours);
+  const int64_t depth = of.depth(), width = RoundUp(of.features), floats = of.packed(), pixel = of.groups * of.features;
+  const int64_t pixels = of.output_height * of.output_width;
+  // Pieces are rows of an image, or images.
+  const int64_t wanted = std::min(of.images * pixels / kTasks, kPieceFloats / (of.step() + of.features));
+  const int64_t piece_pixels = std::clamp<int64_t>(wanted, kLeastPixels, kMostPixels);
+  const int64_t piece_rows = std::clamp<int64_t>(piece_pixels / of.output_width, 1, of.output_height);
+  const int64_t pieces_of_image = CeilDiv(of.output_height, piece_rows);
+  const int64_t batches = CeilDiv(of.images, std::clamp<int64_t>(piece_pixels / pixels, 1, of.images));
+  const auto part_of = [&](int64_t piece) {
+    const int64_t batch = piece / pieces_of_image, row = piece % pieces_of_image * piece_rows;
+    const int64_t image = Cut(of.images, batch, batches), images = Cut(of.images, batch + 1, batches) - image;
+    return Part{image, images, row, std::min(piece_rows, of.output_height - row)};
+  };
+  // Each task sums over some of the pieces, for some of the features of a group.
+  const int64_t fit = std::min(of.images * pixels / kPixelsPerPart, kMostSums / (of.groups * floats));
+  const int64_t parts = std::clamp<int64_t>(std::min(batches * pieces_of_image, fit), 1, kTasks);
+  const int64_t blocks = CeilDiv(width, of.block(0)), slices = std::min(blocks, CeilDiv(kTasks, parts * of.groups));
   const auto sums = std::unique_ptr<float[]>(new float[parts * of.groups * floats]);
   for (int64_t member = 0; member < in[0]; ++member) {
     const float* images = x.typed_data() + member * of.images * of.image();
-    const float* gradients = g.typed_data() + member * of.images * pixels * out[4];
+    const float* gradients = g.typed_data() + member * of.images * pixels * pixel;
     ParallelFor(pool, parts * of.groups * slices, [&](int64_t task) {
       const int64_t slice = task % slices, group = task / slices % of.groups, part = task / slices / of.groups;
       const int64_t begin = Cut(blocks, slice, slices) * of.block(0);
-      const int64_t end = std::min(width, Cut(blocks, slice + 1, slices) * of.block(0));
+      const int64_t end = std::min(of.features, Cut(blocks, slice + 1, slices) * of.block(0));
       float* sum = sums.get() + (part * of.groups + group) * floats;
       for (int64_t d = 0; d < of.kernel_height * depth; ++d) {
-        std::fill(sum + d * width + begin, sum + d * width + end, 0.0f);
+        std::fill(sum + d * width + begin, sum + d * width + RoundUp(end), 0.0f);
       }
-      for (int64_t image = Cut(of.images, part, parts); image < Cut(of.images, part + 1, parts); ++image) {
-        for (int64_t row = 0; row < of.output_height; row += outputs) {
-          const int64_t rows = std::min(outputs, of.output_height - row);
-          const Piece piece = Pad(of, images + image * of.image(), group, row, rows);
-          const float* from = gradients + (image * pixels + row * of.output_width) * out[4] + group * of.features;
-          if (of.groups > 1 || out[4] != width) {  // zeros behind the features, so that they are whole vectors
-            float* wide = Scratch(gradient_memory, rows * of.output_width * width);
-            CopyPixels(from, rows * of.output_width, out[4], of.features, wide, width);
-            from = wide;
-          }
-          for (int64_t f = begin; f < end; f += of.block(f)) {
-            const int64_t tiles = CeilDiv(depth, of.tile_rows(of.block(f)));
-            for (int64_t t = 0; t < of.kernel_height * tiles; ++t) {
-              const int64_t i = t / tiles, d = Cut(depth, t % tiles, tiles);
-              const int64_t tile = Cut(depth, t % tiles + 1, tiles) - d;
-              const float* see = piece.data + i * piece.row + (of.depthwise ? d * of.step() + f : d);
-              float* to = sum + (i * depth + d) * width + f;
-              const auto run = [&](auto gradients) {
-                gradients(tile, see, of.row_stride * piece.row, of.column_stride * of.step(), of.step(), from + f, rows,
-                          of.output_width, to, width);
-              };
-              if (of.depthwise) {
-                run([](auto... a) { GradientsOf<1, true>(a...); });
-              } else if (of.block(f) == kWide) {
-                run([](auto... a) { GradientsOf<2, false>(a...); });
-              } else {
-                run([](auto... a) { GradientsOf<1, false>(a...); });
-              }
-            }
-          }
-        }
+      const int64_t last = Cut(batches * pieces_of_image, part + 1, parts);
+      for (int64_t p = Cut(batches * pieces_of_image, part, parts); p < last; ++p) {
+        const Part now = part_of(p), next = part_of(std::min(p + 1, last - 1));
+        const Piece piece = Pad(of, images + now.image * of.image(), now.images, group, now.row, now.rows);
+        const auto gradients_of = [&](const Part& part) {
+          return Numbers{gradients + (part.image * pixels + part.row * of.output_width) * pixel,
+                         part.images * part.rows * of.output_width * pixel};
+        };
+        const Numbers from = gradients_of(now);
+        const float* in_blocks = Blocks(of, from.data + group * of.features, from.n / pixel, pixel, begin, end);
+        AddGradients(of, piece, now, in_blocks, begin, end, {SeenBy(of, images, next), gradients_of(next)}, sum);
       }
     });
-    float* result = kernel->typed_data() + member * of.kernel_height * depth * out[4];
-    const int64_t lines = of.kernel_height * depth, pieces = CeilDiv(lines, 256);
+    float* result = kernel->typed_data() + member * narrow.kernel_height * narrow.depth() * out[4];
+    const int64_t lines = narrow.kernel_height * narrow.depth(), pieces = CeilDiv(lines, 256);
     ParallelFor(pool, pieces, [&](int64_t piece) {
-      for (int64_t d = Cut(lines, piece, pieces); d < Cut(lines, piece + 1, pieces); ++d) {
+      for (int64_t line = Cut(lines, piece, pieces); line < Cut(lines, piece + 1, pieces); ++line) {
+        const int64_t first = line / narrow.depth() * depth + line % narrow.depth();
         for (int64_t group = 0; group < of.groups; ++group) {
-          float* to = result + d * out[4] + group * of.features;
-          const float* from = sums.get() + group * floats + d * width;
-          std::copy_n(from, of.features, to);
-          for (int64_t part = 1; part < parts; ++part) {
-            from += of.groups * floats;
-            for (int64_t f = 0; f < of.features; ++f) to[f] += from[f];
+          float* to = result + line * out[4] + group * narrow.features;
+          for (int64_t term = 0; term < parts * neighbours; ++term) {
+            const int64_t neighbour = term % neighbours;
+            const int64_t d = first + neighbour * narrow.column_stride * narrow.channels;
+            const float* from = sums.get() + (term / neighbours * of.groups + group) * floats + d * width;
+            from += neighbour * narrow.features;
+            for (int64_t f = 0; f < narrow.features; ++f) to[f] = term == 0 ? from[f] : to[f] + from[f];
           }
         }
       }
