@@ -10,16 +10,15 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import figure, record
+from benchmarks.speed import figure, record, table
 from benchmarks.timing import timed_pair
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
 from cnn_jax.errors import UserError
 from cnn_jax.ops import native
 from cnn_jax.training.runtime import keep_memory
@@ -84,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="aimed length of a block (default 0.3)")
-    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
+    parser.add_argument("--seconds", type=positive_number, default=0.3, help="aimed length of a block (default 0.3)")
+    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
     arguments = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     keep_memory()

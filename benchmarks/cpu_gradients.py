@@ -9,13 +9,11 @@ With CNN_JAX_NATIVE=0 before the command, ours is what a machine without a C++ c
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from benchmarks.speed import figure, record
+from benchmarks.speed import figure, record, table
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
 from cnn_jax.config import Config
-from cnn_jax.ops import native
 from cnn_jax.ops.plain import plain_operations
 
 MORE = {
@@ -34,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints and records three figures a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=[*CASES, *MORE], default=[*CASES, *MORE])
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default {BATCH})")
-    parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="aimed length of a block (default 4)")
-    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    parser.add_argument("--batch", type=positive, default=BATCH, help=f"images a step (default {BATCH})")
+    parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
+    parser.add_argument("--seconds", type=positive_number, default=4.0, help="aimed length of a block (default 4)")
+    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
     arguments = parser.parse_args(argv)
     for name in arguments.models:
         config = (CASES | MORE)[name].override(batch_size=arguments.batch)
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plain.bare(1)
         blocks = partial(plain.bare, steps), partial(ours.bare, steps)
         pairs = [timed_pair(*blocks, turn) for turn in range(arguments.blocks)]
-        case = f"{name} batch {arguments.batch}{'' if native.available() else ', no C++ compiler'}"
+        case = f"{name} batch {arguments.batch}"
         figures = [
             figure(case, "plain / ours", [p / o for p, o in pairs], "x"),
             figure(case, "plain step", [1e3 * p for p, _ in pairs], "ms"),

@@ -18,11 +18,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-from benchmarks.speed import Figure, figure, record
+from benchmarks.speed import Figure, figure, record, table
 from benchmarks.timing import BASE, make_bench, timed_pair
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 
@@ -101,17 +100,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--model", default="resnet20", help="a name that ends in its depth (default resnet20)")
-    parser.add_argument("--image", type=int, default=32, help="height and width in pixels (default 32)")
-    parser.add_argument("--batch", type=int, default=64, help="images a step (default 64)")
-    parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
+    parser.add_argument("--image", type=positive, default=32, help="height and width in pixels (default 32)")
+    parser.add_argument("--batch", type=positive, default=64, help="images a step (default 64)")
+    parser.add_argument("--classes", type=positive, default=10, help="number of classes (default 10)")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 100, 128, 256])
-    parser.add_argument("--images", type=int, nargs="+", default=[16, 20, 24, 28, 32, 40, 48, 64, 96])
-    parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110])
-    parser.add_argument("--class-counts", type=int, nargs="+", default=[2, 10, 100, 1000, 10000])
-    parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="aimed length of a block (default 1)")
-    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    parser.add_argument(
+        "--batches", type=positive, nargs="+", default=[1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 100, 128, 256]
+    )
+    parser.add_argument("--images", type=positive, nargs="+", default=[16, 20, 24, 28, 32, 40, 48, 64, 96])
+    parser.add_argument("--depths", type=positive, nargs="+", default=[20, 32, 44, 56, 110])
+    parser.add_argument("--class-counts", type=positive, nargs="+", default=[2, 10, 100, 1000, 10000])
+    parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
+    parser.add_argument("--seconds", type=positive_number, default=1.0, help="aimed length of a block (default 1)")
+    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
     arguments = parser.parse_args(argv)
     name = re.fullmatch(r"(\w*\D)(\d+)", arguments.model)
     if name is None:

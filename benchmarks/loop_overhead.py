@@ -23,9 +23,9 @@ from typing import Any
 
 import jax
 
-from benchmarks.speed import Figure, figure, record
+from benchmarks.speed import Figure, figure, record, table
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, make_display, timed_pair
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
 from cnn_jax.run_folder import CHECKPOINTS
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.loop import MAX_AHEAD, StopRequest, run_loop
@@ -127,10 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints and records six figures a model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step (default {BATCH})")
-    parser.add_argument("--blocks", type=int, default=12, help="blocks (default 12)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="aimed length of a block, of each way")
-    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    parser.add_argument("--batch", type=positive, default=BATCH, help=f"images a step (default {BATCH})")
+    parser.add_argument("--blocks", type=positive, default=12, help="blocks (default 12)")
+    parser.add_argument("--seconds", type=positive_number, default=8.0, help="aimed length of a block, of each way")
+    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
     arguments = parser.parse_args(argv)
     for name in arguments.models:
         config = CASES[name].override(batch_size=arguments.batch)

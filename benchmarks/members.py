@@ -6,7 +6,7 @@
 The networks are of K seeds, or of one seed and K learning rates.
 Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster at once is.
 What is measured is recorded at once. A model ends early, and says so, where the next K would last beyond `--seconds`
-(twice as many networks are taken to need twice the time) or would need more than half of the memory, on a CPU.
+(twice as many networks are taken to need twice the time) or would need more than two thirds of the memory, on a CPU.
 """
 
 import argparse
@@ -14,14 +14,13 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from benchmarks.speed import Figure, figure, record
+from benchmarks.speed import Figure, figure, record, table
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
 from cnn_jax.config import Config
 
 
@@ -45,10 +44,10 @@ def of_several(config: Config, members: int, kind: str) -> Config:
 
 
 def memory_limit() -> float:
-    """Half of the machine's bytes on a CPU, where a program that takes too much is killed; JAX says it elsewhere."""
+    """Two thirds of the machine's bytes on a CPU, where a program that takes too much is killed; JAX says it elsewhere."""
     if jax.default_backend() != "cpu":
         return float("inf")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 / 3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,12 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--of", choices=("seeds", "rates"), default="seeds", help="what differs (default %(default)s)")
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="K, ascending")
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a step of each network (default {BATCH})")
-    parser.add_argument("--blocks", type=int, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--block-seconds", type=float, default=2.0, help="aimed length of a block (default 2)")
-    parser.add_argument("--seconds", type=float, default=600.0, help="limit for each model (default 600)")
-    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    parser.add_argument("--members", type=positive, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="K, ascending")
+    parser.add_argument(
+        "--batch", type=positive, default=BATCH, help=f"images a step of each network (default {BATCH})"
+    )
+    parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
+    parser.add_argument(
+        "--block-seconds", type=positive_number, default=2.0, help="aimed length of a block (default 2)"
+    )
+    parser.add_argument("--seconds", type=positive_number, default=600.0, help="limit for each model (default 600)")
+    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
     arguments = parser.parse_args(argv)
     for model in arguments.models:
         config, end = CASES[model].override(batch_size=arguments.batch), time.perf_counter() + arguments.seconds

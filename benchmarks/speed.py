@@ -10,6 +10,7 @@ import argparse
 import csv
 import importlib.metadata
 import io
+import os
 import platform
 import statistics
 from collections.abc import Iterable, Sequence
@@ -65,7 +66,30 @@ def figure(case: str, measure: str, values: Sequence[float], unit: str) -> Figur
     return Figure(case, measure, statistics.median(values), unit, min(values), max(values), len(values))
 
 
-def record(path: Path | None, benchmark: str, figures: Iterable[Figure], extra_packages: Sequence[str] = ()) -> None:
+def table(text: str) -> Path:
+    """Reads the path of a table, for `argparse`: what cannot be written is said before hours of measuring.
+
+    Raises:
+        UserError: it is another file than a table of speeds, or cannot be written.
+    """
+    path = Path(text)
+    if path.exists():
+        read(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a"):
+        pass
+    if path.stat().st_size == 0:
+        path.unlink()
+    return path
+
+
+def record(
+    path: Path | None,
+    benchmark: str,
+    figures: Iterable[Figure],
+    extra_packages: Sequence[str] = (),
+    extra_versions: Sequence[str] = (),
+) -> None:
     """Writes figures into the table; nothing if `path` is None.
 
     Args:
@@ -73,15 +97,25 @@ def record(path: Path | None, benchmark: str, figures: Iterable[Figure], extra_p
         benchmark: name of the module, such as "versus_torch".
         figures: what was measured.
         extra_packages: distributions whose versions matter besides JAX's own, such as "torch".
+        extra_versions: what else belongs beside the versions, such as a driver's.
     """
     if path is None:
         return
-    from cnn_jax.training import runtime  # imports JAX, which the table does not need
+    import jax  # which the table does not need
+
+    from cnn_jax.ops import native
+    from cnn_jax.training import runtime
 
     facts = runtime.environment(runtime.command_line())
     packages = ("jax", "jaxlib", "flax", *extra_packages)
     versions = [f"python {platform.python_version()}", *(f"{p} {importlib.metadata.version(p)}" for p in packages)]
-    origin = (facts["device"], ", ".join(versions), facts["commit"] or "", facts["command"])
+    # Settings of the environment that change what is measured; as part of the device, they have rows of their own.
+    device = facts["device"]
+    if jax.default_backend() == "cpu" and not native.available():
+        device += ", no compiled convolutions"
+    if flags := os.environ.get("XLA_FLAGS"):
+        device += f", XLA_FLAGS={flags}"
+    origin = (device, ", ".join([*versions, *extra_versions]), facts["commit"] or "", facts["command"])
     rows = {_key(row): row for row in (read(path) if path.exists() else [])}
     for f in figures:
         row = dict(zip(COLUMNS, (benchmark, *map(_text, asdict(f).values()), *origin), strict=True))

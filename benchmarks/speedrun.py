@@ -8,11 +8,10 @@ A ratio below 1 says that our program needs less time.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from benchmarks.speed import Figure, figure, record
+from benchmarks.speed import Figure, figure, record, table
 from cnn_jax.cli import guard
 from cnn_jax.speedrun import command
 from experiments.cifar10_speedrun import PRESETS, RECIPE
@@ -26,9 +25,11 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
     from cnn_jax.speedrun.contest import ratios, spread
 
     (name, ours), *others = runs.items()
-    images = "" if arguments.train_images is None else f", {arguments.train_images} images"
-    changed = "".join(f", {flag} {value}" for flag, value in command.changes(arguments).items())
-    where = f"{arguments.split} split{images}"
+    given = {"train images": arguments.train_images, "test images": arguments.test_images}
+    where = f"{arguments.split} split" + "".join(f", {value} {name}" for name, value in given.items() if value)
+    ways = {"unroll": arguments.unroll if arguments.unroll > 1 else None, "stream": arguments.stream}
+    own = command.changes(arguments) | {name: value for name, value in ways.items() if value}
+    changed = "".join(f", {flag} {value}" for flag, value in own.items())
     found = []
     for title, each in runs.items():
         case = f"{title}, {where}" + (changed if title == name else "")
@@ -50,9 +51,10 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and records."""
     parser = command.make_parser(__doc__, RECIPE, PRESETS)
-    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
     arguments = command.parse(parser, PRESETS, argv)
-    record(arguments.output, "speedrun", figures(arguments, command.contest(arguments)))
+    runs, facts = command.contest(arguments)
+    record(arguments.output, "speedrun", figures(arguments, runs), extra_versions=facts)
 
 
 if __name__ == "__main__":

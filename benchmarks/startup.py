@@ -25,8 +25,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.speed import figure, record
-from cnn_jax.cli import ArgumentParser, guard
+from benchmarks.speed import figure, record, table
+from cnn_jax.cli import ArgumentParser, guard, positive
 from cnn_jax.errors import UserError
 from cnn_jax.run_folder import METRICS
 
@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints and records, for each command, the parts of a cold start and of a warm one, and their ratio."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
-    parser.add_argument("--turns", type=int, default=5, help="turns that count (default 5)")
-    parser.add_argument("--output", type=Path, help="CSV file that the figures go to")
+    parser.add_argument("--turns", type=positive, default=5, help="turns that count (default 5)")
+    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
     arguments = parser.parse_args(argv)
     for name in arguments.commands:
         turns = []

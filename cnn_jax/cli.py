@@ -257,6 +257,18 @@ def positive(text: str) -> int:
     return value
 
 
+def positive_number(text: str) -> float:
+    """Reads a number greater than 0, and not infinite, for `argparse`.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
 # How messages of argparse begin, and what we say for them.
 _REPHRASED = {
     r"the following arguments are required: (.*)": r"given no \1; expected it in the command; add it",
@@ -292,11 +304,14 @@ class ArgumentParser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
             return super()._get_value(action, arg_string)
-        except argparse.ArgumentError:
+        except argparse.ArgumentError as error:
+            if isinstance(error.__context__, UserError):  # which says more
+                raise error.__context__ from None
             kinds: dict[Any, str] = {
                 int: _KINDS["INT"],
                 float: _KINDS["FLOAT"],
                 positive: "a whole number of at least 1",
+                positive_number: "a number greater than 0",
             }
             self.error(f"given {_name(action)} {arg_string}; expected {kinds.get(action.type, 'another')}; correct it")
 

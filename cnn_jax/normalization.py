@@ -46,7 +46,6 @@ class BatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
         scale = self.param("scale", self.scale_init, size, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, size, self.param_dtype) if self.use_bias else None
-        dtype = self.dtype or jnp.promote_types(x_BxHxWxC.dtype, self.param_dtype)
         with jax.numpy_dtype_promotion("standard"):
             if self.use_running_average:
                 moments = mean.value, variance.value
@@ -55,7 +54,7 @@ class BatchNorm(nn.Module):
                 if not self.is_initializing():
                     for running, batch in zip((mean, variance), moments):
                         running.value = self.momentum * running.value + (1 - self.momentum) * batch
-            return normalize(x_BxHxWxC, *moments, scale, bias, self.epsilon, dtype)
+            return normalize(x_BxHxWxC, *moments, scale, bias, self.epsilon, self.dtype)
 
 
 class LocalResponseNorm(nn.Module):

@@ -166,7 +166,7 @@ def _normalize(layer: nn.BatchNorm | BatchNorm, x: jax.Array) -> jax.Array:
     own, running = layer.variables.get("params", {}), layer.variables["batch_stats"]
     with jax.numpy_dtype_promotion("standard"):
         scale, bias = own.get("scale"), own.get("bias")
-        return normalize(x, running["mean"], running["var"], scale, bias, layer.epsilon, layer.dtype or x.dtype)
+        return normalize(x, running["mean"], running["var"], scale, bias, layer.epsilon, layer.dtype)
 
 
 def _name(path: Any) -> str:

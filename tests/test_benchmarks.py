@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import cpu_gradients, growth, loop_overhead, members, plots, speed, startup, timing
+from benchmarks import convolutions, cpu_gradients, growth, loop_overhead, members, plots, speed, startup, timing
 from benchmarks.speed import COLUMNS, Figure, figure, markdown, read, record
 from cnn_jax.errors import UserError
+from cnn_jax.ops import native
 from cnn_jax.results import with_section
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,3 +269,29 @@ def test_pictures_keep_devices_and_models_apart():
 
 def test_columns_of_the_table():
     assert COLUMNS[:2] == ("benchmark", "case") and COLUMNS[-4:] == ("device", "versions", "commit", "command")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--blocks", "0"], "given --blocks 0; expected a whole number of at least 1"),
+        (["--seconds", "nan"], "given --seconds nan; expected a number greater than 0"),
+        (["--output", "README.md"], "given README.md with other columns"),
+    ],
+)
+def test_what_cannot_be_measured_or_written_is_said_before_measuring(flags, message):
+    with pytest.raises(UserError, match=message):
+        convolutions.main(flags)
+
+
+def test_settings_that_change_speeds_have_rows_of_their_own(tmp_path, monkeypatch):
+    path, row = tmp_path / "speed.csv", [speed.figure("a", "step", [1.0], "ms")]
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(native, "available", lambda: True)
+    speed.record(path, "members", row)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some=1")
+    monkeypatch.setattr(native, "available", lambda: False)
+    speed.record(path, "members", row, extra_versions=["driver 1"])
+    first, second = speed.read(path)
+    assert second["device"] == first["device"] + ", no compiled convolutions, XLA_FLAGS=--xla_some=1"
+    assert second["versions"].endswith(", driver 1")

@@ -223,6 +223,7 @@ def test_training_step_of_batch_norm_writes_no_more_than_three_maps():
         return y, vjp(g)
 
     text = jax.jit(step).lower(variables["params"], TINY_MAPS, TINY_MAPS).compile().as_text()
+    assert text is not None
     body = text[text.index("ENTRY") :]
     written = re.findall(r"= f32\[4,3,5,2\]\S* (?!parameter)", body)
     assert len(written) <= 3, "the output, the gradient before the activation, the gradient of the input"

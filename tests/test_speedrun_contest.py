@@ -1,7 +1,9 @@
 """The protocol of the speed run: timed runs in turns, scripts in processes of their own, and the command line."""
 
 import statistics
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,8 @@ def test_script_runs_when_it_is_asked_to_and_its_first_run_does_not_count(tmp_pa
         folder = Path(other._folder.name)
         assert other.name == "script.py" and other.versions.startswith("torch ")
         assert not (folder / "runs.txt").exists(), "it went on after its first run"
-        assert other.run() == Run(seconds=1.0, accuracy=0.65)
+        first = other.run()
+        assert (first.seconds, first.accuracy) == (1.0, 0.65) and first.wall is not None and first.wall > 0
         assert (folder / "runs.txt").read_text() == "0\n"
         assert other.run().seconds == 2.0
         assert other.run().seconds == 3.0
@@ -108,7 +111,41 @@ def test_script_is_ended_before_its_last_run(tmp_path):
     script.write_text(SCRIPT)
     with torch_script.TorchScript(script, DATA) as other:
         other.run()
-    assert other._process.returncode == 0
+        process = other._process
+    assert process is not None and process.returncode == 0
+
+
+def test_script_that_has_made_all_its_runs_is_started_again(tmp_path):
+    pytest.importorskip("torch")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.partition("raise")[0])
+    with torch_script.TorchScript(script, DATA) as other:
+        assert [other.run().seconds for _ in range(5)] == [1.0, 2.0, 3.0, 1.0, 2.0]
+
+
+def test_script_does_not_outlive_the_program_that_was_killed(tmp_path):
+    pytest.importorskip("torch")
+    script, program = tmp_path / "script.py", tmp_path / "program.py"
+    script.write_text(SCRIPT)
+    program.write_text(
+        "import os, sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path; from cnn_jax.speedrun.torch_script import TorchScript\n"
+        "from tests.test_speedrun_contest import DATA\n"
+        "other = TorchScript(Path(sys.argv[1]), DATA)\n"
+        "print(other._process.pid, other._folder.name, flush=True); os._exit(1)\n"
+    )
+    root = str(Path(__file__).parents[1])
+    said = subprocess.run([sys.executable, program, script, root], capture_output=True, text=True).stdout.split()
+    deadline = time.monotonic() + 30
+    while Path(said[1]).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(said[1]).exists()
+
+
+def test_interval_of_the_ratio_holds_it():
+    ours, theirs = ([Run(mean + 0.01 * (i % 5 - 2), 0.9) for i in range(20)] for mean in (1.0, 2.0))
+    low, high = contest.interval(ours, theirs)
+    assert 0.49 < low < 0.5 < high < 0.51
 
 
 def test_what_cannot_run_is_said_in_one_line(tmp_path):
@@ -121,7 +158,7 @@ def test_what_cannot_run_is_said_in_one_line(tmp_path):
     bare = tmp_path / "bare"  # a Python without PyTorch
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
-    with pytest.raises(UserError, match=r"No module named .*\(pip install torch torchvision\)") as caught:
+    with pytest.raises(UserError, match=r"No module named .*\(pip install numpy torch torchvision\)") as caught:
         torch_script.TorchScript(script, DATA, python=str(bare))
     assert "\n" not in str(caught.value)
 
@@ -189,8 +226,10 @@ def test_preset_gives_defaults_and_flags_win():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--runs", "0"), "given --runs 0; expected more than 0"),
-        (("--epochs", "-1"), "given --epochs -1.0; expected more than 0"),
+        (("--runs", "0"), "given --runs 0; expected a number greater than 0"),
+        (("--epochs", "-1"), "given --epochs -1.0; expected a number greater than 0"),
+        (("--epochs", "nan"), "given --epochs nan; expected a number greater than 0"),
+        (("--width-factor", "inf"), "given --width-factor inf; expected a number greater than 0"),
         (("--seed", "-1"), "given --seed -1"),
         (("--recipe", "muon95"), "muon95.*see"),
         (("--torch-script", "a/s.py", "b/s.py"), "expected files of different names"),

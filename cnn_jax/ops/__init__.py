@@ -1,4 +1,4 @@
-"""Convolution and pooling whose gradients are fast where XLA's are slow. Values and gradients are XLA's."""
+"""Convolution, pooling and batch normalisation, fast where XLA's are slow. Values and gradients are XLA's."""
 
 from cnn_jax.ops.conv import conv_general_dilated
 from cnn_jax.ops.pool import avg_pool, max_pool

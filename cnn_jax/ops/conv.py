@@ -47,6 +47,7 @@ def conv_general_dilated(
         # Else the error is that of JAX.
         and lhs.shape[3] == rhs.shape[2] * feature_group_count
         and rhs.shape[3] % feature_group_count == 0
+        and len(window_strides) == 2
         and min(window_strides) > 0
     )
     if plain and not are_plain() and _on_one_cpu():

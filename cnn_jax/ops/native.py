@@ -77,7 +77,9 @@ def status() -> str:
     return _load()[1]
 
 
-def _lower(context: Any, one: Any, other: Any, *, part: str, window: tuple[int, ...], **_: Any) -> Any:
+def _lower(context: Any, one: Any, other: Any, *, part: str, window: tuple[int, ...], **static: Any) -> Any:
+    if any(0 in aval.shape for aval in (*context.avals_in, *context.avals_out)):  # from a vmap over nothing
+        return _lower_by_xla(context, one, other, part=part, window=window, **static)
     return jax.ffi.ffi_lowering(_target(part))(context, one, other, window=np.array(window, np.int64))
 
 
@@ -104,6 +106,9 @@ def _by_xla(one: Any, other: Any, *, part: str, shape: tuple[int, ...], window: 
         return output(one, other)
 
     return jax.vmap(member)(one, other)
+
+
+_lower_by_xla = mlir.lower_fun(_by_xla, multiple_results=False)
 
 
 def _transpose(
@@ -161,7 +166,7 @@ def _make_primitive() -> Primitive:
     ad.defbilinear(primitive, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
     batching.primitive_batchers[primitive] = _batch
     mlir.register_lowering(primitive, _lower, platform="cpu")
-    mlir.register_lowering(primitive, mlir.lower_fun(_by_xla, multiple_results=False))  # of programs for elsewhere
+    mlir.register_lowering(primitive, _lower_by_xla)  # of programs for elsewhere
     return primitive
 
 

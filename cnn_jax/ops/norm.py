@@ -44,12 +44,13 @@ def normalize(
         mean_C, variance_C: of each channel, float32 or wider.
         scale_C, bias_C: of each channel, None for 1 and 0.
         epsilon: keeps the denominator from 0.
-        dtype: of the result; the arithmetic is that of the mean.
+        dtype: of the result; None: of the maps, the scale and the bias together. The arithmetic is float32 at least.
 
     >>> normalize(jnp.array([[1.0], [3.0]]), jnp.array([2.0]), jnp.array([4.0]), None, None, 0.0, "float32").tolist()
     [[-0.5], [0.5]]
     """
-    x = x_BxHxWxC.astype(mean_C.dtype)
+    dtype = dtype or jnp.result_type(*(v for v in (x_BxHxWxC, scale_C, bias_C) if v is not None))
+    x = x_BxHxWxC.astype(jnp.promote_types(x_BxHxWxC.dtype, mean_C.dtype))
 
     def along_channels(values_C: jax.Array) -> jax.Array:
         return values_C.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -9,7 +9,7 @@ _PLAIN = ContextVar("plain", default=False)
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Within it convolutions and pools are traced as such, without faster forms: for those who read the program."""
+    """Within it convolutions, pools and norms are traced as such, without faster forms: for readers of the program."""
     token = _PLAIN.set(True)
     try:
         yield

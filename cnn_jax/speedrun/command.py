@@ -4,6 +4,7 @@ No JAX is imported before the flags are known to be right.
 """
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -74,8 +75,8 @@ def parse(parser: ArgumentParser, presets: Presets, argv: Sequence[str] | None =
     positive = ("runs", "train_images", "test_images", "epochs", "batch_size", "width_factor", "unroll", "stream")
     for name in positive:
         value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise UserError(f"given --{name.replace('_', '-')} {value}; expected more than 0; change it")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"given --{name.replace('_', '-')} {value}; expected a number greater than 0; change it")
     if not 0 <= arguments.seed < 2**32 - arguments.runs:
         raise UserError(f"given --seed {arguments.seed}; expected 0 or more, and less than 2**32; change it")
     names = [script.name for script in arguments.torch_script]
@@ -90,11 +91,11 @@ def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def contest(arguments: argparse.Namespace) -> "dict[str, list[Run]]":
-    """Measures and prints; returns the runs of each contender by its name, ours first."""
+def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[str]]":
+    """Measures and prints; returns the runs of each contender by its name, ours first, and what the machine was."""
     if arguments.torch_script:  # JAX must leave room on the device for the others
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from cnn_jax.speedrun.contest import Contender, Program, alternate, machine
+    from cnn_jax.speedrun.contest import Contender, Program, alternate, busy, machine
     from cnn_jax.speedrun.data import load_data
     from cnn_jax.speedrun.torch_script import TorchScript
     from cnn_jax.training import runtime
@@ -103,13 +104,17 @@ def contest(arguments: argparse.Namespace) -> "dict[str, list[Run]]":
     recipe = replace(RECIPES[arguments.recipe], **changes(arguments))
     data = load_data(arguments.split, arguments.data_dir, arguments.train_images, arguments.test_images)
     sizes = f"{len(data.train[0]):,} training and {len(data.test[0]):,} test images"
-    print(f"{arguments.recipe}, {arguments.split} split: {sizes}\n{machine()}", flush=True)
+    facts = [machine()]
+    print(f"{arguments.recipe}, {arguments.split} split: {sizes}\n{facts[0]}", flush=True)
+    if busy():
+        print("warning: others use the GPU; times are not comparable; wait until it is idle", flush=True)
     with ExitStack() as scripts:
         contenders: list[Contender] = []
         for script in arguments.torch_script:
             other = scripts.enter_context(TorchScript(script, data, arguments.torch_python))
             print(f"{other.name}: warm, {other.versions}", flush=True)
             contenders.append(other)
+            facts.append(f"{other.name}: {other.versions}")
         ours = Program(arguments.recipe, recipe, data, arguments.seed, unroll=arguments.unroll, stream=arguments.stream)
         if ours.streamed is not None:
             why = "the device cannot hold all images" if arguments.stream is None else "as was asked for"
@@ -119,7 +124,7 @@ def contest(arguments: argparse.Namespace) -> "dict[str, list[Run]]":
         contenders.insert(0, ours)
         runs = dict(zip((contender.name for contender in contenders), alternate(contenders, arguments.runs)))
     report(arguments, recipe, ours.flops, runs, len(data.beside[0]) if data.beside else 0)
-    return runs
+    return runs, facts
 
 
 def report(
@@ -128,7 +133,7 @@ def report(
     """Prints what the runs say; the last line is the ratio, where there is another contender."""
     import jax
 
-    from cnn_jax.speedrun.contest import describe, p_below, ratios, spread
+    from cnn_jax.speedrun.contest import describe, interval, p_below, ratios, spread
     from cnn_jax.training.runtime import peak_flops
 
     (name, ours), *others = runs.items()
@@ -155,4 +160,9 @@ def report(
         gain = statistics.mean(percent) - statistics.mean(other)
         print(f"{name} - {title}: accuracy {gain:+.2f} ± {error:.2f} points")
         found = ratios(ours, theirs)
+        walls = [run.wall for run in theirs if run.wall is not None]
+        if walls:
+            print(f"{title}: {statistics.median(walls):.4g} s by our clock, with what its own leaves out (median)")
+        low, high = interval(ours, theirs)
+        print(f"{name} / {title}: ratio of mean times between {low:.3f} and {high:.3f} (95 %, bootstrap)")
         print(f"{name} / {title}: time ratio {statistics.median(found):.3f} ({min(found):.3f}–{max(found):.3f})")

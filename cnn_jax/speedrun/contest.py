@@ -39,12 +39,15 @@ class Run:
         accuracy: share of the test images.
         beside: share of `Data.beside`, None where it was not scored.
         losses: mean training loss of each epoch, where it is known.
+        wall: of a script, seconds by our clock from the word to go to its accuracy: with its validation after every
+            epoch, and the making of the network.
     """
 
     seconds: float
     accuracy: float
     beside: float | None = None
     losses: tuple[float, ...] = ()
+    wall: float | None = None
 
 
 class Contender(Protocol):
@@ -160,6 +163,17 @@ def ratios(ours: Sequence[Run], theirs: Sequence[Run], block: int = _BLOCK) -> l
     return [one / other for one, other in zip(*medians)]
 
 
+def interval(ours: Sequence[Run], theirs: Sequence[Run], draws: int = 2000) -> tuple[float, float]:
+    """The middle 95 % of our mean seconds over theirs, in samples drawn again from the runs ("bootstrap")."""
+    random = np.random.default_rng(0)
+    means = [
+        np.array([run.seconds for run in runs])[random.integers(len(runs), size=(draws, len(runs)))].mean(axis=1)
+        for runs in (ours, theirs)
+    ]
+    low, high = np.quantile(means[0] / means[1], (0.025, 0.975))
+    return float(low), float(high)
+
+
 def spread(values: Sequence[float]) -> float:
     """Standard deviation (n - 1 below); 0 of a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
@@ -193,6 +207,15 @@ def describe(name: str, runs: Sequence[Run]) -> str:
         f"{statistics.median(seconds):.4g}, least {min(seconds):.4g}), accuracy {statistics.mean(percent):.2f} % "
         f"(std {spread(percent):.2f}), {len(runs)} runs"
     )
+
+
+def busy() -> bool:
+    """Whether a GPU works for others: to be asked before we use it. False where nobody can tell."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return max(map(int, said.split())) > 5  # per cent
+    return False
 
 
 def machine() -> str:

@@ -45,8 +45,8 @@ def prepare(config: TrainConfig) -> None:
     _keep_programs(cache_folder() / "xla")
     try:
         found = jax.default_backend()
-    except RuntimeError as error:  # JAX_PLATFORMS names one that is not there
-        reason = " ".join(str(error).split())[:160]
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names one that is not there
+        reason = " ".join(str(error).split())[:160] or "found no such platform"
         raise UserError(f"given JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; {reason}; unset it") from error
     if config.require is not None and config.require != found:
         raise UserError(
