@@ -6,7 +6,7 @@
 The networks are of K seeds, or of one seed and K learning rates.
 Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster at once is.
 What is measured is recorded at once. A model ends early, and says so, where the next K would last beyond `--seconds`
-(twice as many networks are taken to need twice the time) or would need more than two thirds of the memory, on a CPU.
+(twice as many networks are taken to need twice the time) or, on a CPU, would need more than two thirds of the memory.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def of_several(config: Config, members: int, kind: str) -> Config:
 
 
 def memory_limit() -> float:
-    """Two thirds of the machine's bytes on a CPU, where a program that takes too much is killed; JAX says it elsewhere."""
+    """Two thirds of the bytes on a CPU, where a program that takes too much is killed; JAX says it elsewhere."""
     if jax.default_backend() != "cpu":
         return float("inf")
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 / 3
