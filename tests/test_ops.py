@@ -379,3 +379,16 @@ def test_max_pool_has_second_derivatives_in_both_modes_and_under_vmap(window, st
 def test_max_pool_passes_a_nan_on(place):
     x = jnp.zeros((1, 2, 2, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
     assert jnp.isnan(max_pool(x, (2, 2), (2, 2), "VALID")).all()
+
+
+@needs_compiler
+def test_compiled_convolution_of_nothing_is_nothing():
+    kernel = normal(1, 3, 3, 3, 4)
+
+    def loss(kernel, x):
+        return native.convolve(x, kernel, (1, 1), ((1, 1), (1, 1))).sum()
+
+    total = jax.grad(lambda kernel: jax.vmap(loss, (None, 0))(kernel, jnp.zeros((0, 2, 8, 8, 3))).sum())(kernel)
+    np.testing.assert_array_equal(total, jnp.zeros_like(kernel))
+    each = jax.vmap(jax.grad(loss), (None, 0))(kernel, jnp.zeros((0, 2, 8, 8, 3)))
+    assert each.shape == (0, 3, 3, 3, 4)
