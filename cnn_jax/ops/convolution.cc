@@ -378,10 +378,7 @@ Piece Pad(const Geometry& of, const float* image, int64_t images, int64_t group,
   float* out = data;
   for (int64_t i = 0; i < images * rows; ++i, out += row) {
     const int64_t y = first * of.row_stride + i % rows - of.top;
-    if (y < 0 || y >= of.height) {
-      std::fill_n(out, row, 0.0f);
-      continue;
-    }
+    if (y < 0 || y >= of.height) continue;  // padding, which no kernel row is multiplied with
     const float* line = image + i / rows * of.image() + y * of.width * of.pixel();
     std::fill_n(out, begin * step, 0.0f);
     CopyPixels(line + (begin - of.left) * of.pixel() + group * of.channels, end - begin, of.pixel(), of.channels,

@@ -92,10 +92,10 @@ def changes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[str]]":
-    """Measures and prints; returns the runs of each contender by its name, ours first, and what the machine was."""
+    """Measures and prints; returns the runs of each contender by its name, ours first, and versions for the table."""
     if arguments.torch_script:  # JAX must leave room on the device for the others
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from cnn_jax.speedrun.contest import Contender, Program, alternate, busy, machine
+    from cnn_jax.speedrun.contest import Contender, Program, accelerator, alternate, busy, machine
     from cnn_jax.speedrun.data import load_data
     from cnn_jax.speedrun.torch_script import TorchScript
     from cnn_jax.training import runtime
@@ -104,8 +104,8 @@ def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[
     recipe = replace(RECIPES[arguments.recipe], **changes(arguments))
     data = load_data(arguments.split, arguments.data_dir, arguments.train_images, arguments.test_images)
     sizes = f"{len(data.train[0]):,} training and {len(data.test[0]):,} test images"
-    facts = [machine()]
-    print(f"{arguments.recipe}, {arguments.split} split: {sizes}\n{facts[0]}", flush=True)
+    print(f"{arguments.recipe}, {arguments.split} split: {sizes}\n{machine()}", flush=True)
+    facts = accelerator()
     if busy():
         print("warning: others use the GPU; times are not comparable; wait until it is idle", flush=True)
     with ExitStack() as scripts:

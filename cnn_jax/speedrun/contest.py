@@ -211,23 +211,36 @@ def describe(name: str, runs: Sequence[Run]) -> str:
 
 def busy() -> bool:
     """Whether a GPU works for others: to be asked before we use it. False where nobody can tell."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-        return max(map(int, said.split())) > 5  # per cent
+    with contextlib.suppress(ValueError):
+        return any(int(said) > 5 for said in _ask_gpus("utilization.gpu", "csv,noheader,nounits"))  # per cent
     return False
 
 
 def machine() -> str:
     """What the times depend on: device, versions, XLA's flags, driver and state of the GPU."""
-    parts = [f"{len(jax.devices())} x {jax.devices()[0].device_kind}"]
-    for package in ("jax", "jaxlib", "flax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            parts.append(f"{package} {importlib.metadata.version(package)}")
-    parts.append(f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}")
+    parts = [f"{len(jax.devices())} x {jax.devices()[0].device_kind}", *_versions("jax", "jaxlib", "flax")]
+    return ", ".join([*parts, f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}", *accelerator()])
+
+
+def accelerator() -> list[str]:
+    """Of that, what the table of speeds does not have anyway: cuDNN's version, driver and state of the first GPU."""
     query = "driver_version,utilization.gpu,memory.used,clocks.sm,power.limit"
+    states = [f"{query}: {said}" for said in _ask_gpus(query, "csv,noheader")]
+    return [*_versions("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"), *states[:1]]
+
+
+def _versions(*packages: str) -> list[str]:
+    """Names and versions of those distributions that are installed."""
+    found = []
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    return found
+
+
+def _ask_gpus(query: str, form: str) -> list[str]:
+    """What nvidia-smi says of each GPU; nothing where there is none."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-        parts.append(f"{query}: {said.splitlines()[0]}")
-    return ", ".join(parts)
+        command = ["nvidia-smi", f"--query-gpu={query}", f"--format={form}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    return []
