@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.speed import figure, record, table
 from benchmarks.timing import timed_pair
-from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
+from cnn_jax.commands.parser import ArgumentParser, guard, positive, positive_number
 from cnn_jax.errors import UserError
 from cnn_jax.ops import native
 from cnn_jax.training.runtime import keep_memory

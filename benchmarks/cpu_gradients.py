@@ -12,7 +12,7 @@ from functools import partial
 
 from benchmarks.speed import figure, record, table
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
-from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
+from cnn_jax.commands.parser import ArgumentParser, guard, positive, positive_number
 from cnn_jax.config import Config
 from cnn_jax.ops.plain import plain_operations
 

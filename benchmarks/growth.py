@@ -21,7 +21,7 @@ from functools import partial
 
 from benchmarks.speed import Figure, figure, record, table
 from benchmarks.timing import BASE, make_bench, timed_pair
-from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
+from cnn_jax.commands.parser import ArgumentParser, guard, positive, positive_number
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 

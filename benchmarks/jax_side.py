@@ -15,10 +15,10 @@ import optax
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.sides import CHECKED, LEARNING_RATE, MOMENTUM, Batch, Image, Side, fastest
-from cnn_jax.losses import cross_entropy
 from cnn_jax.models import build
 from cnn_jax.models.small import Filters, SmallCnn
-from cnn_jax.optimizers import make_optimizer
+from cnn_jax.optim.optimizers import make_optimizer
+from cnn_jax.tasks.losses import cross_entropy
 from cnn_jax.training.state import init_state
 from cnn_jax.training.step import make_train_step
 

@@ -25,8 +25,8 @@ import jax
 
 from benchmarks.speed import Figure, figure, record, table
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, make_display, timed_pair
-from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
-from cnn_jax.run_folder import CHECKPOINTS
+from cnn_jax.commands.parser import ArgumentParser, guard, positive, positive_number
+from cnn_jax.storage.run_folder import CHECKPOINTS
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.loop import MAX_AHEAD, StopRequest, run_loop
 from cnn_jax.training.record import Recorder

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.speed import Figure, figure, record, table
 from benchmarks.timing import BATCH, CASES, Bench, make_bench, timed_pair
-from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
+from cnn_jax.commands.parser import ArgumentParser, guard, positive, positive_number
 from cnn_jax.config import Config
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.commands.parser import ArgumentParser, guard
 from cnn_jax.errors import UserError
 
 TESTS = Path(__file__).parents[1] / "tests"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed import PATH, Row, read
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.commands.parser import ArgumentParser, guard
 from cnn_jax.errors import UserError
 from cnn_jax.report.figures import new_axes, png, style
 

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
 
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.commands.parser import ArgumentParser, guard
 from cnn_jax.errors import UserError
-from cnn_jax.results import with_section
-from cnn_jax.run_folder import write_text
+from cnn_jax.runs.results import with_section
+from cnn_jax.storage.run_folder import write_text
 
 PATH = Path("results/speed.csv")
 PAGE = Path("docs/speed.md")

@@ -12,17 +12,17 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from benchmarks.speed import Figure, figure, record, table
-from cnn_jax.cli import guard
-from cnn_jax.speedrun import command
-from experiments.cifar10_speedrun import PRESETS, RECIPE
+from cnn_jax.commands.parser import guard
+from experiments.cifar10_speedrun import command
+from experiments.cifar10_speedrun.__main__ import PRESETS, RECIPE
 
 if TYPE_CHECKING:
-    from cnn_jax.speedrun.contest import Run
+    from experiments.cifar10_speedrun.contest import Run
 
 
 def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list[Figure]:
     """Seconds and accuracy of every contender, and the ratio of times to each script."""
-    from cnn_jax.speedrun.contest import ratios, spread
+    from experiments.cifar10_speedrun.contest import ratios, spread
 
     (name, ours), *others = runs.items()
     given = {"train images": arguments.train_images, "test images": arguments.test_images}

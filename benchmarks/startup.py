@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.speed import figure, record, table
-from cnn_jax.cli import ArgumentParser, guard, positive
+from cnn_jax.commands.parser import ArgumentParser, guard, positive
 from cnn_jax.errors import UserError
-from cnn_jax.run_folder import METRICS
+from cnn_jax.storage.run_folder import METRICS
 
 COMMANDS = {
     "digits_lenet5": ("experiments.digits_lenet5",),

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_jax.cli import ArgumentParser, guard
+from cnn_jax.commands.parser import ArgumentParser, guard
 from experiments.transfer_digits import CONFIG, PRESETS
 
 WAYS = {"transferred": CONFIG, "linear probe": PRESETS["probe"], "from scratch": PRESETS["scratch"]}
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def digits_folder(path: Path) -> Path:
     """Writes the small digits to PATH/SPLIT/CLASS/NUMBER.png, unless they are there; returns the absolute path."""
+    from cnn_jax.commands.data import export
     from cnn_jax.data import open_source
-    from cnn_jax.data.__main__ import export
 
     if not path.exists():
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 from benchmarks import jax_side, torch_side
 from benchmarks.sides import Image, Side, alternate, make_batch
 from benchmarks.speed import Figure, figure, record, table
-from cnn_jax.cli import ArgumentParser, guard, positive, positive_number
+from cnn_jax.commands.parser import ArgumentParser, guard, positive, positive_number
 from cnn_jax.errors import TrainingStopped, UserError
-from cnn_jax.models.summary import count_flops
+from cnn_jax.inspect.summary import count_flops
 from cnn_jax.training.runtime import keep_memory
 
 BUSY = 0.05  # share of the processor that others may take before a warning

@@ -17,6 +17,6 @@ def load(run: str) -> tuple[Any, Any, Any]:
     Raises:
         UserError: the folder is no finished run, or its weights do not fit its model.
     """
-    from cnn_jax.run_folder import load
+    from cnn_jax.weights.trained import load
 
     return load(run)

@@ -55,7 +55,7 @@ class ModelConfig:
     """The network."""
 
     model: str = "lenet5"
-    """A name of `python -m cnn_jax.models`."""
+    """A name of `python -m cnn_jax models`."""
     model_args: tuple[str, ...] = ()
     """Arguments of the model, each key=value, such as shortcut=B."""
     init_from: str | None = None

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line, no traceback, exit code 2 (see `cnn_jax.cli`)."""
+"""Errors that a user can act on: one line, no traceback, exit code 2 (see `cnn_jax.commands.experiment`)."""
 
 import difflib
 from collections.abc import Iterable

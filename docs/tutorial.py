@@ -32,12 +32,12 @@ from matplotlib.figure import Figure
 import cnn_jax
 from cnn_jax.data import Preprocess, make_pipeline, open_source
 from cnn_jax.data.augment import make_augment
-from cnn_jax.inference import predict_probabilities
-from cnn_jax.losses import cross_entropy
+from cnn_jax.inspect.summary import count_flops, count_parameters, layer_table
 from cnn_jax.models import build, stages
-from cnn_jax.models.summary import count_flops, count_parameters, layer_table
-from cnn_jax.optimizers import make_optimizer
-from cnn_jax.training.parallel import total
+from cnn_jax.optim.optimizers import make_optimizer
+from cnn_jax.runs.inference import predict_probabilities
+from cnn_jax.tasks.losses import cross_entropy
+from cnn_jax.training.parallel import mean_metrics
 from cnn_jax.training.run import train
 from cnn_jax.training.state import TrainState, init_state, variables_for_evaluation
 from cnn_jax.training.step import make_eval_step, make_train_step
@@ -118,7 +118,7 @@ def evaluate(state: TrainState) -> dict[str, float]:
     """Mean loss and accuracy over the test set, every example once."""
     variables = variables_for_evaluation(state)
     items = test_data.eval_items()
-    return total([eval_step(variables, test_data.gather(test_data.arrays, item))[0] for item in items])
+    return mean_metrics([eval_step(variables, test_data.gather(test_data.arrays, item))[0] for item in items])
 
 
 def train_with(optimizer_name: str, learning_rate: float) -> tuple[TrainState, list[float]]:

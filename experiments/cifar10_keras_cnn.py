@@ -7,7 +7,7 @@ With `--preset quick`, 3 epochs in 107 seconds on two CPU cores, one seed: 64.7 
 63.7 % of 1,017 test images. The long run has not been measured.
 """
 
-from cnn_jax.cli import run
+from cnn_jax.commands.experiment import run
 from cnn_jax.config import Config
 
 CONFIG = Config("cifar10_keras_cnn").override(

@@ -12,7 +12,7 @@ The quick preset (7 epochs, one seed) gets 85.96 % of the 5,000 validation image
 images, in 16 minutes on two CPU cores. The long recipe has not been run to its end.
 """
 
-from cnn_jax.cli import run
+from cnn_jax.commands.experiment import run
 from cnn_jax.config import Config
 
 CONFIG = Config("cifar10_resnet").override(

@@ -6,7 +6,7 @@ The lecture reports 99.26 % after 40 minutes of training. Ours, distorted by sma
 99.49 ± 0.06 % over 5 seeds, 5 minutes on two CPU cores.
 """
 
-from cnn_jax.cli import run
+from cnn_jax.commands.experiment import run
 from cnn_jax.config import Config
 
 CONFIG = Config("mnist_cnn").override(

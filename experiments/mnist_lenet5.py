@@ -7,7 +7,7 @@ LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document 
 Ours, distorted by small rotations and shifts: test accuracy 99.30 ± 0.04 % over 5 seeds, 2 minutes on two CPU cores.
 """
 
-from cnn_jax.cli import run
+from cnn_jax.commands.experiment import run
 from cnn_jax.config import Config
 
 CONFIG = Config("mnist_lenet5").override(

@@ -8,7 +8,7 @@ ship with the package, so that the command can be tried at once: test accuracy (
 seeds, 24 seconds on two CPU cores.
 """
 
-from cnn_jax.cli import run
+from cnn_jax.commands.experiment import run
 from cnn_jax.config import Config
 
 CONFIG = Config("own_folder").override(

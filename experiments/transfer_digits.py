@@ -12,7 +12,7 @@ accuracy against the number of labels. Nothing is selected by validation: the la
 accuracy with 50 labels, 3 seeds: 85.7 ± 1.0 %; probe 91.9 ± 0.6 %; gradual 86.5 ± 0.2 %; scratch 76.9 ± 0.8 %.
 """
 
-from cnn_jax.cli import run
+from cnn_jax.commands.experiment import run
 from cnn_jax.config import Config
 
 CONFIG = Config("transfer_digits").override(

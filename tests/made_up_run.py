@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from cnn_jax import run_folder as files
 from cnn_jax.config import Config
 from cnn_jax.data import Preprocess, materialize, open_source
-from cnn_jax.weights_file import save_weights
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import save_weights
 
 CONFIG = Config("made_up").override(
     dataset="digits", model="softmax_regression", normalize="none", eval_batch_size=70, seed=3

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from cnn_jax import cli
-from cnn_jax import run_folder as files
+from cnn_jax.commands import experiment as cli
 from cnn_jax.data import ArraySource, digits, pipeline, preprocess
+from cnn_jax.storage import run_folder as files
 from experiments import digits_lenet5
 
 SMALL = ["--model", "softmax_regression", "--image-size", "8", "--epochs", "2", "--eval-every", "0.5", "--workdir"]

@@ -11,7 +11,7 @@ from benchmarks import convolutions, cpu_gradients, growth, loop_overhead, membe
 from benchmarks.speed import COLUMNS, Figure, figure, markdown, read, record
 from cnn_jax.errors import UserError
 from cnn_jax.ops import native
-from cnn_jax.results import with_section
+from cnn_jax.runs.results import with_section
 
 ROOT = Path(__file__).resolve().parents[1]
 

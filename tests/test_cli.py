@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from cnn_jax.cli import ArgumentParser, guard, parse, positive
+from cnn_jax.commands.experiment import parse
+from cnn_jax.commands.parser import ArgumentParser, guard, positive
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 

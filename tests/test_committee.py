@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.committee import Committee, Views, average, flip, member, shift, ten_crop
-from cnn_jax.committee.__main__ import main
+from cnn_jax.commands.committee import main
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
-from cnn_jax.evaluate import evaluate, member_predictions
 from cnn_jax.models import build
+from cnn_jax.models.ensembles import Committee, Views, average, flip, member, shift, ten_crop
+from cnn_jax.runs.evaluate import evaluate, member_predictions
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.run import train
 

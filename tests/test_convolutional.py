@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cnn_jax.convolutional import Convolutional, heat_map, to_convolutional
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.sliding import Convolutional, heat_map, to_convolutional
+from cnn_jax.inspect.summary import layer_table
 from cnn_jax.layers import Conv, GlobalAvgPool, LocallyConnected, SqueezeExcite, flatten
 from cnn_jax.models import build, stages
 from cnn_jax.models.pattern import from_pattern
 from cnn_jax.models.resnet import ResNet
-from cnn_jax.models.summary import layer_table
 from cnn_jax.models.vgg import VGG
 
 

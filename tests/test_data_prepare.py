@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_jax.commands import data as command_line
 from cnn_jax.data import Splits, default_splits, materialize, open_source
-from cnn_jax.data import __main__ as command_line
 from cnn_jax.data.prepare import prepare
 from cnn_jax.errors import UserError
 
@@ -70,7 +70,7 @@ mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES = 12, 5
 for path in Path(manual_dir).glob("*.gz"):
     full = url if url.endswith("gz") else url + path.name
     checksums.get_all_url_infos()[full] = builder.url_infos[full] = checksums.compute_url_info(path)
-from cnn_jax.data.__main__ import main
+from cnn_jax.commands.data import main
 main(["prepare", name, "--data-dir", data_dir, "--manual-dir", manual_dir])
 main(["prepare", name, "--data-dir", data_dir])  # there already: nothing to download
 assert "tensorflow" not in sys.modules and "jax" not in sys.modules

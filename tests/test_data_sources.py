@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax.cli import parse
+from cnn_jax.commands.experiment import parse
 from cnn_jax.config import Config
 from cnn_jax.data import ArraySource, Example, Preprocess, Splits, default_splits, materialize, open_source, parse_split
 from cnn_jax.data.channels import convert, with_channels
@@ -204,7 +204,7 @@ def test_absent_tfds_set_says_how_to_get_it_and_what_works_without(tmp_path):
         open_source("svhn_cropped", "train", data_dir=str(folder))
     message = str(caught.value)
     assert f"given data set 'svhn_cropped', which is not in {folder}" in message and "\n" not in message
-    assert f"run: python -m cnn_jax.data prepare svhn_cropped --data-dir '{folder}'; or" in message
+    assert f"run: python -m cnn_jax data prepare svhn_cropped --data-dir '{folder}'; or" in message
     assert message.endswith(": python -m experiments.digits_lenet5")  # pytest is no experiment
 
 

@@ -21,12 +21,12 @@ from cnn_jax.data import Preprocess, make_pipeline, open_source
 from cnn_jax.data.augment import make_augment
 from cnn_jax.data.pipeline import StreamPipeline
 from cnn_jax.errors import UserError
-from cnn_jax.losses import LOSSES
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.small import Filters, SmallCnn
-from cnn_jax.optimizers import make_optimizer
+from cnn_jax.optim.optimizers import make_optimizer
+from cnn_jax.tasks.losses import LOSSES
 from cnn_jax.training.experiment import make_experiment
-from cnn_jax.training.parallel import Parallel, make_parallel, stack, total
+from cnn_jax.training.parallel import Parallel, make_parallel, mean_metrics, stack
 from cnn_jax.training.state import TrainState, init_state, variables_for_evaluation
 from cnn_jax.training.step import make_train_step
 
@@ -63,7 +63,7 @@ def trained(scan: bool = False, **changes):
         state, metrics = step(state, arrays, item)
         seen.append(metrics)
     test, _, logits = experiment.evaluator("test").predictions(variables_for_evaluation(state))
-    return jax.device_get(state), total(seen), test, logits
+    return jax.device_get(state), mean_metrics(seen), test, logits
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def from_seeds(
         for item in items:
             state, metrics = compiled(state, arrays, item)
             seen.append(metrics)
-        return jax.device_get(state), total(seen)
+        return jax.device_get(state), mean_metrics(seen)
 
     compiled: Any = None
     # The step is written for float32 parameters: with others its constants are promoted.

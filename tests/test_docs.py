@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jax import cli
+from cnn_jax.commands import experiment as cli
 from cnn_jax.config import Config
 from cnn_jax.data.augment import make_augment
 from cnn_jax.errors import UserError
 from cnn_jax.models import build
-from cnn_jax.optimizers import find_method
-from cnn_jax.schedules import SCHEDULES
+from cnn_jax.optim.optimizers import get_optimizer_spec
+from cnn_jax.optim.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,8 +29,8 @@ PROGRAM = re.compile(r"python -m ((?:experiments|cnn_jax|benchmarks)(?:\.[a-z_0-
 def shown(text: str) -> Iterator[tuple[str, ...]]:
     """Yields the module and the arguments of each command in the text of a page.
 
-    >>> list(shown("`python -m cnn_jax.models NAME` and\\npython -m cnn_jax.predict run \\\\\\n  'a b' | head  # two"))
-    [('cnn_jax.models', 'NAME'), ('cnn_jax.predict', 'run', 'a b')]
+    >>> list(shown("`python -m cnn_jax models NAME` and\\npython -m cnn_jax predict run \\\\\\n  'a b' | head  # two"))
+    [('cnn_jax.models', 'NAME'), ('cnn_jax.runs.predict', 'run', 'a b')]
     """
     for module, rest in PROGRAM.findall(text.replace("\\\n", " ")):
         words = shlex.shlex(rest, posix=True, punctuation_chars=True)
@@ -75,7 +75,7 @@ def take(module: str, *arguments: str) -> None:
         return
     build(config.model.model, 10, args=config.model.model_args)
     make_augment(config.data.augment, 10)
-    find_method(config.optim.optimizer)
+    get_optimizer_spec(config.optim.optimizer)
     assert config.optim.schedule in SCHEDULES
 
 
@@ -101,7 +101,7 @@ def test_commands_are_found_and_wrong_ones_are_not_taken(parse_only):
         ("experiments.digits_lenet5", "--model-args", "no_such=1"),
         ("experiments.digits_lenet5", "--augment", "no-such"),
         ("experiments.cifar10_speedrun", "--recipe", "no-such"),
-        ("cnn_jax.evaluate",),
+        ("cnn_jax.runs.evaluate",),
         ("cnn_jax.data", "prepare", "mnist", "--no-such-flag"),
         ("benchmarks.growth", "--no-such-flag"),
     ):

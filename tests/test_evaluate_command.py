@@ -7,11 +7,11 @@ import pytest
 from made_up_run import CONFIG, digits, expected_logits, make_run
 from PIL import Image
 
-from cnn_jax import evaluate
-from cnn_jax.cli import guard
+from cnn_jax.commands.parser import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
-from cnn_jax.weights_file import save_weights
+from cnn_jax.runs import evaluate
+from cnn_jax.storage.weights_file import save_weights
 
 
 @pytest.fixture(scope="module")

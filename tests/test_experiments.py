@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import experiments
-from cnn_jax.cli import parse
+from cnn_jax.commands.experiment import parse
 from cnn_jax.training import run
 from cnn_jax.training.experiment import make_experiment
 

@@ -12,6 +12,7 @@ import pytest
 
 from cnn_jax.arithmetic import output_size
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.layers import (
     ACTIVATIONS,
     INITIALIZERS,
@@ -25,10 +26,9 @@ from cnn_jax.layers import (
     flatten,
     images,
     initializer,
-    record,
     space_to_depth,
+    tap,
 )
-from cnn_jax.models.summary import count_parameters
 
 DEFINITIONS = {
     "relu": lambda x: max(x, 0),
@@ -123,8 +123,8 @@ class Two(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = record(self, "first", Conv(2, (3, 3), padding="SAME", name="first")(x))
-        return record(self, "second", Conv(3, (5, 5), (2, 2), padding=1, name="second")(x))
+        x = tap(self, "first", Conv(2, (3, 3), padding="SAME", name="first")(x))
+        return tap(self, "second", Conv(3, (5, 5), (2, 2), padding=1, name="second")(x))
 
 
 def test_too_small_map_names_the_layer_and_shows_the_arithmetic():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.losses import LOSSES, cross_entropy, hinge, mse, smooth
+from cnn_jax.tasks.losses import LOSSES, cross_entropy, hinge, mse, smooth
 
 LOGITS_3x4 = np.array([[2.0, -1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0], [30.0, -200.0, 100.0, 1.0]])
 LABELS_3 = np.array([0, 3, 1])

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.cli import parse
-from cnn_jax.committee import average, member
-from cnn_jax.committee.__main__ import main
+from cnn_jax.commands.committee import main
+from cnn_jax.commands.experiment import parse
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
+from cnn_jax.models.ensembles import average, member
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.run import train
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from model_checks import by_path, drawn, evaluated, loss, shapes, trained, without_gradient
 
-from cnn_jax.convolutional import to_convolutional
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.sliding import to_convolutional
 from cnn_jax.layers import INITIALIZERS
 from cnn_jax.models import MODELS, build, googlenet, inception_bn, inception_v3
 from cnn_jax.models.alexnet import AlexNet, alexnet_no_conv3_conv4_fc6_fc7, alexnet_one_tower

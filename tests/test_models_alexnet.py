@@ -12,10 +12,10 @@ from model_checks import drawn, shapes
 
 from cnn_jax.arguments import parse_arguments
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import count_parameters, layer_table
 from cnn_jax.models import alexnet as alexnets
 from cnn_jax.models import stages
 from cnn_jax.models.alexnet import AlexNet
-from cnn_jax.models.summary import count_parameters, layer_table
 from cnn_jax.models.zfnet import ZFNet, zfnet
 
 WIDTHS: Any = {"num_classes": 3, "features": (4, 8, 12, 8, 4), "dense": (16, 10)}

@@ -11,9 +11,9 @@ from flax import traverse_util
 from model_checks import drawn, shapes, some_images
 
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import count_parameters, layer_table
 from cnn_jax.models import all_cnn, stages
 from cnn_jax.models.all_cnn import AllCnn, all_cnn_c
-from cnn_jax.models.summary import count_parameters, layer_table
 
 TINY = AllCnn(3, sizes=(3, 1), features=(6, 8))
 

@@ -11,9 +11,9 @@ import pytest
 from model_checks import drawn, shapes, some_images, volumes
 
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import layer_table
 from cnn_jax.models import densenet, stages
 from cnn_jax.models.densenet import DenseNet
-from cnn_jax.models.summary import layer_table
 
 TINY = DenseNet(3, (1, 2), growth=4)
 

@@ -12,6 +12,7 @@ from flax import traverse_util
 from model_checks import dependencies, drawn_like, shapes, volumes, without_gradient
 
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import count_flops, count_parameters, layer_table
 from cnn_jax.layers import AvgPool, BatchNorm, Conv
 from cnn_jax.models import inception_v3 as v3
 from cnn_jax.models.googlenet import (
@@ -24,7 +25,6 @@ from cnn_jax.models.googlenet import (
 )
 from cnn_jax.models.inception_bn import bn_inception
 from cnn_jax.models.inception_v3 import inception_v3
-from cnn_jax.models.summary import count_flops, count_parameters, layer_table
 
 FACTORIES = {
     "googlenet": googlenet,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from model_checks import drawn, drop_paths, evaluated, initialised, shapes, some_images, trained, volumes
 
+from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.models.efficientnet import efficientnet_b0
 from cnn_jax.models.mobilenet import InvertedResidualNet, Stage, mobilenet_v2, scaled_width
-from cnn_jax.models.summary import count_parameters
 
 # Parameters for 1000 classes, as torchvision and timm give them.
 SCALED = {

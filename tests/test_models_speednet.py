@@ -20,9 +20,9 @@ from model_checks import (
 )
 
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.models import speednet
 from cnn_jax.models.speednet import SpeedNet, partial_dirac, whitened, whitening
-from cnn_jax.models.summary import count_parameters
 from cnn_jax.training.state import init_state
 
 TINY = SpeedNet(3, widths=(6, 8), depth=3, residual=True)

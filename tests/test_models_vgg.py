@@ -10,10 +10,10 @@ import pytest
 from model_checks import drawn, shapes, some_images, trained, volumes
 
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import count_flops, layer_table
+from cnn_jax.layers.pooling import adaptive_avg_pool
 from cnn_jax.models import vgg as vggs
-from cnn_jax.models.summary import count_flops, layer_table
 from cnn_jax.models.vgg import VGG
-from cnn_jax.pooling import adaptive_avg_pool
 
 # Layers with weights: configurations A, B, D and E of table 1.
 LAYERS = {"vgg11": 11, "vgg13": 13, "vgg16": 16, "vgg19": 19}

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from cnn_jax.errors import UserError
-from cnn_jax.optimizers import METHODS, REFUSED, Optimizer, find_method, make_optimizer, optax_factories
-from cnn_jax.schedules import SCHEDULES, make_schedule
+from cnn_jax.optim.optimizers import METHODS, REFUSED, Optimizer, get_optimizer_spec, make_optimizer, optax_factories
+from cnn_jax.optim.schedules import SCHEDULES, make_schedule
 
 GRADIENTS = [np.array([0.3, -2.0]), np.array([-0.1, -1.0]), np.array([0.7, 4.0])]
 START = np.array([1.0, -0.5])
@@ -124,7 +124,7 @@ def problem() -> tuple[dict, Callable]:
 @pytest.mark.parametrize("name", sorted({*METHODS, *optax_factories()}))
 def test_every_optimizer_descends_under_jit_scan_and_donation(name: str):
     params, loss = problem()
-    optimizer = make_optimizer(name, learning_rate=find_method(name).learning_rate or 0.01, total_steps=20)
+    optimizer = make_optimizer(name, learning_rate=get_optimizer_spec(name).learning_rate or 0.01, total_steps=20)
     state = optimizer.tx.init(params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
 

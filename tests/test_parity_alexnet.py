@@ -9,8 +9,8 @@ from torch_nets import TOLERANCE, Case, compare, shapes, torchvision
 
 from cnn_jax.models.alexnet import AlexNet, alexnet_one_tower
 from cnn_jax.models.zfnet import ZFNet
-from cnn_jax.weights import alexnet as names
 from cnn_jax.weights.convert import flattened_maps, torch_name
+from cnn_jax.weights.names import alexnet as names
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -9,8 +9,8 @@ from torch_nets import TOLERANCE, Case, compare, numpy_state, shapes, torchvisio
 
 from cnn_jax.models import convnext
 from cnn_jax.models.convnext import convnext_tiny
-from cnn_jax.weights import convnext as naming
 from cnn_jax.weights.convert import from_torch, to_torch, torch_name
+from cnn_jax.weights.names import convnext as naming
 
 torch = pytest.importorskip("torch")
 models: Any = torchvision().models

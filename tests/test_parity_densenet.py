@@ -10,8 +10,8 @@ from torch_nets import TOLERANCE, Case, compare, numpy_state, shapes, torchvisio
 
 from cnn_jax.models import densenet
 from cnn_jax.models.densenet import DenseNet
-from cnn_jax.weights import densenet as naming
 from cnn_jax.weights.convert import from_torch, torch_name
+from cnn_jax.weights.names import densenet as naming
 
 torch = pytest.importorskip("torch")
 models: Any = torchvision().models

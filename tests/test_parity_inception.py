@@ -13,9 +13,9 @@ from torch_nets import TOLERANCE, Case, compare, numpy_state, randomise, shapes,
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.layers import BatchNorm, Conv
 from cnn_jax.models import googlenet, inception_v3
-from cnn_jax.weights import googlenet as googlenet_naming
-from cnn_jax.weights import inception_v3 as inception_naming
 from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
+from cnn_jax.weights.names import googlenet as googlenet_naming
+from cnn_jax.weights.names import inception_v3 as inception_naming
 
 torch = pytest.importorskip("torch")
 models: Any = torchvision().models

@@ -12,9 +12,9 @@ from cnn_jax.models.efficientnet import STAGES as EFFICIENTNET
 from cnn_jax.models.efficientnet import efficientnet_b0
 from cnn_jax.models.mobilenet import STAGES as MOBILENET
 from cnn_jax.models.mobilenet import mobilenet_v2
-from cnn_jax.weights import efficientnet as efficientnet_names
-from cnn_jax.weights import mobilenet as mobilenet_names
 from cnn_jax.weights.convert import from_torch, to_torch, torch_name
+from cnn_jax.weights.names import efficientnet as efficientnet_names
+from cnn_jax.weights.names import mobilenet as mobilenet_names
 
 torch = pytest.importorskip("torch")
 models: Any = torchvision().models

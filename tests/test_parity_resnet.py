@@ -8,8 +8,8 @@ from torch_nets import TOLERANCE, Case, check_stages, compare, numpy_state, rand
 
 from cnn_jax.models import resnet
 from cnn_jax.models.resnet import ResNet
-from cnn_jax.weights import resnet as naming
 from cnn_jax.weights.convert import from_torch, to_torch, torch_name
+from cnn_jax.weights.names import resnet as naming
 
 torch = pytest.importorskip("torch")
 models: Any = torchvision().models

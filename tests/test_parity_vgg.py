@@ -10,8 +10,8 @@ from flax import traverse_util
 from torch_nets import TOLERANCE, Case, compare, numpy_state, randomise, shapes, torchvision
 
 from cnn_jax.models import vgg as vggs
-from cnn_jax.weights import vgg as names
 from cnn_jax.weights.convert import flattened_maps, from_torch, to_torch, torch_name
+from cnn_jax.weights.names import vgg as names
 
 torch = pytest.importorskip("torch")
 

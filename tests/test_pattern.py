@@ -12,9 +12,10 @@ import pytest
 from flax import traverse_util
 
 from cnn_jax.arguments import parse_arguments
-from cnn_jax.cli import parse as parse_command
+from cnn_jax.commands.experiment import parse as parse_command
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import layer_table
 from cnn_jax.models import stages
 from cnn_jax.models.lenet import LeNet5
 from cnn_jax.models.pattern import EXAMPLE, from_pattern
@@ -28,7 +29,6 @@ from cnn_jax.models.pattern_parser import (
     parse,
 )
 from cnn_jax.models.small import kaggle_lenet, keras_cifar_cnn, mnist_cnn, xo_cnn
-from cnn_jax.models.summary import layer_table
 
 VGG16 = "[[conv3-64]*2 pool] [[conv3-128]*2 pool] [[conv3-256]*3 pool] [[conv3-512]*3 pool]*2 [fc4096 drop0.5]*2 fc1000"
 

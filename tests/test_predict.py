@@ -15,11 +15,11 @@ import pytest
 from made_up_run import digits, expected_logits, make_run
 from PIL import Image
 
-from cnn_jax import inference, predict
-from cnn_jax.cli import guard
+from cnn_jax.commands.parser import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
-from cnn_jax.run_folder import write_bytes
+from cnn_jax.runs import inference, predict
+from cnn_jax.storage.run_folder import write_bytes
 
 
 @pytest.fixture(scope="module")

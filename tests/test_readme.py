@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from cnn_jax.results import models_table, read_rows, with_section, with_table
+from cnn_jax.runs.results import models_table, read_rows, with_section, with_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -14,13 +14,13 @@ def test_table_is_that_of_the_results():
     rows = read_rows(sorted((ROOT / "results").glob("*.csv")))
     assert rows, "results/ holds no rows"
     assert with_table(README, rows) == README, (
-        "README.md and results/ differ; run: python -m cnn_jax.results readme README.md results/*.csv"
+        "README.md and results/ differ; run: python -m cnn_jax results readme README.md results/*.csv"
     )
 
 
 def test_list_of_models_is_that_of_the_code():
     assert with_section(README, "models", models_table()) == README, (
-        "README.md and cnn_jax/models/table.csv differ; run: python -m cnn_jax.results readme README.md results/*.csv"
+        "README.md and cnn_jax/models/table.csv differ; run: python -m cnn_jax results readme README.md results/*.csv"
     )
 
 

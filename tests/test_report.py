@@ -9,11 +9,12 @@ import pytest
 from made_up_run import SUMMARY, make_run
 from PIL import Image
 
-from cnn_jax import run_folder as files
 from cnn_jax.errors import UserError
-from cnn_jax.report import curves, figures, measures, write_report
+from cnn_jax.report import curves, figures, write_report
 from cnn_jax.report.filters import first_layer, pictures
-from cnn_jax.weights_file import save_weights
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import save_weights
+from cnn_jax.tasks import measures
 
 CLASSES = ("airplane", "bird <&>", "$cat$")
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])

@@ -7,10 +7,10 @@ import statistics
 import pytest
 from made_up_run import CONFIG, make_run
 
-from cnn_jax import results
-from cnn_jax import run_folder as files
-from cnn_jax.cli import guard
+from cnn_jax.commands.parser import guard
 from cnn_jax.errors import UserError
+from cnn_jax.runs import results
+from cnn_jax.storage import run_folder as files
 
 ACCURACIES = (0.9, 0.91, 0.95)
 

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 import cnn_jax
-from cnn_jax import run_folder as files
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.training import experiment, loop, run
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.progress import Display
-from cnn_jax.weights_file import load_weights
 
 CONFIG = Config("small").override(
     dataset="synthetic:8x8x1:3:120",

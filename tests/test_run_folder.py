@@ -10,10 +10,10 @@ import pytest
 from made_up_run import CONFIG, digits, expected_logits, make_run, row
 
 import cnn_jax
-from cnn_jax import run_folder as files
 from cnn_jax.errors import UserError
-from cnn_jax.inference import predict_logits, predict_probabilities
-from cnn_jax.weights_file import load_weights, save_weights
+from cnn_jax.runs.inference import predict_logits, predict_probabilities
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import load_weights, save_weights
 
 
 def refusal(call, *args, **kwargs):

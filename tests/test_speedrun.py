@@ -12,10 +12,10 @@ import optax
 import pytest
 
 from cnn_jax.data import materialize, open_source
-from cnn_jax.speedrun import augment, optimizer, program, streaming
-from cnn_jax.speedrun import recipe as recipes
-from cnn_jax.speedrun.recipe import MEAN, RECIPES, STD, Hardest, Plan, Recipe
 from cnn_jax.training.state import TrainState, stream
+from experiments.cifar10_speedrun import augment, optimizer, program, streaming
+from experiments.cifar10_speedrun import recipe as recipes
+from experiments.cifar10_speedrun.recipe import MEAN, RECIPES, STD, Hardest, Plan, Recipe
 
 SEED = jnp.uint32(3)
 

@@ -15,13 +15,13 @@ import pytest
 from benchmarks import speed, speedrun
 from cnn_jax.data import ArraySource
 from cnn_jax.errors import UserError
-from cnn_jax.speedrun import command, contest, program, torch_script
-from cnn_jax.speedrun import data as speedrun_data
-from cnn_jax.speedrun.contest import Program, Run, alternate, p_below, ratios
-from cnn_jax.speedrun.data import Data, load_data
-from cnn_jax.speedrun.program import Outcome
-from cnn_jax.speedrun.recipe import RECIPES
 from experiments import cifar10_speedrun
+from experiments.cifar10_speedrun import command, contest, program, torch_script
+from experiments.cifar10_speedrun import data as speedrun_data
+from experiments.cifar10_speedrun.contest import Program, Run, alternate, p_below, ratios
+from experiments.cifar10_speedrun.data import Data, load_data
+from experiments.cifar10_speedrun.program import Outcome
+from experiments.cifar10_speedrun.recipe import RECIPES
 
 SCRIPT = """
 import torch
@@ -129,7 +129,7 @@ def test_script_does_not_outlive_the_program_that_was_killed(tmp_path):
     script.write_text(SCRIPT)
     program.write_text(
         "import os, sys; sys.path[:0] = sys.argv[2:]\n"
-        "from pathlib import Path; from cnn_jax.speedrun.torch_script import TorchScript\n"
+        "from pathlib import Path; from experiments.cifar10_speedrun.torch_script import TorchScript\n"
         "from tests.test_speedrun_contest import DATA\n"
         "other = TorchScript(Path(sys.argv[1]), DATA)\n"
         "print(other._process.pid, other._folder.name, flush=True); os._exit(1)\n"

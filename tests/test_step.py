@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from cnn_jax.data.augment import make_augment
-from cnn_jax.losses import LOSSES
 from cnn_jax.models import build
 from cnn_jax.models.small import Filters, SmallCnn
+from cnn_jax.tasks.losses import LOSSES
 from cnn_jax.training.state import init_state, stream, variables_for_evaluation
 from cnn_jax.training.step import make_eval_step, make_train_step
 

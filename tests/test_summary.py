@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.arithmetic import conv_flops, conv_parameters, locally_connected_parameters
+from cnn_jax.inspect.summary import LayerRow, layer_table
 from cnn_jax.layers import (
     AvgPool,
     BatchNorm,
@@ -25,7 +26,6 @@ from cnn_jax.layers import (
 from cnn_jax.models import build
 from cnn_jax.models.alexnet import alexnet
 from cnn_jax.models.inception_v3 import inception_v3
-from cnn_jax.models.summary import LayerRow, layer_table
 from cnn_jax.models.vgg import vgg16
 
 SIZE = 33

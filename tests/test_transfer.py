@@ -11,18 +11,18 @@ from flax import traverse_util
 
 import cnn_jax
 from benchmarks import transfer_labels
-from cnn_jax import run_folder
 from cnn_jax.config import Config
 from cnn_jax.data import open_source
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
-from cnn_jax.optimizers import make_optimizer
-from cnn_jax.parameter_groups import Rule, hold_statistics
+from cnn_jax.optim.optimizers import make_optimizer
+from cnn_jax.optim.parameter_groups import Rule, hold_statistics
+from cnn_jax.storage import run_folder
+from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.training import run, transfer
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.weights.preprocess import PublishedPreprocess
-from cnn_jax.weights_file import save_weights
 from experiments import digits_lenet5
 
 CONFIG = Config("transfer").override(

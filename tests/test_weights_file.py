@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.errors import UserError
-from cnn_jax.weights_file import load_weights, match, save_weights
+from cnn_jax.storage.weights_file import check_same_structure, load_weights, save_weights
 
 VARIABLES = {
     "params": {
@@ -101,9 +101,7 @@ def write_raw(path, dtype: str, content: bytes) -> None:
 
 def test_bfloat16_is_read_without_jax(tmp_path):
     write_raw(tmp_path / "w.safetensors", "BF16", b"\x00\x3f\x00\xc0")
-    code = (
-        "import sys; from cnn_jax.weights_file import load_weights; print(load_weights(sys.argv[1])[0]['x'].tolist())"
-    )
+    code = "import sys; from cnn_jax.storage.weights_file import load_weights; print(load_weights(sys.argv[1])[0]['x'].tolist())"
     command = [sys.executable, "-c", code + "; assert 'jax' not in sys.modules", tmp_path / "w.safetensors"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "[0.5, -2.0]\n", done.stderr
@@ -133,7 +131,7 @@ def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
         {"params": {"a": a.astype(np.float16), "deep": deep}},
         {"params": {"a": jnp.ones((2, 3), jnp.bfloat16), "deep": {"b": np.float64(1)}}},
     ):
-        match(same, wanted)  # raises nothing, while each of the following does
+        check_same_structure(same, wanted)  # raises nothing, while each of the following does
     for other, said in (
         ({"a": a}, "missing: params/deep/b"),
         ({"a": a, "deep": deep, "c": a}, "extra: params/c"),
@@ -145,14 +143,14 @@ def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
         ({"a": jnp.full((2, 3), jnp.nan, jnp.bfloat16), "deep": deep}, "not finite: params/a"),
     ):
         with pytest.raises(UserError, match=said):
-            match({"params": other}, wanted)
+            check_same_structure({"params": other}, wanted)
 
 
 def test_match_tells_all_differences_in_one_line():
     have = {"params": {"a": np.ones((3, 2)), "b": np.array([1.0, np.nan]), "extra": np.ones(1), "ok": np.ones(4)}}
     want = {"params": {"a": np.ones((2, 3)), "b": np.ones(2), "ok": np.ones(4)}, "batch_stats": {"m": np.ones(1)}}
     with pytest.raises(UserError) as error:
-        match(have, want, given="w.safetensors", wanted="lenet5")
+        check_same_structure(have, want, given="w.safetensors", wanted="lenet5")
     message = one_line(error)
     assert "missing: batch_stats/m;" in message
     assert "extra: params/extra;" in message
@@ -164,4 +162,4 @@ def test_match_tells_all_differences_in_one_line():
 
 def test_match_counts_what_it_does_not_name():
     with pytest.raises(UserError, match=r"missing: p/00, .*, p/11 and 18 more;"):
-        match({}, {"p": {f"{i:02}": np.ones(1) for i in range(30)}})
+        check_same_structure({}, {"p": {f"{i:02}": np.ones(1) for i in range(30)}})

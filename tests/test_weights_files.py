@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from cnn_jax.errors import UserError
+from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.weights.files import read_state
-from cnn_jax.weights_file import save_weights
 
 KINDS = {
     np.dtype(np.float32): "FloatStorage",

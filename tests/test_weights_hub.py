@@ -20,20 +20,20 @@ from made_up_run import digits, expected_logits, make_run
 from PIL import Image
 
 import cnn_jax
-from cnn_jax.cli import guard
+from cnn_jax.commands.parser import guard
+from cnn_jax.commands.weights import main
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
-from cnn_jax.inference import predict_logits
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.vgg import VGG
+from cnn_jax.runs.inference import predict_logits
+from cnn_jax.storage.weights_file import load_weights, save_weights
 from cnn_jax.weights import export, load_pretrained
-from cnn_jax.weights.__main__ import main
 from cnn_jax.weights.catalog import ARCHITECTURES, TORCHVISION, TorchvisionFile
 from cnn_jax.weights.convert import flattened_maps, to_torch
 from cnn_jax.weights.files import read_state
 from cnn_jax.weights.naming import namings
 from cnn_jax.weights.preprocess import IMAGENET_MEAN, IMAGENET_STD, PublishedPreprocess, from_timm
-from cnn_jax.weights_file import load_weights, save_weights
 
 TINY: Any = partial(ResNet, num_classes=5, blocks=(1, 1), width=4, shortcut="B", input_shape=(16, 16, 3))
 PRETRAINED_CFG = {

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import pytest
 from model_checks import by_path, dependencies, loss, shapes
 
+from cnn_jax.commands.models import SOURCES, measure, read_table
+from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.models import MODELS, build, default_input_shape
-from cnn_jax.models.__main__ import SOURCES, measure, read_table
-from cnn_jax.models.summary import count_parameters
-from cnn_jax.optimizers import decay_mask
+from cnn_jax.optim.optimizers import decay_mask
 
 # Sources: the papers' own numbers where they give any, the tables of torchvision and timm for what they publish weights
 # of; the tests of each family count some of them by hand.
@@ -185,7 +185,7 @@ def test_every_model_has_a_source_and_a_golden_file():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_list_is_what_the_code_makes(name):
-    assert published(name).row == rows()[name], "write it anew: python -m cnn_jax.models --measure"
+    assert published(name).row == rows()[name], "write it anew: python -m cnn_jax models --measure"
 
 
 def test_parameters_and_flops_are_the_published_ones():

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn_jax.cache import cache_folder
 from cnn_jax.data.sources import ArraySource, Source
 from cnn_jax.errors import UserError
+from cnn_jax.storage.cache import cache_folder
 
 MAX_DECODED_BYTES = 2**30  # of a source that is decoded whole, unless the user asks for it
 _ROWS_A_TASK = 100  # that a thread decodes at a time

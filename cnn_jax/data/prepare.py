@@ -36,7 +36,7 @@ class _Job:
     def command(self, manual_dir: str) -> str:
         """The command that takes the archives from a folder."""
         return (
-            f"python -m cnn_jax.data prepare {self.name} --data-dir {shlex.quote(str(self.folder))} "
+            f"python -m cnn_jax data prepare {self.name} --data-dir {shlex.quote(str(self.folder))} "
             f"--manual-dir {manual_dir}"
         )
 

@@ -59,7 +59,7 @@ def _damaged(name: str, where: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"given {name} in {where}, which cannot be read ({reason}); expected whole files; move that folder away and "
-        f"prepare the set again: python -m cnn_jax.data prepare {name}"
+        f"prepare the set again: python -m cnn_jax data prepare {name}"
     )
 
 
@@ -204,7 +204,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _prepare_command(name: str, folder: Path) -> str:
-    return f"python -m cnn_jax.data prepare {name} --data-dir {shlex.quote(str(folder))}"
+    return f"python -m cnn_jax data prepare {name} --data-dir {shlex.quote(str(folder))}"
 
 
 def _same_on_digits() -> str:

@@ -1,4 +1,4 @@
-"""The networks by name. `python -m cnn_jax.models` lists them; `python -m cnn_jax.models NAME` prints one's layers."""
+"""The networks by name. `python -m cnn_jax models` lists them; `python -m cnn_jax models NAME` prints one's layers."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence

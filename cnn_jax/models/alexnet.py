@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, record
-from cnn_jax.pooling import AdaptiveAvgPool
+from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, tap
+from cnn_jax.layers.pooling import AdaptiveAvgPool
 
 REMOVABLE = ("conv3", "conv4", "conv5", "fc6", "fc7")
 
@@ -114,11 +114,11 @@ class AlexNet(nn.Module):
                     name=name,
                     **types,
                 )
-                x = record(self, name, activate(conv(x)))
+                x = tap(self, name, activate(conv(x)))
             if i <= 2 and self.normalize:
-                x = record(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
+                x = tap(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
             if i in (1, 2, 5):
-                x = record(self, f"pool{i}", MaxPool((3, 3), (2, 2), name=f"pool{i}")(x))
+                x = tap(self, f"pool{i}", MaxPool((3, 3), (2, 2), name=f"pool{i}")(x))
         if self.head_map is not None:
             x = AdaptiveAvgPool(self.head_map, name="head_pool")(x)
         x = flatten(x)
@@ -126,7 +126,7 @@ class AlexNet(nn.Module):
             if name not in self.without:
                 drop = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{name[-1]}")
                 x = drop(x) if self.dropout_inputs else x
-                x = record(self, name, activate(nn.Dense(units, bias_init=_ones, name=name, **types)(x)))
+                x = tap(self, name, activate(nn.Dense(units, bias_init=_ones, name=name, **types)(x)))
                 x = x if self.dropout_inputs else drop(x)
         return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
 

@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, GlobalAvgPool, activation, images, initializer, record
+from cnn_jax.layers import Conv, GlobalAvgPool, activation, images, initializer, tap
 
 
 class AllCnn(nn.Module):
@@ -68,13 +68,13 @@ class AllCnn(nn.Module):
             for size, stride in (*((size, 1) for size in self.sizes), (3, 2)):
                 number += 1
                 layer = conv(features, (size, size), (stride, stride), padding=size // 2, name=f"conv{number}")
-                x = record(self, f"conv{number}", activate(layer(x)))
+                x = tap(self, f"conv{number}", activate(layer(x)))
             x = drop(self.dropout, name=f"drop{s}")(x)
         for size in (3, 1):
             number += 1
             layer = conv(self.features[-1], (size, size), padding="VALID", name=f"conv{number}")
-            x = record(self, f"conv{number}", activate(layer(x)))
-        x = record(self, "class_maps", activate(conv(self.num_classes, (1, 1), name="output")(x)))
+            x = tap(self, f"conv{number}", activate(layer(x)))
+        x = tap(self, "class_maps", activate(conv(self.num_classes, (1, 1), name="output")(x)))
         return GlobalAvgPool(name="pool")(x).astype(jnp.float32)
 
 

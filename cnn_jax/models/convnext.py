@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, DropPath, GlobalAvgPool, Initializer, activation, images, initializer, record
+from cnn_jax.layers import Conv, DropPath, GlobalAvgPool, Initializer, activation, images, initializer, tap
 
 
 class LayerNorm(nn.LayerNorm):
@@ -103,17 +103,17 @@ class ConvNeXt(nn.Module):
         make_block: Any = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
         before, last = 0, max(1, sum(self.blocks) - 1)
         x = conv(self.widths[0], (4, 4), (4, 4), name="stem_conv")(images(x_BxHxWxC, self.dtype))
-        x = record(self, "stem", LayerNorm(name="stem_norm", **types)(x))
+        x = tap(self, "stem", LayerNorm(name="stem_norm", **types)(x))
         for s, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
             if s > 1:
                 x = LayerNorm(name=f"stage{s}_norm", **types)(x)
-                x = record(self, f"stage{s}_conv", conv(width, (2, 2), (2, 2), name=f"stage{s}_conv")(x))
+                x = tap(self, f"stage{s}_conv", conv(width, (2, 2), (2, 2), name=f"stage{s}_conv")(x))
             for b in range(1, count + 1):
                 rate = self.drop_path * before / last
                 name = f"stage{s}_block{b}"
                 block = make_block(self.layer_scale, self.activation, init, rate, train, name=name, **types)
-                x, before = record(self, name, block(x)), before + 1
-        x = LayerNorm(name="norm", **types)(record(self, "pool", GlobalAvgPool(name="pool")(x)))
+                x, before = tap(self, name, block(x)), before + 1
+        x = LayerNorm(name="norm", **types)(tap(self, "pool", GlobalAvgPool(name="pool")(x)))
         return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
 
 

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, record
+from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _within_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -127,21 +127,21 @@ class DenseNet(nn.Module):
         x = images(x_BxHxWxC, self.dtype)
         if self.imagenet_stem:
             x = conv(2 * self.growth, (7, 7), (2, 2), padding=((3, 3), (3, 3)), name="conv1")(x)
-            x = record(self, "conv1", activate(norm(name="bn1")(x)))
-            x = record(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
+            x = tap(self, "conv1", activate(norm(name="bn1")(x)))
+            x = tap(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
         else:
             x = conv(2 * self.growth, (3, 3), padding=((1, 1), (1, 1)), name="conv1")(x)
-            x = record(self, "conv1", x)
+            x = tap(self, "conv1", x)
         for b, count in enumerate(self.blocks, start=1):
             maps = (x,)
             for i in range(1, count + 1):
                 maps += (layer(self.growth, conv, norm, drop, self.activation, name=f"block{b}_layer{i}")(maps),)
-            x = record(self, f"block{b}", jnp.concatenate(maps, axis=-1))
+            x = tap(self, f"block{b}", jnp.concatenate(maps, axis=-1))
             if b < len(self.blocks):
                 transition = Transition(conv, norm, drop, self.activation, name=f"transition{b}")
-                x = record(self, f"transition{b}", transition(x))
+                x = tap(self, f"transition{b}", transition(x))
         x = activate(norm(name="last_bn")(x))
-        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         init = initializer(self.kernel_init, _within_fan_in)
         return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
 

@@ -35,9 +35,9 @@ from cnn_jax.layers import (
     flatten,
     images,
     initializer,
-    record,
+    tap,
 )
-from cnn_jax.pooling import adaptive_avg_pool
+from cnn_jax.layers.pooling import adaptive_avg_pool
 
 # Paper, table 1: filters #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
 TABLE = {
@@ -228,28 +228,28 @@ class GoogLeNet(nn.Module):
         side_head = partial(AuxiliaryHead, self.num_classes, not paper, unit, dense, train, self.activation)
 
         x = images(x_BxHxWxC, self.dtype)
-        x = record(self, "conv1", unit(Filters(64, 7, 7, stride=2), name="conv1")(x))
+        x = tap(self, "conv1", unit(Filters(64, 7, 7, stride=2), name="conv1")(x))
         x = self._halve(x, 1)
-        x = record(self, "norm1", LocalResponseNorm(name="norm1")(x)) if paper else x
+        x = tap(self, "norm1", LocalResponseNorm(name="norm1")(x)) if paper else x
         x = unit(Filters(64, 1, 1), name="conv2_reduce")(x)
-        x = record(self, "conv2", unit(Filters(192, 3, 3), name="conv2")(x))
-        x = record(self, "norm2", LocalResponseNorm(name="norm2")(x)) if paper else x
+        x = tap(self, "conv2", unit(Filters(192, 3, 3), name="conv2")(x))
+        x = tap(self, "norm2", LocalResponseNorm(name="norm2")(x)) if paper else x
         x = self._halve(x, 2)
         for stage, rows in TABLE.items():
             for letter, widths in rows.items():
                 name = f"inception{stage}{letter}"
-                x = record(self, name, block(_branches(widths, 5 if paper else 3), unit, name=name)(x))
+                x = tap(self, name, block(_branches(widths, 5 if paper else 3), unit, name=name)(x))
                 if name in heads and (train or self.is_initializing()):
                     auxiliary(self, heads[name], side_head(name=heads[name])(x), AUX_WEIGHT)
             if stage < 5:
                 x = self._halve(x, stage, size=3 if paper or stage < 4 else 2)
-        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(0.4 if paper else 0.2, deterministic=not train, name="drop")(x)
         return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
     def _halve(self, x: jax.Array, number: int, size: int = 3) -> jax.Array:
         name = f"pool{number}"
-        return record(self, name, MaxPool((size, size), (2, 2), ceil_mode=True, name=name)(x))
+        return tap(self, name, MaxPool((size, size), (2, 2), ceil_mode=True, name=name)(x))
 
 
 googlenet = GoogLeNet

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, images, initializer, record
+from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, images, initializer, tap
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
 # Figure 5: filters #1×1, #3×3 reduce, #3×3, double #3×3 reduce, double #3×3, pool proj. 3c and 4e have stride 2.
@@ -108,17 +108,17 @@ class BNInception(nn.Module):
                 name="conv1_depthwise",
             )
             x, stem = depthwise(x), Filters(64, 1, 1)
-        x = record(self, "conv1", unit(stem, name="conv1")(x))
-        x = record(self, "pool1", _halve(name="pool1")(x))
+        x = tap(self, "conv1", unit(stem, name="conv1")(x))
+        x = tap(self, "pool1", _halve(name="pool1")(x))
         x = unit(Filters(64, 1, 1), name="conv2_reduce")(x)
-        x = record(self, "conv2", unit(Filters(192, 3, 3), name="conv2")(x))
-        x = record(self, "pool2", _halve(name="pool2")(x))
+        x = tap(self, "conv2", unit(Filters(192, 3, 3), name="conv2")(x))
+        x = tap(self, "pool2", _halve(name="pool2")(x))
         for row, widths in TABLE.items():
             if row in ("4c", "4d"):
                 widths = (*widths[:-1], self.projection_4cd)
             branches = _branches(widths, _maximum if row == "5b" else _average)
-            x = record(self, f"inception{row}", block(branches, unit, name=f"inception{row}")(x))
-        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+            x = tap(self, f"inception{row}", block(branches, unit, name=f"inception{row}")(x))
+        x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         head = nn.Dense(self.num_classes, kernel_init=init(initializer("lecun_normal")), name="output", **types)
         return head(x).astype(jnp.float32)
 

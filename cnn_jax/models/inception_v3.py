@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, auxiliary, images, initializer, record
+from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, auxiliary, images, initializer, tap
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
 AUX_WEIGHT = 0.4
@@ -166,19 +166,19 @@ class InceptionV3(nn.Module):
         block = nn.remat(Inception) if self.remat else Inception
 
         x = images(x_BxHxWxC, self.dtype)
-        x = record(self, "conv1a", unit(Filters(32, 3, 3, stride=2, padded=False), name="conv1a")(x))
-        x = record(self, "conv2a", unit(Filters(32, 3, 3, padded=False), name="conv2a")(x))
-        x = record(self, "conv2b", unit(Filters(64, 3, 3), name="conv2b")(x))
-        x = record(self, "pool1", _halve(name="pool1")(x))
-        x = record(self, "conv3b", unit(Filters(80, 1, 1), name="conv3b")(x))
-        x = record(self, "conv4a", unit(Filters(192, 3, 3, padded=False), name="conv4a")(x))
-        x = record(self, "pool2", _halve(name="pool2")(x))
+        x = tap(self, "conv1a", unit(Filters(32, 3, 3, stride=2, padded=False), name="conv1a")(x))
+        x = tap(self, "conv2a", unit(Filters(32, 3, 3, padded=False), name="conv2a")(x))
+        x = tap(self, "conv2b", unit(Filters(64, 3, 3), name="conv2b")(x))
+        x = tap(self, "pool1", _halve(name="pool1")(x))
+        x = tap(self, "conv3b", unit(Filters(80, 1, 1), name="conv3b")(x))
+        x = tap(self, "conv4a", unit(Filters(192, 3, 3, padded=False), name="conv4a")(x))
+        x = tap(self, "pool2", _halve(name="pool2")(x))
         for name, branches in BLOCKS.items():
-            x = record(self, name, block(branches, unit, name=name)(x))
+            x = tap(self, name, block(branches, unit, name=name)(x))
             if name == "mixed6e" and self.aux_heads and (train or self.is_initializing()):
                 head = AuxiliaryHead(self.num_classes, conv, norm, dense, self.activation, self.kernel_init, name="aux")
                 auxiliary(self, "aux", head(x), AUX_WEIGHT)
-        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(0.5, deterministic=not train, name="drop")(x)
         return dense(self.num_classes, kernel_init=init, name="output")(x).astype(jnp.float32)
 

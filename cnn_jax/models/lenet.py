@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax import ops
-from cnn_jax.layers import POOLS, AvgPool, Conv, activation, check_fits, flatten, images, initializer, record
+from cnn_jax.layers import POOLS, AvgPool, Conv, activation, check_fits, flatten, images, initializer, tap
 
 # Paper, table I: the maps of S2 that each of the sixteen maps of C3 sees.
 C3_TABLE = (
@@ -70,12 +70,12 @@ class LeNet5(nn.Module):
         }
         activate, pool = activation(self.activation), POOLS[self.pool]
         x = images(x_BxHxWxC, self.dtype)
-        x = record(self, "conv1", activate(Conv(6, (5, 5), padding=_first_padding(x), name="conv1", **types)(x)))
-        x = record(self, "pool1", pool(name="pool1")(x))
-        x = record(self, "conv2", activate(Conv(16, (5, 5), padding="VALID", name="conv2", **types)(x)))
-        x = record(self, "pool2", pool(name="pool2")(x))
-        x = record(self, "fc1", activate(nn.Dense(120, name="fc1", **types)(flatten(x))))
-        x = record(self, "fc2", activate(nn.Dense(84, name="fc2", **types)(x)))
+        x = tap(self, "conv1", activate(Conv(6, (5, 5), padding=_first_padding(x), name="conv1", **types)(x)))
+        x = tap(self, "pool1", pool(name="pool1")(x))
+        x = tap(self, "conv2", activate(Conv(16, (5, 5), padding="VALID", name="conv2", **types)(x)))
+        x = tap(self, "pool2", pool(name="pool2")(x))
+        x = tap(self, "fc1", activate(nn.Dense(120, name="fc1", **types)(flatten(x))))
+        x = tap(self, "fc2", activate(nn.Dense(84, name="fc2", **types)(x)))
         return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
 
 
@@ -179,13 +179,13 @@ class LeNet5Of1998(nn.Module):
         dense = partial(nn.Dense, kernel_init=init, **types)
         x = images(x_BxHxWxC, self.dtype)
         c1 = Conv(6, (5, 5), padding=_first_padding(x), kernel_init=init, name="c1", **types)
-        x = record(self, "c1", activate(c1(x)))
-        x = record(self, "s2", activate(SubSampling(name="s2", **types)(x)))
-        x = record(self, "c3", activate(PartialConv(self.kernel_init, name="c3", **types)(x)))
-        x = record(self, "s4", activate(SubSampling(name="s4", **types)(x)))
+        x = tap(self, "c1", activate(c1(x)))
+        x = tap(self, "s2", activate(SubSampling(name="s2", **types)(x)))
+        x = tap(self, "c3", activate(PartialConv(self.kernel_init, name="c3", **types)(x)))
+        x = tap(self, "s4", activate(SubSampling(name="s4", **types)(x)))
         # A 5×5 convolution in the paper; on 5×5 maps a dense layer is the same and also takes maps of another size.
-        x = record(self, "c5", activate(dense(120, name="c5")(flatten(x))))
-        x = record(self, "f6", activate(dense(84, name="f6")(x)))
+        x = tap(self, "c5", activate(dense(120, name="c5")(flatten(x))))
+        x = tap(self, "f6", activate(dense(84, name="f6")(x)))
         return RbfOutput(self.num_classes, name="output")(x.astype(jnp.float32))
 
 

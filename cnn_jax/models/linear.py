@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import activation, flatten, images, initializer, record
+from cnn_jax.layers import activation, flatten, images, initializer, tap
 
 
 class Mlp(nn.Module):
@@ -46,7 +46,7 @@ class Mlp(nn.Module):
         activate = activation(self.activation)
         x = flatten(images(x_BxHxWxC, self.dtype))
         for i, units in enumerate(self.hidden, start=1):
-            x = record(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
+            x = tap(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
         return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
 

@@ -27,7 +27,7 @@ from cnn_jax.layers import (
     activation,
     images,
     initializer,
-    record,
+    tap,
 )
 from cnn_jax.models.resnet import centered_conv
 
@@ -177,7 +177,7 @@ class InvertedResidualNet(nn.Module):
         counts = [math.ceil(self.depth * stage.blocks) for stage in self.stages]
         before = 0
         x = conv(scaled_width(self.stem_features, self.width), 3, 2, name="stem_conv")(images(x_BxHxWxC, self.dtype))
-        x = record(self, "stem", act(norm(name="stem_bn")(x)))
+        x = tap(self, "stem", act(norm(name="stem_bn")(x)))
         for s, (stage, count) in enumerate(zip(self.stages, counts), start=1):
             for b in range(1, count + 1):
                 block = make_block(
@@ -194,10 +194,10 @@ class InvertedResidualNet(nn.Module):
                     squeeze=partial(SqueezeExcite, kernel_init=init, **types),
                     name=f"stage{s}_block{b}",
                 )
-                x, before = record(self, f"stage{s}_block{b}", block(x)), before + 1
+                x, before = tap(self, f"stage{s}_block{b}", block(x)), before + 1
         x = conv(scaled_width(self.head_features, max(1.0, self.width)), 1, name="head_conv")(x)
-        x = record(self, "head", act(norm(name="head_bn")(x)))
-        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = tap(self, "head", act(norm(name="head_bn")(x)))
+        x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(self.dropout, deterministic=not train, name="drop")(x)
         output_init = initializer(self.kernel_init, self.output_init)
         output = nn.Dense(self.num_classes, kernel_init=output_init, name="output", **types)

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import POOLS, BatchNorm, Conv, GlobalAvgPool, activation, flatten, images, initializer, record
+from cnn_jax.layers import POOLS, BatchNorm, Conv, GlobalAvgPool, activation, flatten, images, initializer, tap
 from cnn_jax.models.pattern_parser import (
     Convolution,
     Dense,
@@ -85,7 +85,7 @@ class PatternNet(nn.Module):
                     x = nn.Dense(units, **weights)(flatten(x))
             x = activate(x) if activated else x
             if i < len(self.layers) and not isinstance(layer, Dropout):
-                record(self, name, x)
+                tap(self, name, x)
         return x.astype(jnp.float32)
 
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, GlobalAvgPool, MaxPool, activation, images, initializer, record
+from cnn_jax.layers import BatchNorm, GlobalAvgPool, MaxPool, activation, images, initializer, tap
 from cnn_jax.models.resnet import centered_conv, subsample_and_pad
 
 _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
@@ -140,9 +140,9 @@ class PreActResNet(nn.Module):
         make_block: Any = nn.remat(PreActBlock) if self.remat else PreActBlock
         x = images(x_BxHxWxC, self.dtype)
         x = conv(self.width, 7, 2, name="conv1")(x) if self.imagenet_stem else conv(self.width, 3, name="conv1")(x)
-        x = record(self, "conv1", x)
+        x = tap(self, "conv1", x)
         if self.imagenet_stem:
-            x = record(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
+            x = tap(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
         for s, count in enumerate(self.blocks, start=1):
             for b in range(1, count + 1):
                 name = f"stage{s}_block{b}"
@@ -159,9 +159,9 @@ class PreActResNet(nn.Module):
                     norm=norm,
                     name=name,
                 )
-                x = record(self, name, block(x))
+                x = tap(self, name, block(x))
         x = activation(self.activation)(norm(name="bn")(x))
-        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+        x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         init = initializer(self.kernel_init, _uniform_fan_in)
         return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, record
+from cnn_jax.layers import BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
 
 
 def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> Conv:
@@ -173,9 +173,9 @@ class ResNet(nn.Module):
         make_block: Any = nn.remat(Block) if self.remat else Block
         x = images(x_BxHxWxC, self.dtype)
         x = conv(self.width, 7, 2, name="conv1")(x) if self.imagenet_stem else conv(self.width, 3, name="conv1")(x)
-        x = record(self, "conv1", activation(self.activation)(norm(name="bn1")(x)))
+        x = tap(self, "conv1", activation(self.activation)(norm(name="bn1")(x)))
         if self.imagenet_stem:
-            x = record(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
+            x = tap(self, "pool1", MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)), name="pool1")(x))
         for s, count in enumerate(self.blocks, start=1):
             for b in range(1, count + 1):
                 name = f"stage{s}_block{b}"
@@ -192,8 +192,8 @@ class ResNet(nn.Module):
                     activation=self.activation,
                     name=name,
                 )
-                x = record(self, name, block(x))
-        x = record(self, "pool", GlobalAvgPool(name="pool")(x))
+                x = tap(self, name, block(x))
+        x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         head = nn.Dense(self.num_classes, kernel_init=init(initializer("lecun_normal")), name="output", **types)
         return head(x).astype(jnp.float32)
 

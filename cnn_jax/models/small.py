@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, MaxPool, activation, flatten, images, initializer, record
+from cnn_jax.layers import Conv, MaxPool, activation, flatten, images, initializer, tap
 
 
 class Filters(NamedTuple):
@@ -71,14 +71,14 @@ class SmallCnn(nn.Module):
                 conv = Conv(
                     filters.count, size, padding=filters.padding, kernel_init=init, name=f"conv{number}", **types
                 )
-                x = record(self, f"conv{number}", activation(self.activation)(conv(x)))
-            x = record(self, f"pool{b}", MaxPool(name=f"pool{b}")(x))
+                x = tap(self, f"conv{number}", activation(self.activation)(conv(x)))
+            x = tap(self, f"pool{b}", MaxPool(name=f"pool{b}")(x))
             if self.block_dropout:
                 x = nn.Dropout(self.block_dropout, deterministic=not train, name=f"block_drop{b}")(x)
         x = flatten(x)
         for i, units in enumerate(self.dense, start=1):
             x = activation(self.dense_activation)(nn.Dense(units, kernel_init=init, name=f"fc{i}", **types)(x))
-            record(self, f"fc{i}", x)
+            tap(self, f"fc{i}", x)
             if self.dense_dropout:
                 x = nn.Dropout(self.dense_dropout, deterministic=not train, name=f"drop{i}")(x)
         return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)

@@ -47,7 +47,7 @@ from cnn_jax.layers import (
     dirac,
     images,
     initializer,
-    record,
+    tap,
 )
 
 _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
@@ -246,11 +246,11 @@ class SpeedNet(nn.Module):
         )
         x = images(x_BxHxWxC, self.dtype)
         x = Whitening(self.whitening_bias, self.train_whitening_bias, name="whiten", **types)(x)
-        x = record(self, "whiten", ACTIVATIONS["gelu"](x))
+        x = tap(self, "whiten", ACTIVATIONS["gelu"](x))
         for g, width in enumerate(self.widths, start=1):
             group = Group(width, self.depth, self.residual, self.activation, conv, norm, name=f"group{g}")
-            x = record(self, f"group{g}", group(x))
-        x = record(self, "pool", GlobalMaxPool(name="pool")(x))
+            x = tap(self, f"group{g}", group(x))
+        x = tap(self, "pool", GlobalMaxPool(name="pool")(x))
         output_init = init(_unit_deviation if self.unit_output else _uniform_fan_in)
         output = nn.Dense(self.num_classes, use_bias=False, kernel_init=output_init, name="output", **types)
         return self.logit_scale * output(x).astype(jnp.float32)

@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, Conv, MaxPool, activation, flatten, images, initializer, record
-from cnn_jax.pooling import AdaptiveAvgPool
+from cnn_jax.layers import BatchNorm, Conv, MaxPool, activation, flatten, images, initializer, tap
+from cnn_jax.layers.pooling import AdaptiveAvgPool
 
 
 class VGG(nn.Module):
@@ -91,7 +91,7 @@ class VGG(nn.Module):
         dense = partial(nn.Dense, kernel_init=initializer(self.kernel_init, initializer("normal_0.01")), **types)
         activate = activation(self.activation)
         for i, units in enumerate(self.dense, start=6):
-            x = record(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
+            x = tap(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
         return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
@@ -106,8 +106,8 @@ def _stage(model: VGG, x_BxHxWxC: jax.Array, *, number: int, train: bool) -> jax
         if model.batch_norm:
             norm = BatchNorm(not train, momentum=0.9, axis_name=model.axis_name, name=f"bn{name}", **types)
             x = norm(x)
-        x = record(model, f"conv{name}", activation(model.activation)(x))
-    return record(model, f"pool{number}", MaxPool(name=f"pool{number}")(x))
+        x = tap(model, f"conv{name}", activation(model.activation)(x))
+    return tap(model, f"pool{number}", MaxPool(name=f"pool{number}")(x))
 
 
 vgg11 = partial(VGG, convolutions=(1, 1, 2, 2, 2))

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, record
+from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, tap
 
 
 class ZFNet(nn.Module):
@@ -64,13 +64,13 @@ class ZFNet(nn.Module):
         x = images(x_BxHxWxC, self.dtype)
         for i, (features, (size, stride, pad)) in enumerate(zip(self.features, sizes_strides_pads, strict=True), 1):
             conv = Conv(features, (size, size), (stride, stride), padding=pad, name=f"conv{i}", **types)
-            x = record(self, f"conv{i}", activate(conv(x)))
+            x = tap(self, f"conv{i}", activate(conv(x)))
             if i <= 2:
-                x = record(self, f"pool{i}", pool(name=f"pool{i}")(x))
-                x = record(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
-        x = flatten(record(self, "pool5", pool(name="pool5")(x)))
+                x = tap(self, f"pool{i}", pool(name=f"pool{i}")(x))
+                x = tap(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
+        x = flatten(tap(self, "pool5", pool(name="pool5")(x)))
         for i, units in enumerate(self.dense, start=6):
-            x = record(self, f"fc{i}", activate(nn.Dense(units, name=f"fc{i}", **types)(x)))
+            x = tap(self, f"fc{i}", activate(nn.Dense(units, name=f"fc{i}", **types)(x)))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
         return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
 

@@ -28,8 +28,8 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from cnn_jax.cache import cache_folder
 from cnn_jax.ops.pool import Pads
+from cnn_jax.storage.cache import cache_folder
 
 _SOURCE = Path(__file__).with_name("convolution.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-w")

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from cnn_jax import run_folder as files
-from cnn_jax.committee import member
 from cnn_jax.errors import UserError
-from cnn_jax.report import curves, figures, html, measures, sections
+from cnn_jax.models.ensembles import member
+from cnn_jax.report import curves, figures, html, sections
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters, first_layer
 from cnn_jax.report.sections import Predictions
-from cnn_jax.weights_file import load_weights
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import load_weights
+from cnn_jax.tasks import measures
 
 MISTAKES = 24
 MATRIX_CLASSES = 30  # a confusion matrix of more classes cannot be read
@@ -34,7 +35,7 @@ def write_report(
 
     Args:
         run: the folder; `final.safetensors` may be absent, then no filters are shown.
-        summary: of the run, see `cnn_jax.run_folder`.
+        summary: of the run, see `cnn_jax.storage.run_folder`.
         images: `images[i]` is uint8 (H, W, C); only the first and the worst mistakes are read.
         labels: int (N,), in [0, K).
         probabilities: (N, K), rows sum to 1.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_jax.report.filters import Filters, pictures
-from cnn_jax.report.measures import Calibration
+from cnn_jax.tasks.measures import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from cnn_jax.errors import UserError
-from cnn_jax.report import figures, html, measures
+from cnn_jax.report import figures, html
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters
+from cnn_jax.tasks import measures
 
 Mistake = tuple[np.ndarray, tuple[str, str]]  # an image, uint8 (H, W, C), and the lines under it
 

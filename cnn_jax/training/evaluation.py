@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cnn_jax.data.pipeline import Item, Items, Pipeline
-from cnn_jax.training.parallel import Parallel, Step, total
+from cnn_jax.training.parallel import Parallel, Step, mean_metrics
 from cnn_jax.training.state import Tree
 
 
@@ -58,7 +58,7 @@ class Evaluator:
         items = itertools.islice(self._reader, self._pipeline.eval_steps)
         seen = [jax.device_get(metrics) for metrics, _, _ in self._batches(variables, items)]
         self._check(sum(float(np.asarray(m["accuracy"][1])) for m in seen))
-        return total(seen)
+        return mean_metrics(seen)
 
     def predictions(self, variables: Tree) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
         """The same metrics, labels_N (int32) and logits_NxK (float32), on the host, in the order of the split."""
@@ -68,7 +68,7 @@ class Evaluator:
             logits.append(self._parallel.fetch_rows(batch_logits)[item["mask"]])
             labels.append(self._pipeline.gather(self._pipeline.arrays, item)["label"][item["mask"]])
         self._check(sum(len(rows) for rows in logits))
-        return total(seen), np.concatenate(labels), np.concatenate(logits)
+        return mean_metrics(seen), np.concatenate(labels), np.concatenate(logits)
 
     def _check(self, count: float) -> None:
         expected = self._pipeline.num_examples

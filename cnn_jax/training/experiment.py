@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.arguments import naming
-from cnn_jax.committee import Committee, train_members
 from cnn_jax.config import Config
 from cnn_jax.data import Pipeline, Preprocess, Source, Splits, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.data.pipeline import is_resident
 from cnn_jax.errors import UserError, unknown
-from cnn_jax.losses import LOSSES
+from cnn_jax.inspect.summary import count_flops, count_parameters
 from cnn_jax.models import MODELS, build
-from cnn_jax.models.summary import count_flops, count_parameters
-from cnn_jax.optimizers import Optimizer, find_method, make_optimizer
-from cnn_jax.schedules import SCHEDULES
+from cnn_jax.models.ensembles import Committee
+from cnn_jax.optim.optimizers import Optimizer, get_optimizer_spec, make_optimizer
+from cnn_jax.optim.schedules import SCHEDULES
+from cnn_jax.tasks.losses import LOSSES
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
+from cnn_jax.training.members import train_members
 from cnn_jax.training.parallel import Parallel, Step, make_parallel
 from cnn_jax.training.runtime import COMPILE_QUICKLY
 from cnn_jax.training.state import TrainState, Tree, init_state
@@ -219,7 +220,7 @@ def _known_names(config: Config) -> None:
     for what, name, known in (("model", config.model.model, MODELS), ("schedule", config.optim.schedule, SCHEDULES)):
         if name not in known:
             raise unknown(what, name, known)
-    find_method(config.optim.optimizer)
+    get_optimizer_spec(config.optim.optimizer)
 
 
 def _open_sources(config: Config) -> dict[str, Source]:

@@ -12,9 +12,9 @@ from typing import Any, Protocol, Self
 import jax
 import numpy as np
 
-from cnn_jax.cli import quit_at_once
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.interrupts import quit_at_once
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
 

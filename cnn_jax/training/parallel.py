@@ -157,10 +157,10 @@ def stack(items: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *xs: np.stack(xs), *items)
 
 
-def total(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+def mean_metrics(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Exact means of many (sum, count) metrics, added in float64 on the host.
 
-    >>> total([{"loss": np.array([6.0, 4.0])}, {"loss": np.array([2.0, 1.0])}])
+    >>> mean_metrics([{"loss": np.array([6.0, 4.0])}, {"loss": np.array([2.0, 1.0])}])
     {'loss': 1.6}
     """
     fetched = jax.device_get(list(metrics))

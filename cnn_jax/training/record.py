@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_jax.run_folder import TENSORBOARD, open_metrics, read_metrics, write_metrics
-from cnn_jax.schedules import Schedule
+from cnn_jax.optim.schedules import Schedule
+from cnn_jax.storage.run_folder import TENSORBOARD, open_metrics, read_metrics, write_metrics
 from cnn_jax.training.board import Board
 from cnn_jax.training.loop import Plan
 from cnn_jax.training.progress import Display

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cnn_jax import run_folder as files
 from cnn_jax.config import Config
 from cnn_jax.data import Source
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.report import write_report
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.training import runtime
 from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
 from cnn_jax.training.experiment import Experiment, make_experiment, of_members
@@ -26,7 +27,6 @@ from cnn_jax.training.parallel import stack
 from cnn_jax.training.progress import Display
 from cnn_jax.training.record import Recorder
 from cnn_jax.training.state import TrainState, variables_for_evaluation
-from cnn_jax.weights_file import save_weights
 
 
 def train(config: Config) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 import cnn_jax
-from cnn_jax.cache import cache_folder
 from cnn_jax.config import TrainConfig
 from cnn_jax.errors import UserError
 from cnn_jax.ops.conv import form_of_convolutions
+from cnn_jax.storage.cache import cache_folder
 
 # For programs that run once, in milliseconds: optimizing one that draws random numbers takes seconds.
 COMPILE_QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

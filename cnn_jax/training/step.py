@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cnn_jax.committee import Network
-from cnn_jax.losses import smooth
-from cnn_jax.parameter_groups import Rule, hold_statistics
+from cnn_jax.models.ensembles import Network
+from cnn_jax.optim.parameter_groups import Rule, hold_statistics
+from cnn_jax.tasks.losses import smooth
 from cnn_jax.training.state import TrainState, Tree, stream
 
 Batch = dict[str, jax.Array]

@@ -11,11 +11,11 @@ from cnn_jax.config import Config, OptimConfig
 from cnn_jax.data import Preprocess
 from cnn_jax.data.channels import KINDS
 from cnn_jax.errors import UserError
-from cnn_jax.models.summary import layer_table
-from cnn_jax.optimizers import find_method
-from cnn_jax.parameter_groups import parse_pair
+from cnn_jax.inspect.summary import layer_table
+from cnn_jax.optim.optimizers import get_optimizer_spec
+from cnn_jax.optim.parameter_groups import parse_pair
+from cnn_jax.storage.weights_file import check_same_structure
 from cnn_jax.weights import load_pretrained
-from cnn_jax.weights_file import match
 
 HEAD = "output"  # the classifier's name in every model
 
@@ -38,7 +38,7 @@ def initial_variables(
     if config.train.members > 1:
         raise UserError(
             f"given --init-from with --members {config.train.members}, which would all start from the same weights; "
-            "expected one of the two; train a run for each --seed and join them by python -m cnn_jax.committee RUN …"
+            "expected one of the two; train a run for each --seed and join them by python -m cnn_jax committee RUN …"
         )
     _, variables, preprocess = load_pretrained(
         source, model=model, num_classes=model.num_classes, classifier=config.model.init_head, seed=config.train.seed
@@ -47,7 +47,7 @@ def initial_variables(
     if _shapes(variables) != _shapes(expected):
         _check_channels(source, variables, model, image_shape)
     size = "x".join(map(str, image_shape))
-    match(variables, expected, given=source, wanted=f"weights of {config.model.model} for {size} images")
+    check_same_structure(variables, expected, given=source, wanted=f"weights of {config.model.model} for {size} images")
     if preprocess is None:
         return variables, None
     # Mean and deviation only: a published resize and crop are for photographs, not for the images of this data set.
@@ -95,7 +95,7 @@ def rate_groups(optim: OptimConfig, model: nn.Module, image_shape: tuple[int, in
     """
     groups = []
     if optim.head_learning_rate is not None:
-        peak = optim.learning_rate or find_method(optim.optimizer).learning_rate
+        peak = optim.learning_rate or get_optimizer_spec(optim.optimizer).learning_rate
         if peak is None:
             raise UserError(
                 f"given --head-learning-rate with {optim.optimizer}, which has no usual rate; expected one for the "

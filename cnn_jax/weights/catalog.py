@@ -25,7 +25,7 @@ from cnn_jax.models.resnet import (
     wide_resnet101_2,
 )
 from cnn_jax.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
-from cnn_jax.weights.googlenet import MEAN as HALF
+from cnn_jax.weights.names.googlenet import MEAN as HALF
 from cnn_jax.weights.preprocess import IMAGENET_MEAN, IMAGENET_STD, PublishedPreprocess
 
 # The networks that public weights are for, by the name that their source gives them. With `head_map` images may have

@@ -26,7 +26,7 @@ import numpy as np
 from flax import traverse_util
 
 from cnn_jax.errors import UserError
-from cnn_jax.weights_file import match
+from cnn_jax.storage.weights_file import check_same_structure
 
 Names = Callable[[str], str]
 Map = tuple[int, int, int]  # (channels, height, width)
@@ -70,7 +70,7 @@ def from_torch(
     # A dense layer may be stored as the convolution that it is, and the other way round: the same numbers in line.
     other = [n for n in form if n in have and _squeezed(have[n], form[n]) and have[n].ndim != form[n].ndim]
     form |= {n: jax.ShapeDtypeStruct(have[n].shape, form[n].dtype) for n in other}
-    match(have, form, given=given, wanted=wanted)
+    check_same_structure(have, form, given=given, wanted=wanted)
     arrays = {path: _ours(have[name], path, leaves[path], flattened) for name, path in wants.items()}
     return traverse_util.unflatten_dict(arrays, sep="/")
 

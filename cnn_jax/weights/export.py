@@ -4,12 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from cnn_jax import run_folder
 from cnn_jax.errors import UserError, unknown
+from cnn_jax.storage import run_folder
+from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.weights.convert import flattened_maps, to_torch
 from cnn_jax.weights.naming import namings
 from cnn_jax.weights.pretrained import METADATA, load_run
-from cnn_jax.weights_file import save_weights
 
 
 def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:

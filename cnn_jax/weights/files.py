@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 
 from cnn_jax.errors import UserError
-from cnn_jax.weights_file import load_weights
+from cnn_jax.storage.weights_file import load_weights
 
 State = dict[str, np.ndarray]
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnn_jax.cache import cache_folder
 from cnn_jax.errors import UserError
+from cnn_jax.storage.cache import cache_folder
 from cnn_jax.weights.catalog import TorchvisionFile
 
 WEIGHTS = "model.safetensors"

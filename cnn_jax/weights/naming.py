@@ -15,7 +15,8 @@ from cnn_jax.models.inception_v3 import InceptionV3
 from cnn_jax.models.mobilenet import InvertedResidualNet
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.vgg import VGG
-from cnn_jax.weights import (
+from cnn_jax.weights.convert import Names, torch_name
+from cnn_jax.weights.names import (
     alexnet,
     convnext,
     densenet,
@@ -26,7 +27,6 @@ from cnn_jax.weights import (
     resnet,
     vgg,
 )
-from cnn_jax.weights.convert import Names, torch_name
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from cnn_jax import run_folder
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.models import build
+from cnn_jax.storage import run_folder
+from cnn_jax.storage.weights_file import check_same_structure
 from cnn_jax.weights.catalog import ARCHITECTURES, TORCHVISION
 from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
 from cnn_jax.weights.files import SUFFIXES, read_state
 from cnn_jax.weights.hub import CONFIG, WEIGHTS, HubFiles, hub_files, read_config, torchvision_file
 from cnn_jax.weights.naming import Naming, recognise
 from cnn_jax.weights.preprocess import PublishedPreprocess, from_timm
-from cnn_jax.weights_file import match
 
 Maker = Callable[[int | None], nn.Module]  # from K, or None for the usual number
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -91,7 +91,7 @@ def load_pretrained(
     if make is None:
         raise UserError(
             f"given weights {opened.where}, which do not tell their network; expected model=NAME; see "
-            "python -m cnn_jax.models"
+            "python -m cnn_jax models"
         )
     network: Any = make(None)
     shape = opened.preprocess.image_shape if opened.preprocess else network.input_shape
@@ -139,7 +139,7 @@ def _converted(
     wanted = f"weights of {type(network).__name__} for {size} images and {network.num_classes} classes"
     if naming is None:
         arrays = {path: array for path, array in opened.state.items() if path not in head}
-        match(arrays, kept, given=opened.where, wanted=wanted)
+        check_same_structure(arrays, kept, given=opened.where, wanted=wanted)
         return {path: np.asarray(array, kept[path].dtype) for path, array in arrays.items()}
     replaced = (f"^{re.escape(torch_name(path, naming.names))}$" for path in head)
     variables = from_torch(

@@ -1,0 +1,98 @@
+"""How good a trained model is on a split of its own data set, or on another set with the same classes.
+
+python -m cnn_jax evaluate runs/mnist_lenet5
+python -m cnn_jax evaluate runs/mnist_* --split validation --json scores.json
+python -m cnn_jax evaluate runs/own --dataset folder:new_photos --split test[:500]
+python -m cnn_jax evaluate runs/cifar10_resnet --views flip
+python -m cnn_jax evaluate runs/alexnet --views ten_crop
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cnn_jax.commands.output import write_output
+from cnn_jax.commands.parser import ArgumentParser, positive
+from cnn_jax.runs.evaluate import TOP, evaluate
+
+if TYPE_CHECKING:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the arguments, evaluates every run, prints a table.
+
+    Raises:
+        UserError: no finished run, an unknown data set or split, images or classes that are not the run's, or a file
+            that cannot be written.
+    """
+    arguments = _parse(argv)
+    scores = [
+        evaluate(
+            run,
+            arguments.split,
+            dataset=arguments.dataset,
+            data_dir=arguments.data_dir,
+            image_size=arguments.image_size,
+            batch_size=arguments.batch_size,
+            views=arguments.views,
+            skip_bad_images=arguments.skip_bad_images,
+        )
+        for run in arguments.runs
+    ]
+    text = json.dumps(scores, indent=2, ensure_ascii=False)
+    if arguments.json == "-":
+        print(text)
+        return
+    if arguments.json is not None:
+        write_output("--json", arguments.json, text + "\n")
+    _print(scores)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m cnn_jax evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    parser.add_argument(
+        "--split", default="test", help="train, validation or test of the run, or such as test[:1000] (default: test)"
+    )
+    parser.add_argument("--dataset", help="another data set with the run's classes (default: the run's own)")
+    parser.add_argument("--data-dir", help="folder of TFDS sets (default: as in the run)")
+    parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
+    parser.add_argument("--batch-size", type=positive, help="images a forward pass (default: as in the run)")
+    parser.add_argument(
+        "--skip-bad-images", action="store_true", help="leave out images of a folder that cannot be read"
+    )
+    parser.add_argument(
+        "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the scores of all runs there too")
+    return parser.parse_args(argv)
+
+
+def _print(scores: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    numbers = [Column(name, no_wrap=True) for name in ("images", "accuracy", "95% interval", "loss")]
+    table = Table(Column("run", overflow="fold"), "data", *numbers, box=None, pad_edge=False)
+    with_top = any(f"top{TOP}_accuracy" in row for row in scores)
+    if with_top:
+        table.add_column(f"top {TOP}")
+    for row in scores:
+        interval = f"{row['accuracy_low']:.2%}–{row['accuracy_high']:.2%}"
+        cells = [
+            row["run"],
+            f"{row['dataset']} {row['split']}",
+            f"{row['count']:,}",
+            f"{row['accuracy']:.2%}",
+            interval,
+        ]
+        top = row.get(f"top{TOP}_accuracy")
+        cells += [f"{row['loss']:.4f}", *([f"{top:.2%}" if top is not None else "–"] if with_top else [])]
+        table.add_row(*map(Text, cells))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no edge

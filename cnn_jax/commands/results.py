@@ -1,0 +1,54 @@
+"""Results as data: runs become rows of a CSV file, and CSV files the tables of the README.
+
+    python -m cnn_jax results collect runs/mnist_lenet5-* --output results/mnist.csv
+    python -m cnn_jax results table results/*.csv
+    python -m cnn_jax results readme README.md results/*.csv
+
+Runs that differ in nothing but their seed are one row: mean and standard deviation over the seeds.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cnn_jax.commands.parser import ArgumentParser
+from cnn_jax.runs.results import collect, models_table, read_rows, table, with_section, with_table, write_rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the arguments and does what they ask.
+
+    Raises:
+        UserError: an unfinished run, the same run twice, a CSV file of another kind, a README without markers.
+    """
+    arguments = _parse(argv)
+    match arguments.action:
+        case "collect":
+            rows = collect(arguments.runs)
+            write_rows(arguments.output, rows)
+            print(f"{len(arguments.runs)} runs in {len(rows)} rows; {arguments.output}")
+        case "table":
+            print(table(read_rows(arguments.csv)))
+        case "readme":
+            path = Path(arguments.readme)
+            text = path.read_text(encoding="utf-8")
+            text = with_table(text, read_rows(arguments.csv))
+            if "<!-- models -->" in text:
+                text = with_section(text, "models", models_table())
+            path.write_text(text, encoding="utf-8")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m cnn_jax results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    collecting = actions.add_parser("collect", help="write a CSV file of runs")
+    collecting.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    collecting.add_argument("--output", metavar="FILE", required=True, help="the CSV file; an existing one is replaced")
+    printing = actions.add_parser("table", help="print CSV files as a Markdown table")
+    printing.add_argument("csv", metavar="CSV", nargs="+")
+    filling = actions.add_parser("readme", help="put the tables between their markers")
+    filling.add_argument("readme", metavar="README")
+    filling.add_argument("csv", metavar="CSV", nargs="+")
+    return parser.parse_args(argv)

@@ -1,0 +1,126 @@
+"""Several networks as one: averaged probabilities of members, and of several views of an image.
+
+Members are networks of one architecture whose variables lie stacked along a new first axis, so that `jax.vmap` trains
+or evaluates all of them at once. Views (test-time augmentation) are changed copies of an image that mean the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.arguments import parse_spec
+from cnn_jax.errors import UserError
+
+Tree = Any
+
+
+class Network(Protocol):
+    """What evaluation needs of a model; every Linen module has it."""
+
+    def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> Any:
+        """Returns logits (B, K)."""
+        ...
+
+
+def average(logits_MxBxK: Any) -> jax.Array:
+    """Logits (B, K) of the mean of the members' probabilities (Ciresan, Meier and Schmidhuber 2012, eq. 1).
+
+    A member whose logits are not numbers, since its training has diverged, has no vote.
+
+    >>> [round(float(p), 3) for p in jnp.exp(average(jnp.log(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]))))[0]]
+    [0.7, 0.3]
+    """
+    log_MxBxK = jax.nn.log_softmax(logits_MxBxK)
+    votes_MxBx1 = ~jnp.isnan(log_MxBxK).any(axis=-1, keepdims=True)
+    total_BxK = jax.nn.logsumexp(jnp.where(votes_MxBx1, log_MxBxK, -jnp.inf), axis=0)
+    return total_BxK - jnp.log(votes_MxBx1.sum(axis=0).astype(jnp.float32))
+
+
+@dataclass(frozen=True)
+class Committee:
+    """Networks of one architecture, evaluated at once."""
+
+    model: Network
+
+    def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Log-probabilities (B, K) of the committee; each leaf of `variables` is (M, …)."""
+        return average(self.members(variables, x_BxHxWxC, train=train))
+
+    def members(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Logits (M, B, K) of each member."""
+        return jax.vmap(lambda own: self.model.apply(own, x_BxHxWxC, train=train))(variables)
+
+
+def member(variables: Tree, index: int) -> Tree:
+    """The variables of one member of stacked ones."""
+    return jax.tree.map(lambda leaf: leaf[index], variables)
+
+
+def flip(images_BxHxWxC: jax.Array) -> list[jax.Array]:
+    """The mirror image (Krizhevsky et al. 2012, §4.1)."""
+    return [images_BxHxWxC[:, :, ::-1]]
+
+
+def shift(images_BxHxWxC: jax.Array, *, pixels: int = 1) -> list[jax.Array]:
+    """Moved up and left, and down and right, by so many pixels; the edge is mirrored."""
+    height, width = images_BxHxWxC.shape[1:3]
+    if not 0 < pixels < min(height, width):
+        raise UserError(f"given pixels={pixels} for view shift; expected 1 to {min(height, width) - 1}; change it")
+    padded = jnp.pad(images_BxHxWxC, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
+    ends = ((0, 0), (2 * pixels, 2 * pixels))
+    return [padded[:, top : top + height, left : left + width] for top, left in ends]
+
+
+def ten_crop(images_BxHxWxC: jax.Array, *, part: float = 0.875) -> list[jax.Array]:
+    """The four corners and the middle of the image, and the mirror images of these (Krizhevsky et al. 2012, §4.1).
+
+    Each crop has `part` of the height and of the width, in the paper 224 of 256 pixels. It is enlarged (bilinear) to
+    the size of the image, which is the one that the network takes: train on parts enlarged in the same way, by
+    `random_resized_crop`. The whole image is none of the views.
+    """
+    height, width = images_BxHxWxC.shape[1:3]
+    rows, columns = round(part * height), round(part * width)
+    if not (0 < part <= 1 and rows and columns):
+        raise UserError(
+            f"given part={part} for view ten_crop of {height}x{width} images; expected 1 or a little less; change it"
+        )
+    low, right = height - rows, width - columns
+    corners = ((0, 0), (0, right), (low, 0), (low, right), (low // 2, right // 2))
+    crops = [images_BxHxWxC[:, top : top + rows, left : left + columns] for top, left in corners]
+    views = [jax.image.resize(crop, images_BxHxWxC.shape, "bilinear") for crop in crops]
+    return [*views, *(view[:, :, ::-1] for view in views)]
+
+
+VIEWS: dict[str, Callable[..., list[jax.Array]]] = {"flip": flip, "shift": shift, "ten_crop": ten_crop}
+REPLACING = {"ten_crop"}  # what these make stands for the image; what the others make is seen besides it
+
+
+@dataclass(frozen=True)
+class Views:
+    """A network that sees several views of each image: each of the `specs` is applied to all views before it.
+
+    Attributes:
+        model: the network.
+        specs: names of `VIEWS`, with arguments as in "shift:pixels=2".
+    """
+
+    model: Network
+    specs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._functions()  # what is wrong is said now
+
+    def _functions(self) -> list[tuple[str, Callable[[jax.Array], list[jax.Array]]]]:
+        return [parse_spec("view", spec, VIEWS, hidden=["images_BxHxWxC"]) for spec in self.specs]
+
+    def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Log-probabilities (B, K): the mean of the probabilities of all views."""
+        views = [x_BxHxWxC]
+        for name, function in self._functions():
+            changed = [made for view in views for made in function(view)]
+            views = changed if name in REPLACING else views + changed
+        logits = [self.model.apply(variables, view, train=train) for view in views]
+        return average(jnp.stack(logits))

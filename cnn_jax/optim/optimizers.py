@@ -1,0 +1,329 @@
+"""Optimizers by name: the classical nine with the values of their papers, and any other factory of Optax.
+
+The gradient passes, in this order: clipping to a global norm, L2 weight decay, the optimizer with its schedule, the
+learning-rate multipliers of groups of parameters. Frozen parameters take no part in any of it.
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from cnn_jax.arguments import naming, parse_arguments
+from cnn_jax.errors import UserError, unknown
+from cnn_jax.optim.parameter_groups import Rule, frozen_rules, multiply, parse_rule
+from cnn_jax.optim.schedules import Schedule, make_schedule
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What `make_optimizer` returns.
+
+    Attributes:
+        tx: the whole transformation; its state is arrays and nothing else, none shared with the parameters.
+        schedule: step → learning rate, for the record.
+        learning_rate: the peak rate.
+        at: peak rate, which may be traced → the same transformation with this rate.
+        frozen: rules of the parameters that do not move; BatchNorm layers among them hold their statistics.
+        description: one line for people.
+    """
+
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    learning_rate: float
+    at: Callable[[Any], optax.GradientTransformation]
+    frozen: tuple[Rule, ...]
+    description: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A factory of Optax with the values and the rate that its paper gives.
+
+    Attributes:
+        factory: called with learning_rate and keyword arguments.
+        reference: the paper.
+        learning_rate: default peak rate; None if there is none to speak of.
+        values: keyword arguments other than the factory's defaults.
+    """
+
+    factory: Callable[..., optax.GradientTransformation]
+    reference: str
+    learning_rate: float | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+# Plain gradient descent, momentum and Nesterov have no rate of their own: 0.01 is what Keras gives them. RMSProp was
+# never published; its rate is that of the lecture. AdaGrad's δ and RMSProp's ε stand beside the root there, and Optax
+# puts AdaGrad's below it, hence the square. Nadam is without Dozat's schedule of the momentum.
+_DESCENT = Method(optax.sgd, "Robbins & Monro 1951", 0.01)
+METHODS: dict[str, Method] = {
+    "gradient_descent": _DESCENT,
+    "sgd": _DESCENT,
+    "momentum": Method(optax.sgd, "Polyak 1964", 0.01, {"momentum": 0.9}),
+    "nesterov": Method(optax.sgd, "Nesterov 1983; Sutskever et al. 2013", 0.01, {"momentum": 0.9, "nesterov": True}),
+    "adagrad": Method(optax.adagrad, "Duchi et al. 2011", 0.01, {"initial_accumulator_value": 0.0, "eps": 1e-16}),
+    "adadelta": Method(optax.adadelta, "Zeiler 2012", 1.0, {"rho": 0.95, "eps": 1e-6}),
+    "rmsprop": Method(optax.rmsprop, "Tieleman & Hinton 2012", 0.001, {"decay": 0.9, "eps_in_sqrt": False}),
+    "adam": Method(optax.adam, "Kingma & Ba 2015, alg. 1", 0.001),
+    "adamax": Method(optax.adamax, "Kingma & Ba 2015, alg. 2", 0.002),
+    "nadam": Method(optax.nadam, "Dozat 2016", 0.002),
+    "adamw": Method(optax.adamw, "Loshchilov & Hutter 2019", 0.001),
+    "adabelief": Method(optax.adabelief, "Zhuang et al. 2020", 0.001),
+    "lion": Method(optax.lion, "Chen et al. 2023", 0.0001),
+    "yogi": Method(optax.yogi, "Zaheer et al. 2018", 0.01),
+}
+
+_ANOTHER = "use another, such as adam"
+_NEEDS_LOSS = f"a step here gives it the gradient alone, and it needs more of the loss; {_ANOTHER}"
+_SCHEDULE_FREE = "its weights have to be averaged before every evaluation; use another optimizer with --ema-decay"
+REFUSED: dict[str, str] = {
+    "lbfgs": _NEEDS_LOSS,
+    "polyak_sgd": _NEEDS_LOSS,
+    "momo": _NEEDS_LOSS,
+    "momo_adam": _NEEDS_LOSS,
+    "sophia": _NEEDS_LOSS,
+    "dpsgd": f"it needs the gradient of every example, and a step here gives it their mean; {_ANOTHER}",
+    "noisy_sgd": f"it keeps a random state of its own, and here every draw derives from the run's seed; {_ANOTHER}",
+    "optimistic_adam": "Optax has replaced it; give optimistic_adam_v2",
+    "schedule_free": _SCHEDULE_FREE,
+    "schedule_free_adamw": _SCHEDULE_FREE,
+    "schedule_free_sgd": _SCHEDULE_FREE,
+}
+
+_OWN_DECAY = ("weight_decay", "weight_decay_rate")
+_OWN_MASK = ("mask", "weight_decay_mask")
+# Set by `make_optimizer` alone, or no matter of text.
+_HIDDEN = ("learning_rate", *_OWN_DECAY, *_OWN_MASK, "adam_weight_decay", "trust_ratio_mask", "base_optimizer")
+
+# Ranges of arguments by their usual names; no other is checked.
+_SHARES = ("b1", "b2", "b3", "beta", "decay", "momentum", "rho")  # in [0, 1): what a moving average keeps in a step
+_POSITIVE = ("eps",)
+_NOT_NEGATIVE = ("eps_root", "initial_accumulator_value", "initial_scale")
+
+
+@functools.cache
+def optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """The factories of `optax` and `optax.contrib` that take a learning rate, by name; `REFUSED` is left out."""
+    found = {}
+    for module in (optax.contrib, optax):
+        for name, member in vars(module).items():
+            if name.startswith(("_", "scale_by_")) or name in REFUSED:
+                continue
+            if isinstance(member, types.FunctionType | functools.partial):
+                if "learning_rate" in inspect.signature(member).parameters:
+                    found[name] = member
+    return found
+
+
+def get_optimizer_spec(name: str) -> Method:
+    """Returns the entry of `METHODS`, or else the factory of Optax of that name.
+
+    Raises:
+        UserError: there is none, or it cannot be used here.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name in REFUSED:
+        raise UserError(f"given optimizer {name}, which cannot be used here: {REFUSED[name]}")
+    factories = optax_factories()
+    if name not in factories:
+        raise unknown("optimizer", name, {*METHODS, *factories})
+    default = inspect.signature(factories[name]).parameters["learning_rate"].default
+    return Method(factories[name], "optax", default if isinstance(default, float) else None)
+
+
+def make_optimizer(
+    name: str,
+    *,
+    learning_rate: float | None = None,
+    args: Sequence[str] = (),
+    schedule: str = "constant",
+    schedule_args: Sequence[str] = (),
+    warmup_steps: int = 0,
+    total_steps: int,
+    weight_decay: float = 0.0,
+    decay_all: bool = False,
+    clip_norm: float | None = None,
+    freeze: str | None = None,
+    freeze_until: Sequence[tuple[str, int]] = (),
+    rate_groups: Sequence[str] = (),
+) -> Optimizer:
+    """Builds the optimizer of a run.
+
+    Args:
+        name: a key of `METHODS`, or a factory of `optax` or `optax.contrib` with a learning rate.
+        learning_rate: peak rate; default: the method's.
+        args: arguments of the factory, each key=value, such as "b1=0.95".
+        schedule: a key of `SCHEDULES`.
+        schedule_args: its arguments, each key=value.
+        warmup_steps: steps of linear warm-up before the schedule.
+        total_steps: steps of the whole run.
+        weight_decay: coefficient. A factory with its own weight decay and mask (adamw, lion, lamb, lars, …) gets it;
+            for the others, λ·w is added to the gradient before the optimizer sees it (L2, as in the papers of the
+            SGD family). Parameters with fewer than two dimensions (biases, norms) are left out.
+        decay_all: leave none out.
+        clip_norm: largest global norm of the gradient.
+        freeze: parameters whose path, such as "block1/conv/kernel", this regular expression matches do not move.
+        freeze_until: (regex, step) pairs: the parameters that it matches do not move before that step; the first
+            that matches a path counts.
+        rate_groups: each regex=multiplier; the first that matches a path multiplies the update of that parameter.
+
+    Raises:
+        UserError: something unknown, of the wrong type or out of range. `tx.init` raises it too, when `freeze` or a
+            group matches no parameter.
+
+    >>> optimizer = make_optimizer("adam", args=["b1=0.95"], schedule="cosine", total_steps=100)
+    >>> optimizer.description
+    'adam (Kingma & Ba 2015, alg. 1), b1=0.95, learning rate 0.001, schedule cosine'
+    """
+    method = get_optimizer_spec(name)
+    peak = method.learning_rate if learning_rate is None else learning_rate
+    if peak is None:
+        raise UserError(f"given --optimizer {name} alone, which has no usual rate; expected one; give --learning-rate")
+
+    def scheduled(peak: Any) -> Schedule:
+        with naming("--schedule-args"):
+            return make_schedule(schedule, schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+
+    rate = scheduled(peak)
+    own = _own_decay(name, method, weight_decay, decay_all)
+    fixed = schedule == "constant" and not warmup_steps
+    frozen, groups = frozen_rules(freeze, freeze_until), [parse_rule(text) for text in rate_groups]
+    l2 = weight_decay if weight_decay and not own else None
+    told = [
+        f"{name} ({method.reference})",
+        *args,
+        f"learning rate {peak:g}",
+        " ".join(["schedule", schedule, *schedule_args]),
+        f"{warmup_steps} warm-up steps" if warmup_steps else "",
+        f"weight decay {weight_decay:g} ({'L2' if l2 else 'its own'})" if weight_decay else "",
+        f"clipped to {clip_norm:g}" if clip_norm is not None else "",
+        f"frozen {freeze}" if freeze is not None else "",
+        *(f"frozen before step {until}: {regex}" for regex, until in freeze_until),
+        f"rates {' '.join(rate_groups)}" if groups else "",
+    ]
+
+    def at(peak: Any) -> optax.GradientTransformation:
+        optimizer = _build(name, method, args, own, peak if fixed else scheduled(peak))
+        mask = functools.partial(decay_mask, decay_all=decay_all)
+        return _contain(_chain(optimizer, frozen, groups, clip_norm, l2, mask))
+
+    return Optimizer(at(peak), rate, peak, at, frozen, ", ".join(filter(None, told)))
+
+
+def _chain(
+    optimizer: optax.GradientTransformation,
+    frozen: Sequence[Rule],
+    groups: Sequence[Rule],
+    clip_norm: float | None,
+    l2: float | None,
+    mask: Callable[[Tree], Tree],
+) -> optax.GradientTransformation:
+    """What happens to a gradient, in order."""
+    return optax.chain(
+        multiply(frozen),
+        optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
+        optax.add_decayed_weights(l2, mask=mask) if l2 is not None else optax.identity(),
+        multiply(frozen),  # the decay of what does not move must not fill the optimizer's moments, either
+        optimizer,
+        multiply(frozen),
+        multiply(groups),
+    )
+
+
+def _build(
+    name: str, method: Method, args: Sequence[str], own: dict[str, Any], rate: float | Schedule
+) -> optax.GradientTransformation:
+    """Calls the factory: the method's values, over them the user's, over them ours."""
+    takes_schedule = "Callable" in str(inspect.signature(method.factory).parameters["learning_rate"].annotation)
+    if callable(rate) and not takes_schedule:
+        raise UserError(f"given a schedule or a warm-up for {name}, which takes a constant rate; leave them out")
+    with naming("--optimizer-args"):
+        given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
+        _check_ranges(name, given)
+        try:
+            return method.factory(learning_rate=rate, **{**method.values, **given, **own})
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            told = " ".join(args)
+            raise UserError(f"given {told} for optimizer {name}; Optax refuses it ({reason}); correct it") from error
+
+
+def _check_ranges(name: str, given: Mapping[str, Any]) -> None:
+    """Refuses values of usual arguments with which no optimizer works: 2 as a decay rate, -1 as an epsilon."""
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key in _SHARES and not 0 <= value < 1:
+            expected = "a value in [0, 1)"
+        elif key in _POSITIVE and value <= 0:
+            expected = "more than 0"
+        elif key in _NOT_NEGATIVE and value < 0:
+            expected = "0 or more"
+        else:
+            continue
+        raise UserError(f"given {key}={value} for optimizer {name}; expected {expected}; change it")
+
+
+def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) -> dict[str, Any]:
+    """Keyword arguments of a factory that decays weights by itself; {} for one that does not (or cannot mask)."""
+    names = inspect.signature(method.factory).parameters
+    decay = next((n for n in _OWN_DECAY if n in names), None)
+    mask = next((n for n in _OWN_MASK if n in names), None)
+    if decay is None or mask is None:
+        return {}
+    values: dict[str, Any] = {decay: weight_decay, mask: functools.partial(decay_mask, decay_all=decay_all)}
+    if name == "muon":
+        values["adam_weight_decay"] = weight_decay if decay_all else 0.0  # Adam has the biases
+        values["muon_weight_dimension_numbers"] = _muon_dimensions
+    return values
+
+
+def _muon_dimensions(params: Tree) -> Tree:
+    """Every kernel is a matrix (all axes but the last) x (last) to Muon; Optax would give convolutions to Adam."""
+    numbers = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda p: numbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None, params)
+
+
+def decay_mask(params: Tree, decay_all: bool = False) -> Tree:
+    """Which parameters weight decay pulls on: kernels; biases and the scales of norms, of one dimension, are left out.
+
+    Args:
+        params: arrays or their shapes.
+        decay_all: leave none out.
+
+    Returns:
+        The same tree of booleans.
+
+    >>> decay_mask({"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)})
+    {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda p: decay_all or p.ndim > 1, params)
+
+
+def _contain(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Gives Optax the type promotion that it counts on, and makes its state arrays that nobody else owns.
+
+    Optax mixes integers and floats, which fails where strict promotion is on. Some optimizers keep the initial
+    parameters themselves in their state, and a buffer that is donated must be there once.
+    """
+
+    def init(params: Tree) -> Tree:
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.tree.map(jnp.array, tx.init(params))
+
+    def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)

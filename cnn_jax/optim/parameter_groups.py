@@ -1,0 +1,173 @@
+"""Groups of parameters, told by regular expressions on their paths, such as "block1/conv/kernel"; freezing."""
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cnn_jax.errors import UserError
+from cnn_jax.layers.normalization import BatchNorm
+from cnn_jax.ops.norm import normalize
+
+Tree = Any
+
+
+class Rule:
+    """A multiplier for the parameters in whose path `regex` is found.
+
+    Args:
+        regex: searched for anywhere in the path.
+        multiplier: at least 0.
+        until: the rule holds in the first `until` steps only; None: always.
+        flag: what messages call the origin of the expression.
+
+    Raises:
+        UserError: `regex` is no regular expression.
+    """
+
+    def __init__(self, regex: str, multiplier: float, until: int | None = None, *, flag: str = "rule"):
+        self.multiplier, self.until, self.flag = multiplier, until, flag
+        try:
+            self.pattern = re.compile(regex)
+        except re.error as error:
+            raise UserError(
+                f"given {flag} {regex!r}; expected a regular expression for parameter paths ({error}); correct it"
+            ) from None
+
+
+def frozen_rules(freeze: str | None, freeze_until: Sequence[tuple[str, int]]) -> tuple[Rule, ...]:
+    """What does not move: ever, and before a step. See `cnn_jax.optim.optimizers.make_optimizer`."""
+    always = () if freeze is None else (Rule(freeze, 0.0, flag="--freeze"),)
+    return always + tuple(Rule(regex, 0.0, until, flag="--freeze-until") for regex, until in freeze_until)
+
+
+def first_rule(rules: Sequence[Rule], path: str) -> Rule | None:
+    """The rule that counts for a path."""
+    return next((rule for rule in rules if rule.pattern.search(path)), None)
+
+
+def parse_pair(text: str, flag: str, expected: str) -> tuple[str, float]:
+    """Reads regex=number.
+
+    >>> parse_pair("^backbone/=0.1", "--rate-groups", "regex=multiplier")
+    ('^backbone/', 0.1)
+
+    Raises:
+        UserError: it is something else, or the number is negative.
+    """
+    regex, equals, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not equals or not 0 <= value < math.inf:
+        raise UserError(f"given {flag} {text!r}; expected {expected}; correct it")
+    return regex, value
+
+
+def parse_rule(text: str) -> Rule:
+    """Reads regex=multiplier.
+
+    >>> parse_rule("^backbone/=0.1").multiplier
+    0.1
+
+    Raises:
+        UserError: it is something else, or the multiplier is negative.
+    """
+    flag = "--rate-groups"
+    return Rule(*parse_pair(text, flag, "regex=multiplier, such as backbone=0.1"), flag=flag)
+
+
+class Steps(NamedTuple):
+    """State of `multiply` where a rule ends: int32 number of updates done."""
+
+    done: jax.Array
+
+
+def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
+    """Multiplies each update by the number of the first rule that is for its path; by 1 if none is.
+
+    Its `init` raises UserError if a rule is for no parameter at all.
+    """
+    timed = any(rule.until is not None for rule in rules)
+
+    def scaled(update: jax.Array, value: float) -> jax.Array:
+        return update if value == 1.0 else jnp.zeros_like(update) if value == 0.0 else value * update
+
+    def factor(path: Any, update: jax.Array, state: Any) -> jax.Array:
+        rule = first_rule(rules, _name(path))
+        if rule is None:
+            return update
+        held = scaled(update, rule.multiplier)
+        return held if rule.until is None else jnp.where(state.done < rule.until, held, update)
+
+    def init(params: Tree) -> Any:
+        paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for rule in rules:
+            if not any(map(rule.pattern.search, paths)):
+                some = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
+                raise UserError(
+                    f"given {rule.flag} {rule.pattern.pattern!r}; expected a regular expression found in a path of: "
+                    f"{some}; correct it"
+                )
+        return Steps(jnp.zeros((), jnp.int32)) if timed else optax.EmptyState()
+
+    def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
+        new = jax.tree_util.tree_map_with_path(lambda path, u: factor(path, u, state), updates)
+        return new, Steps(state.done + 1) if timed else state
+
+    return optax.GradientTransformation(init, update)
+
+
+def hold_statistics(rules: Sequence[Rule], step: jax.Array) -> AbstractContextManager[Any]:
+    """Within it, a BatchNorm layer whose parameters are held normalizes by its running statistics, as in evaluation.
+
+    Otherwise the features of a frozen network would drift, and change with every batch.
+
+    Args:
+        rules: of parameters that do not move. A layer is held while all its parameters are.
+        step: int32 scalar, number of updates done.
+    """
+    if not rules:
+        return nullcontext()
+
+    def call(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if not isinstance(layer, (nn.BatchNorm, BatchNorm)) or context.method_name != "__call__":
+            return next_function(*args, **kwargs)
+        until = _held_until(rules, ["/".join([*layer.path, name]) for name in layer.variables.get("params", {})])
+        if not until:
+            return next_function(*args, **kwargs)
+        still, before = _normalize(layer, args[0]), dict(layer.variables["batch_stats"])
+        if until == math.inf:
+            return still
+        moving, held = next_function(*args, **kwargs), step < until
+        for name, value in before.items():
+            layer.put_variable("batch_stats", name, jnp.where(held, value, layer.get_variable("batch_stats", name)))
+        return jnp.where(held, still.astype(moving.dtype), moving)
+
+    return nn.intercept_methods(call)
+
+
+def _held_until(rules: Sequence[Rule], paths: Sequence[str]) -> float:
+    """The step at which the first of these parameters moves: 0 if one is free, infinity if all are frozen for good."""
+    found = [first_rule(rules, path) for path in paths]
+    return min((0 if rule is None else math.inf if rule.until is None else rule.until for rule in found), default=0)
+
+
+def _normalize(layer: nn.BatchNorm | BatchNorm, x: jax.Array) -> jax.Array:
+    """What the layer computes in evaluation."""
+    own, running = layer.variables.get("params", {}), layer.variables["batch_stats"]
+    with jax.numpy_dtype_promotion("standard"):
+        scale, bias = own.get("scale"), own.get("bias")
+        return normalize(x, running["mean"], running["var"], scale, bias, layer.epsilon, layer.dtype)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,65 @@
+"""From uint8 images to logits and probabilities, for any number of images with one compilation."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.data.preprocess import Preprocess
+from cnn_jax.errors import UserError
+from cnn_jax.models.ensembles import Network
+
+
+def predict_logits(
+    model: Network,
+    variables: Any,
+    preprocess: Preprocess,
+    images: np.ndarray,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Returns the logits of every image, float32 (N, K).
+
+    The last batch is filled up with zeros, which are cut off again: the compiled batch has one size, and since
+    evaluation never mixes images of a batch, the result does not depend on `batch_size`.
+
+    Args:
+        model, variables, preprocess: as from `cnn_jax.load`.
+        images: uint8 (N, H, W, C), N at least 1.
+        batch_size: images a forward pass; fewer if there are fewer.
+
+    Raises:
+        UserError: the images are not of the shape the model was trained on.
+    """
+    if images.shape[1:] != preprocess.image_shape or images.dtype != np.uint8 or len(images) == 0:
+        shape = ", ".join(map(str, preprocess.image_shape))
+        raise UserError(
+            f"given images {images.dtype} {images.shape}; expected uint8 (N, {shape}) with N at least 1; convert them"
+        )
+    # Rounded to a power of two, so that calls with a few images each share one compilation.
+    batch_size = min(batch_size, 1 << (len(images) - 1).bit_length())
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    fill = batch_size - len(batches[-1])
+    batches[-1] = np.pad(batches[-1], ((0, fill), (0, 0), (0, 0), (0, 0)))
+    variables = jax.device_put(variables)
+    logits = np.concatenate([np.asarray(_logits(model, preprocess, variables, batch)) for batch in batches])
+    return logits[: len(images)]
+
+
+def predict_probabilities(
+    model: Network,
+    variables: Any,
+    preprocess: Preprocess,
+    images: np.ndarray,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Returns the softmax of `predict_logits`: float32 (N, K), every row sums to 1."""
+    logits_NxK = predict_logits(model, variables, preprocess, images, batch_size)
+    return np.asarray(jax.nn.softmax(logits_NxK, axis=-1))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "preprocess"))
+def _logits(model: Network, preprocess: Preprocess, variables: Any, images: jax.Array) -> jax.Array:
+    logits: Any = model.apply(variables, preprocess.normalize(images), train=False)
+    return logits.astype(jnp.float32)

@@ -1,0 +1,239 @@
+"""Results as data: runs become rows of a CSV file, and CSV files the tables of the README.
+
+    python -m cnn_jax results collect runs/mnist_lenet5-* --output results/mnist.csv
+    python -m cnn_jax results table results/*.csv
+    python -m cnn_jax results readme README.md results/*.csv
+
+Runs that differ in nothing but their seed are one row: mean and standard deviation over the seeds.
+"""
+
+import csv
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from cnn_jax.config import TRANSIENT, Config
+from cnn_jax.errors import UserError
+from cnn_jax.storage import run_folder as files
+
+COLUMNS: tuple[str, ...] = (
+    "experiment",
+    "model",
+    "dataset",
+    "config",
+    "commit",
+    "seeds",
+    "test_accuracy_mean",
+    "test_accuracy_std",
+    "validation_accuracy_mean",
+    "validation_accuracy_std",
+    "epochs",
+    "seconds_mean",
+    "parameters",
+    "flops_per_image",
+    "device",
+    "jax",
+    "command",
+)
+# Names in summary.json that a row is made of.
+_NEEDED = {"experiment", "model", "dataset", "commit", "seed", "test_accuracy", "validation_accuracy", "epochs"} | {
+    *("seconds", "parameters", "flops_per_image", "device", "command")
+}
+Row = dict[str, str]
+SPEED = "speed.csv"  # the table of `benchmarks.speed`, which results/*.csv names too
+
+
+def collect(runs: Iterable[str | Path]) -> list[Row]:
+    """Returns a row for each group of runs with the same config, commit, device and JAX, in that order.
+
+    Accuracies are in per cent; a standard deviation is that of a sample (n - 1), and empty for a single seed.
+
+    Raises:
+        UserError: a folder is no finished run, or a group has a seed twice.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
+    for run in runs:
+        config = files.read_config(run)
+        if not (Path(run) / files.SUMMARY).is_file():
+            raise UserError(f"given {run}: unfinished (no {files.SUMMARY}); expected a finished run; leave it out")
+        summary, environment = files.read_json(run, files.SUMMARY), files.read_json(run, files.ENVIRONMENT)
+        lacking = [*(_NEEDED - summary.keys()), *({"jax"} - environment.keys())]
+        if lacking:
+            raise UserError(
+                f"given {run}, whose summary or environment lacks {', '.join(sorted(lacking))}; expected those of a "
+                f"finished run; delete its {files.SUMMARY} and give the command of the run again, or leave it out"
+            )
+        facts = (config_hash(config), str(summary["commit"] or ""), summary["device"], environment["jax"])
+        groups.setdefault((summary["experiment"], *facts), []).append((str(run), summary))
+    return [_row(key, members) for key, members in sorted(groups.items())]
+
+
+def config_hash(config: Config) -> str:
+    """Returns ten hex digits that are the same for configs that differ only in the seed, or in where and how fast.
+
+    >>> config_hash(Config()) == config_hash(Config().override(seed=7, workdir="elsewhere"))
+    True
+    >>> config_hash(Config()) == config_hash(Config().override(batch_size=64))
+    False
+    """
+    deciding = {name: value for name, value in config.flat().items() if name not in TRANSIENT | {"seed"}}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _row(key: tuple[str, ...], members: Sequence[tuple[str, dict[str, Any]]]) -> Row:
+    members = sorted(members, key=lambda member: member[1]["seed"])
+    for seed, same in groupby(members, key=lambda member: member[1]["seed"]):
+        names = [name for name, _ in same]
+        if len(names) > 1:
+            raise UserError(
+                f"given seed {seed} more than once ({', '.join(names)}); expected one run a seed; drop some"
+            )
+    summaries = [summary for _, summary in members]
+    first = summaries[0]
+    experiment, config, commit, device, jax = key
+    values = {
+        "experiment": experiment,
+        "model": first["model"],
+        "dataset": first["dataset"],
+        "config": config,
+        "commit": commit,
+        "seeds": len(summaries),
+        **_spread("test_accuracy", summaries),
+        **_spread("validation_accuracy", summaries),
+        "epochs": f"{first['epochs']:.6g}",
+        "seconds_mean": f"{statistics.mean(s['seconds'] for s in summaries):.1f}",
+        "parameters": first["parameters"],
+        "flops_per_image": first["flops_per_image"],
+        "device": device,
+        "jax": jax,
+        "command": first["command"],
+    }
+    return {column: str(values[column]) for column in COLUMNS}
+
+
+def _spread(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    values = [100 * summary[name] for summary in summaries]
+    std = f"{statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return {f"{name}_mean": f"{statistics.mean(values):.3f}", f"{name}_std": std}
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """Writes the rows as CSV with a header; makes the folder if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(paths: Iterable[str | Path]) -> list[Row]:
+    """Returns the rows of all files, in order.
+
+    Raises:
+        UserError: a file is absent, or its columns are not those of `write_rows`.
+    """
+    rows: list[Row] = []
+    for path in paths:
+        if Path(path).name == SPEED:
+            continue
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file, strict=True)
+                rows += [dict(row) for row in reader]
+                header = tuple(reader.fieldnames or ())
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"given results {path}: {error}; expected what collect writes; collect it anew") from error
+        if header != COLUMNS:
+            raise UserError(
+                f"given results {path} with other columns; expected {', '.join(COLUMNS)}; collect them again"
+            )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns the rows as a Markdown table; accuracies in per cent, mean ± standard deviation over the seeds."""
+    head = ("Experiment", "Model", "Data", "Test accuracy (%)", "Validation (%)", "Seeds", "Epochs", "Time")
+    head += ("Parameters", "MFLOP/image", "Device", "JAX", "Commit", "Command")
+    lines = [head, tuple("---:" if 3 <= i <= 9 else "---" for i in range(len(head)))]
+    lines += [_cells(row) for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    words = (row["experiment"], row["model"], row["dataset"])
+    where = (row["device"], row["jax"], row["commit"] or "–", f"`{row['command']}`")
+    numbers = (
+        _mean_std(row, "test_accuracy"),
+        _mean_std(row, "validation_accuracy"),
+        row["seeds"],
+        f"{float(row['epochs']):.4g}",
+        _time(float(row["seconds_mean"])),
+        f"{int(row['parameters']):,}",
+        _mega(float(row["flops_per_image"])),
+    )
+    return tuple(cell.replace("|", "\\|") for cell in (*words, *numbers, *where))
+
+
+def _mean_std(row: Row, name: str) -> str:
+    std = row[f"{name}_std"]
+    return f"{float(row[f'{name}_mean']):.2f}" + (f" ± {float(std):.2f}" if std else "")
+
+
+def _mega(flops: float) -> str:
+    return f"{flops / 1e6:,.2f}" if flops >= 1e6 else f"{flops / 1e6:.2g}"
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def with_table(readme: str, rows: Sequence[Row]) -> str:
+    """Returns the text with the table of `rows` between the markers of "results".
+
+    A README agrees with its results when `with_table(text, rows) == text`.
+
+    Raises:
+        UserError: the text has not exactly one pair of markers.
+    """
+    return with_section(readme, "results", table(rows) if rows else "")
+
+
+def with_section(text: str, name: str, section: str) -> str:
+    """Returns the text with a section between the markers <!-- name --> and <!-- /name -->.
+
+    Raises:
+        UserError: the text has not exactly one pair of markers.
+
+    >>> with_section("a <!-- sum --> 3 <!-- /sum --> b", "sum", "4")
+    'a <!-- sum -->\\n\\n4\\n\\n<!-- /sum --> b'
+    """
+    begin_mark, end_mark = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, begin, rest = text.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
+    if not begin or not end or begin_mark in rest or end_mark in before + after:
+        raise UserError(
+            f"given a README without one pair of {begin_mark} and {end_mark}; expected both; put them where it goes"
+        )
+    between = f"\n\n{section}\n\n" if section else "\n"
+    return f"{before}{begin_mark}{between}{end_mark}{after}"
+
+
+def models_table() -> str:
+    """The list of `cnn_jax.models` as a Markdown table, one line a family of input size and source."""
+    from cnn_jax.commands.models import read_table, si, source
+
+    lines = ["| Model | Input | Parameters | FLOPs | Source |", "| --- | --- | ---: | ---: | --- |"]
+    for row in read_table():
+        cells = (f"`{row['model']}`", row["input"], f"{int(row['parameters']):,}", si(int(row["flops"])))
+        lines.append(f"| {' | '.join(cells)} | {source(row)} |")
+    return "\n".join(lines)

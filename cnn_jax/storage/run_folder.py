@@ -1,0 +1,230 @@
+"""The folder of a run: the names of its files, its metrics, and the trained model in it.
+
+    config.json          the whole config (`cnn_jax.config.Config`)
+    environment.json     versions, devices, command, commit
+    classes.txt          class names, one a line, in the order of the logits
+    preprocess.json      image shape, mean and standard deviation
+    metrics.jsonl        one JSON object a line, see `append_metrics`
+    tensorboard/         the same for TensorBoard
+    checkpoints/STEP/    what a resumed run starts from
+    final.safetensors    the weights that were kept; written when training is over
+    summary.json         the run in one object: accuracies, seconds, parameters, device, …
+    report.html, plots/  the report, and its pictures one by one
+
+`load` needs nothing but this folder. The module itself imports no JAX.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from cnn_jax.config import Config
+from cnn_jax.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+CLASSES = "classes.txt"
+PREPROCESS = "preprocess.json"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "final.safetensors"
+SUMMARY = "summary.json"
+REPORT = "report.html"
+PLOTS = "plots"
+BEFORE = ".before"  # the run that is replaced, if any, until the new one has compiled
+REMOVED = ".removed"  # the same, when it goes for good
+ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, TENSORBOARD, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text as `write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a small file whole or not at all; one that holds the same already is left alone."""
+    if path.is_file() and path.read_bytes() == data:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def set_aside(run: Path) -> None:
+    """Moves the files of a run, and no others, into a folder inside, for a new run in their place; see `forget`.
+
+    Of a run that is not there yet this makes the folder.
+    """
+    there = [name for name in ALL if (run / name).exists()]
+    (run / BEFORE).mkdir(parents=True)
+    for name in there:
+        os.replace(run / name, run / BEFORE / name)
+
+
+def bring_back(run: Path) -> None:
+    """Undoes `set_aside`, if that has been done: what has been written since is removed."""
+    if (run / BEFORE).is_dir():
+        for name in ALL:
+            _remove(run / name)
+            if (run / BEFORE / name).exists():
+                os.replace(run / BEFORE / name, run / name)
+        (run / BEFORE).rmdir()
+
+
+def forget(run: Path) -> None:
+    """Removes for good what `set_aside` has moved."""
+    _remove(run / REMOVED)
+    if (run / BEFORE).is_dir():
+        os.replace(run / BEFORE, run / REMOVED)  # at once: half of it must not be brought back
+        _remove(run / REMOVED)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:
+    """Adds a line to `metrics.jsonl`; half a line that a crash left at its end is cut off first.
+
+    Args:
+        run: the run folder.
+        row: see `write_metrics`.
+    """
+    with open_metrics(run) as file:
+        write_metrics(file, row)
+
+
+def open_metrics(run: str | Path) -> BinaryIO:
+    """Opens `metrics.jsonl` for `write_metrics`; half a line that a crash left at its end is cut off."""
+    file = open(Path(run) / METRICS, "ab+")
+    file.truncate(_end_of_last_line(file))
+    return file
+
+
+def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
+    """Adds a line at once, for those who watch.
+
+    Args:
+        file: of `open_metrics`.
+        row: `kind` ("train", "validation" or "test"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since the start of
+            training, and for "train" `learning_rate` and `images_per_second`. A number that is not finite is written
+            as null, which JSON knows.
+    """
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
+    plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
+    file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    file.flush()
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """Returns the rows that `append_metrics` wrote, in order; null is read as NaN.
+
+    A resumed run repeats the steps after its checkpoint. Of these only the last telling counts: a train row whose step
+    is not after the row before it drops everything later than its step, and of several rows with the same kind and step
+    the last one is kept. Half a last line (the run is being written, or crashed) is ignored.
+
+    Raises:
+        UserError: there is no such file, or a line inside it is damaged.
+    """
+    path = Path(run) / METRICS
+    lines = read_text(path, "the metrics of a run").split("\n")[:-1]
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    last_train_step = -1
+    for number, line in enumerate(lines, 1):
+        try:
+            row: dict[str, Any] = {n: math.nan if v is None else v for n, v in json.loads(line).items()}
+            kind, step = row["kind"], int(row["step"])
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            what = "expected a JSON object with kind and step; delete that line"
+            raise UserError(f"given {path}: line {number} is no row of metrics; {what}") from error
+        if kind == "train":
+            if step <= last_train_step:
+                rows = {key: kept for key, kept in rows.items() if key[1] <= step}
+            last_train_step = step
+        rows.pop((kind, step), None)
+        rows[kind, step] = row
+    return list(rows.values())
+
+
+def read_classes(run: str | Path) -> tuple[str, ...]:
+    """Returns the class names in the order of the logits."""
+    return tuple(read_text(Path(run) / CLASSES, "the class names of a run").removesuffix("\n").split("\n"))
+
+
+def read_json(run: str | Path, name: str) -> dict[str, Any]:
+    """Returns the JSON object in the file `name` of the run.
+
+    Raises:
+        UserError: the file is absent or not a JSON object.
+    """
+    path = Path(run) / name
+    try:
+        record = json.loads(read_text(path, f"the {name} of a run"))
+    except ValueError as error:
+        raise UserError(
+            f"given {path}: not valid JSON ({error}); expected the {name} of a run; {_mend(name)}"
+        ) from error
+    if not isinstance(record, dict):
+        raise UserError(f"given {path}: {type(record).__name__}; expected a JSON object; {_mend(name)}")
+    return record
+
+
+def read_config(run: str | Path) -> Config:
+    """Returns the config of the run.
+
+    Raises:
+        UserError: `run` is no run folder, or its config is damaged.
+    """
+    if not (Path(run) / CONFIG).is_file():
+        raise UserError(
+            f"given {run}: no {CONFIG} in it; expected the folder of a run; name one, such as runs/mnist_lenet5"
+        )
+    return Config.load(Path(run) / CONFIG)
+
+
+def read_text(path: Path, what: str) -> str:
+    """Returns a text file of a run; `what` says what it should be.
+
+    Raises:
+        UserError: it is absent, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text"
+        raise UserError(f"given {path}: {reason}; expected {what}; {_mend(path.name)}") from error
+
+
+def _mend(name: str) -> str:
+    """What to do about a file of a run that is absent or damaged. The summary can be made again: it is the last one."""
+    if name == SUMMARY:
+        return "delete it and give the command of the run again, which goes on from its last checkpoint"
+    return "put it back, or train again by the command of the run with --fresh"
+
+
+def _end_of_last_line(file: Any) -> int:
+    """Position after the last newline of an open binary file."""
+    block = 4096
+    end = file.seek(0, 2)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -1,0 +1,129 @@
+"""Weights on disk: one `.safetensors` file, no pickle, readable anywhere, with keys such as `params/conv1/kernel`."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (importing it teaches NumPy bfloat16)
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from cnn_jax.errors import UserError
+
+Tree = Mapping[str, Any]  # nested mappings with arrays (or anything that has a shape) at the leaves
+LISTED = 12  # differences of one kind that an error names before it only counts
+
+
+def save_weights(path: str | Path, variables: Tree, metadata: Mapping[str, str]) -> None:
+    """Writes `variables` whole or not at all: a reader never meets half a file.
+
+    Args:
+        path: the file; an existing one is replaced.
+        variables: `{"params": …, "batch_stats": …}`, arrays of NumPy or JAX.
+        metadata: texts kept in the file's header.
+    """
+    path = Path(path)
+    # safetensors stores the bytes as they lie: a transposed array must be put in order first.
+    arrays = {key: np.asarray(leaf, order="C") for key, leaf in _leaves(variables)}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Not `save_file`, which gives the file to its owner alone whatever the umask is.
+        partial.write_bytes(safetensors.numpy.save(arrays, metadata=dict(metadata)))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the variables as nested dictionaries of NumPy arrays, and the metadata.
+
+    Raises:
+        UserError: the file is absent, cut short, of another format, or holds numbers that NumPy does not know.
+    """
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+    except OSError as error:
+        raise UserError(
+            f"given weights {path}: {error.strerror or error}; expected a .safetensors file; correct the path"
+        ) from error
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"given weights {path}: {error}; expected a whole .safetensors file; copy or write it again"
+        ) from error
+    except (AttributeError, TypeError) as error:  # what safetensors looks up in NumPy
+        raise UserError(
+            f"given weights {path}: {error}; expected float32, float16, bfloat16 or integers; convert them"
+        ) from error
+    if clashing := sorted(arrays.keys() & {key[:end] for key in arrays for end, c in enumerate(key) if c == "/"}):
+        raise UserError(
+            f"given weights {path}: {clashing[0]!r} is an array and holds others; expected one or the other; "
+            "write the file again with other names"
+        )
+    return _nest(arrays), metadata
+
+
+def check_same_structure(
+    variables: Tree, expected: Tree, *, given: str = "weights", wanted: str = "the model's variables"
+) -> None:
+    """Checks that `variables` are exactly the leaves of `expected`: same names, same shapes, only finite numbers.
+
+    Another floating type is no difference, if the numbers are finite in the expected one too.
+
+    Args:
+        variables: nested arrays, as from `load_weights`.
+        expected: nested arrays or `jax.ShapeDtypeStruct`s, as from `jax.eval_shape` of a model's `init`.
+        given, wanted: what the two are, for the message.
+
+    Raises:
+        UserError: they differ; the message names the differences of every kind at once.
+    """
+    have, want = dict(_leaves(variables)), dict(_leaves(expected))
+    common = sorted(have.keys() & want.keys())
+    wrong = [key for key in common if tuple(have[key].shape) != tuple(want[key].shape)]
+    differences = {
+        "missing": sorted(want.keys() - have.keys()),
+        "extra": sorted(have.keys() - want.keys()),
+        "wrong shape": [f"{key} {have[key].shape} instead of {want[key].shape}" for key in wrong],
+        "whole numbers": [key for key in common if _whole(have[key]) and not _whole(want[key])],
+        "not finite": [key for key in common if not _finite(have[key], want[key].dtype)],
+    }
+    told = [f"{kind}: {_listed(names)}" for kind, names in differences.items() if names]
+    if told:
+        raise UserError(f"given {given}; expected {wanted}; {'; '.join(told)}; take the weights of this very model")
+
+
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, array in arrays.items():
+        *parents, name = key.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[name] = array
+    return tree
+
+
+def _whole(array: Any) -> bool:
+    return np.dtype(array.dtype).kind in "biu"
+
+
+def _finite(array: Any, dtype: Any) -> bool:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        return bool(np.isfinite(np.asarray(array).astype(dtype, copy=False)).all())
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

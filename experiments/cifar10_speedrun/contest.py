@@ -1,0 +1,246 @@
+"""Timed runs in turns: our program and PyTorch scripts, on the same images and the same device.
+
+Our clock starts with the bytes on the device, or on the host where they do not fit the device, and stops with the
+accuracy on the host; compilation, and a first run with random labels, come before. A script's time is the one it
+prints. Those of github.com/KellerJordan/cifar10-airbench and github.com/hiverge/cifar10-speedrun count with CUDA
+events, and leave out the validation after every epoch and making the network, so theirs is not the wider measure.
+"""
+
+import contextlib
+import gc
+import importlib.metadata
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.errors import UserError
+from experiments.cifar10_speedrun.data import Data
+from experiments.cifar10_speedrun.program import Resident, Runner, count_run_flops
+from experiments.cifar10_speedrun.recipe import Recipe
+from experiments.cifar10_speedrun.streaming import Streamed, chunk_steps
+
+_BLOCK = 10  # runs of one contender before the next one's turn
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        seconds: see the head of this module.
+        accuracy: share of the test images.
+        beside: share of `Data.beside`, None where it was not scored.
+        losses: mean training loss of each epoch, where it is known.
+        wall: of a script, seconds by our clock from the word to go to its accuracy: with its validation after every
+            epoch, and the making of the network.
+    """
+
+    seconds: float
+    accuracy: float
+    beside: float | None = None
+    losses: tuple[float, ...] = ()
+    wall: float | None = None
+
+
+class Contender(Protocol):
+    """What can run again and again."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self) -> Run:
+        """Trains once more, from other random numbers."""
+        ...
+
+
+class DoesNotFit(UserError):
+    """The device has not enough memory for a run."""
+
+
+class Program:
+    """Our program, compiled and warmed up.
+
+    Attributes:
+        name: of the recipe.
+        ready_seconds: of tracing, compilation and a first run.
+        flops: of a run, see `program.count_run_flops`.
+        streamed: steps whose images are sent from the host at a time; None: all images are on the device.
+    """
+
+    def __init__(self, name: str, recipe: Recipe, data: Data, seed: int, *, unroll: int = 1, stream: int | None = None):
+        """Compiles and runs once.
+
+        Args:
+            name: of the recipe.
+            recipe: what to do.
+            data: to train and be tested on.
+            seed: of the first run that counts.
+            unroll: steps in one turn of the compiled loop.
+            stream: steps whose images are sent at a time; default: images are sent only if the device cannot hold them.
+
+        Raises:
+            UserError: it cannot even hold the activations of a batch; or too few images for one.
+        """
+        self.name = name
+        self._seed, self._beside = seed, data.beside
+        self._steps_per_epoch = recipe.plan(len(data.train[0])).steps_per_epoch
+        height, width, channels = data.train[0].shape[1:]
+        self.flops = count_run_flops(recipe, (height, width, channels), len(data.train[0]), len(data.test[0]))
+        began = time.perf_counter()
+        self._runner, self.streamed = _warm_runner(recipe, data, seed, unroll, stream)
+        self.ready_seconds = time.perf_counter() - began
+
+    def run(self) -> Run:
+        """The next seed's run."""
+        seed = jax.block_until_ready(jnp.uint32(self._seed))
+        self._seed += 1
+        began = time.perf_counter()
+        outcome = self._runner(seed)
+        accuracy = float(outcome.accuracy)
+        seconds = time.perf_counter() - began
+        losses = np.asarray(outcome.losses_S)
+        epochs = (losses[i : i + self._steps_per_epoch] for i in range(0, len(losses), self._steps_per_epoch))
+        beside = None if self._beside is None else self._runner.score(outcome.variables, self._beside)
+        return Run(seconds, accuracy, beside, tuple(float(epoch.mean()) for epoch in epochs))
+
+
+def _warm_runner(recipe: Recipe, data: Data, seed: int, unroll: int, stream: int | None) -> tuple[Runner, int | None]:
+    """A runner that has run on random labels, and the steps whose images it sends at a time, if it does."""
+    noise = np.random.default_rng(seed).integers(0, 10, data.train[1].shape, np.int32)
+
+    def warm(make: Callable[[], Runner]) -> Runner:
+        with enough_memory(recipe):
+            runner = make()
+            jax.block_until_ready(runner(jnp.uint32(seed), noise))
+        return runner
+
+    if stream is None:
+        with contextlib.suppress(DoesNotFit):
+            return warm(lambda: Resident(recipe, data.train, data.test, unroll)), None
+        gc.collect()  # what that left on the device
+    steps = stream or chunk_steps(recipe, data.train[0])
+    return warm(lambda: Streamed(recipe, data.train, data.test, steps, unroll)), steps
+
+
+@contextlib.contextmanager
+def enough_memory(recipe: Recipe) -> Iterator[None]:
+    """Says in one line, as `DoesNotFit`, that the device has not enough memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(
+            f"given batches of {recipe.batch_size}; expected a device that holds the activations of one; lower "
+            "--batch-size or --width-factor"
+        ) from error
+
+
+def alternate(contenders: Sequence[Contender], runs: int, block: int = _BLOCK) -> list[list[Run]]:
+    """So many runs of each, in blocks in turns; in every second turn the order is reversed."""
+    results: list[list[Run]] = [[] for _ in contenders]
+    for turn, done in enumerate(range(0, runs, block)):
+        pairs = list(zip(contenders, results))
+        for contender, found in reversed(pairs) if turn % 2 else pairs:
+            found += [contender.run() for _ in range(min(block, runs - done))]
+    return results
+
+
+def ratios(ours: Sequence[Run], theirs: Sequence[Run], block: int = _BLOCK) -> list[float]:
+    """Our seconds over theirs, of the medians of each block."""
+    medians = [
+        [statistics.median(run.seconds for run in runs[i : i + block]) for i in range(0, len(runs), block)]
+        for runs in (ours, theirs)
+    ]
+    return [one / other for one, other in zip(*medians)]
+
+
+def interval(ours: Sequence[Run], theirs: Sequence[Run], draws: int = 2000) -> tuple[float, float]:
+    """The middle 95 % of our mean seconds over theirs, in samples drawn again from the runs ("bootstrap")."""
+    random = np.random.default_rng(0)
+    means = [
+        np.array([run.seconds for run in runs])[random.integers(len(runs), size=(draws, len(runs)))].mean(axis=1)
+        for runs in (ours, theirs)
+    ]
+    low, high = np.quantile(means[0] / means[1], (0.025, 0.975))
+    return float(low), float(high)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation (n - 1 below); 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def p_below(values: Sequence[float], target: float) -> float:
+    """One-sided t-test: chance of a mean at least this high if the true one were `target`. Needs two values or more.
+
+    >>> round(p_below([94.1, 94.0, 94.2, 94.1], 94.0), 3)
+    0.046
+    """
+    error, degrees = spread(values) / len(values) ** 0.5, len(values) - 1
+    if error == 0:
+        return float(statistics.mean(values) <= target)
+    t = (statistics.mean(values) - target) / error
+    tail = 0.5 * float(jax.scipy.special.betainc(degrees / 2, 0.5, degrees / (degrees + t * t)))
+    return tail if t > 0 else 1 - tail
+
+
+def describe(name: str, runs: Sequence[Run]) -> str:
+    """Times and accuracies in one line.
+
+    >>> describe("muon94", [Run(0.8, 0.94), Run(0.9, 0.942)])
+    'muon94: 0.85 s (std 0.071, median 0.85, least 0.8), accuracy 94.10 % (std 0.14), 2 runs'
+    """
+    seconds, percent = [run.seconds for run in runs], [100 * run.accuracy for run in runs]
+    if len(runs) == 1:
+        return f"{name}: {seconds[0]:.4g} s, accuracy {percent[0]:.2f} %, 1 run"
+    return (
+        f"{name}: {statistics.mean(seconds):.4g} s (std {spread(seconds):.2g}, median "
+        f"{statistics.median(seconds):.4g}, least {min(seconds):.4g}), accuracy {statistics.mean(percent):.2f} % "
+        f"(std {spread(percent):.2f}), {len(runs)} runs"
+    )
+
+
+def busy() -> bool:
+    """Whether a GPU works for others: to be asked before we use it. False where nobody can tell."""
+    with contextlib.suppress(ValueError):
+        return any(int(said) > 5 for said in _ask_gpus("utilization.gpu", "csv,noheader,nounits"))  # per cent
+    return False
+
+
+def machine() -> str:
+    """What the times depend on: device, versions, XLA's flags, driver and state of the GPU."""
+    parts = [f"{len(jax.devices())} x {jax.devices()[0].device_kind}", *_versions("jax", "jaxlib", "flax")]
+    return ", ".join([*parts, f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}", *accelerator()])
+
+
+def accelerator() -> list[str]:
+    """Of that, what the table of speeds does not have anyway: cuDNN's version, driver and state of the first GPU."""
+    query = "driver_version,utilization.gpu,memory.used,clocks.sm,power.limit"
+    states = [f"{query}: {said}" for said in _ask_gpus(query, "csv,noheader")]
+    return [*_versions("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"), *states[:1]]
+
+
+def _versions(*packages: str) -> list[str]:
+    """Names and versions of those distributions that are installed."""
+    found = []
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    return found
+
+
+def _ask_gpus(query: str, form: str) -> list[str]:
+    """What nvidia-smi says of each GPU; nothing where there is none."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", f"--query-gpu={query}", f"--format={form}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    return []

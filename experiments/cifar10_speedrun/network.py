@@ -1,0 +1,24 @@
+"""The networks of a recipe, and what they see."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from cnn_jax.data import Preprocess
+from cnn_jax.models import build
+from cnn_jax.models.speednet import SpeedNet
+from experiments.cifar10_speedrun.recipe import MEAN, STD, Recipe
+
+NUM_CLASSES = 10
+
+normalize = Preprocess((32, 32, 3), MEAN, STD).normalize  # of images of any size
+
+
+def network(recipe: Recipe) -> SpeedNet:
+    """The model of a recipe."""
+    dtype = jnp.dtype(recipe.precision)
+    model: Any = build(recipe.model, NUM_CLASSES, dtype=dtype, args=recipe.model_args)
+    widths = tuple(math.ceil(recipe.width_factor * width) for width in model.widths)
+    # Where the classifier starts with deviation 1, its sums are divided by the number of their terms.
+    return model.clone(widths=widths, logit_scale=1 / widths[-1] if model.unit_output else model.logit_scale)

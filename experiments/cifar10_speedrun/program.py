@@ -1,0 +1,279 @@
+"""A whole run as one pure function, to be compiled once: bytes and labels in, accuracy out.
+
+Whitening, all steps in two `lax.scan`s (with the whitening bias trained, and without), evaluation. No Python runs and
+nothing is sent to the host in between.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn_jax.inspect.summary import layer_table
+from cnn_jax.models import ensembles as committee
+from cnn_jax.models.speednet import whitened
+from cnn_jax.tasks.losses import cross_entropy
+from cnn_jax.training.state import TrainState, init_state, stream, variables_for_evaluation
+from cnn_jax.training.step import Batch, make_train_step
+from experiments.cifar10_speedrun.augment import batch_rows, first_flips, make_augment, mirrored, padded
+from experiments.cifar10_speedrun.data import Split
+from experiments.cifar10_speedrun.hardest import make_choose
+from experiments.cifar10_speedrun.network import NUM_CLASSES, network, normalize
+from experiments.cifar10_speedrun.optimizer import lookahead, make_optimizer
+from experiments.cifar10_speedrun.recipe import Plan, Recipe
+
+VIEWS = 6  # of an image in evaluation
+EVAL_BATCH = 2000
+
+
+class Networks(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        main: the network that the run is about.
+        small: the one that chooses its images; None: it sees all of them.
+    """
+
+    main: TrainState
+    small: TrainState | None = None
+
+
+Step = Callable[[Networks, Batch], tuple[Networks, jax.Array]]
+Gather = Callable[[jax.Array, jax.Array], Batch]
+Predict = Callable[[bool, Any], jax.Array]  # (in six views?, rows or None for all images) → logits
+
+
+class Outcome(NamedTuple):
+    """What a run gives.
+
+    Attributes:
+        accuracy: share of the test images, float32 scalar.
+        losses_S: mean training loss an example of every step, before its update.
+        variables: of the trained network.
+    """
+
+    accuracy: jax.Array
+    losses_S: jax.Array
+    variables: dict[str, Any]
+
+
+class Runner(Protocol):
+    """A run, compiled, with the images that it trains and is tested on."""
+
+    def __call__(self, seed: jax.Array, labels: np.ndarray | None = None) -> Outcome:
+        """Runs from a seed, with the true training labels or others."""
+        ...
+
+    def score(self, variables: dict[str, Any], split: Split) -> float:
+        """Share of other images that is classified correctly."""
+        ...
+
+
+class Resident:
+    """The run with all images on the device."""
+
+    def __init__(self, recipe: Recipe, train: Split, test: Split, unroll: int = 1):
+        """Compiles the run; for the arguments see `speedrun`."""
+        self._arrays = jax.device_put((*train, *test))
+        run = partial(speedrun, recipe, unroll=unroll)
+        self._run = jax.jit(run).lower(jnp.uint32(0), *self._arrays).compile()
+        self._evaluate = jax.jit(partial(evaluate, recipe))
+
+    def __call__(self, seed: jax.Array, labels: np.ndarray | None = None) -> Outcome:
+        """See `Runner`."""
+        images, own, *test = self._arrays
+        return self._run(seed, images, own if labels is None else jax.device_put(labels), *test)
+
+    def score(self, variables: dict[str, Any], split: Split) -> float:
+        """See `Runner`."""
+        return float(self._evaluate(variables, *jax.device_put(split)))
+
+
+def speedrun(
+    recipe: Recipe,
+    seed: jax.Array,
+    train_images: jax.Array,
+    train_labels: jax.Array,
+    test_images: jax.Array,
+    test_labels: jax.Array,
+    *,
+    unroll: int = 1,
+) -> Outcome:
+    """Trains a network from scratch and tests it.
+
+    Args:
+        recipe: what to do.
+        seed: uint32 scalar, of all draws.
+        train_images, test_images: uint8 (N, H, W, 3).
+        train_labels, test_labels: int32 (N,), in [0, 10).
+        unroll: steps in one turn of the compiled loop.
+
+    Raises:
+        UserError: too few training images for a batch.
+    """
+    with random_numbers():
+        plan = recipe.plan(len(train_images))
+        networks = start(recipe, plan, seed, train_images[: recipe.whitening_images])
+        rows_SxB = batch_rows(seed, len(train_images), recipe.batch_size, plan)
+        gather = make_gather(recipe, plan, seed, train_images, train_labels)
+        losses = []
+        for steps, bias in plan.phases:
+            step = make_step(recipe, plan, seed, train_whitening_bias=bias)
+            networks, phase = jax.lax.scan(
+                lambda networks, rows_B, step=step: step(networks, gather(networks.main.step, rows_B)),
+                networks,
+                rows_SxB[steps],
+                unroll=unroll,
+            )
+            losses.append(phase)
+    variables = variables_for_evaluation(networks.main)
+    return Outcome(evaluate(recipe, variables, test_images, test_labels), jnp.concatenate(losses), variables)
+
+
+def random_numbers() -> Any:
+    """The context that all draws are made in: XLA's own generator, quicker than JAX's default, above all to compile."""
+    return jax.default_prng_impl("rbg")
+
+
+def start(recipe: Recipe, plan: Plan, seed: jax.Array, images_NxHxWxC: jax.Array) -> Networks:
+    """The networks with the whitening of these images, before the first step."""
+
+    def one(recipe: Recipe, draws: str) -> TrainState:
+        (height, width, channels), model = images_NxHxWxC.shape[1:], network(recipe)
+        shape = (height, width, channels)
+        variables = model.init(stream(seed, draws), jnp.zeros((1, *shape), jnp.float32), train=False)
+        variables = whitened(variables, normalize(images_NxHxWxC))
+        return init_state(model, make_optimizer(recipe, plan), shape, seed, ema=recipe.lookahead, variables=variables)
+
+    small = None if recipe.hardest is None else one(recipe.small(recipe.hardest), "small")
+    return Networks(one(recipe, "init"), small)
+
+
+def make_gather(recipe: Recipe, plan: Plan, seed: jax.Array, images_NxHxWxC: jax.Array, labels_N: jax.Array) -> Gather:
+    """Returns `gather(step, rows_B) -> batch`: padded images as bytes, mirrored as the epoch of the step has it."""
+    pixels, flips_N = padded(images_NxHxWxC, recipe.translate), first_flips(seed, len(images_NxHxWxC))
+
+    def gather(step: jax.Array, rows_B: jax.Array) -> Batch:
+        return {"image": oriented(plan, step, pixels[rows_B], flips_N[rows_B]), "label": labels_N[rows_B]}
+
+    return gather
+
+
+def oriented(plan: Plan, step: jax.Array, images_BxHxWxC: jax.Array, flips_B: jax.Array) -> jax.Array:
+    """Mirrors the images as the epoch of the step has it; `flips_B`: see `augment.first_flips`."""
+    odd = step // plan.steps_per_epoch % 2 == 1
+    return mirrored(images_BxHxWxC, flips_B ^ odd)
+
+
+def make_step(recipe: Recipe, plan: Plan, seed: jax.Array, *, train_whitening_bias: bool) -> Step:
+    """Returns `step(networks, batch) -> (networks, mean loss)`: augmentation, the choice of the hardest images if the
+    recipe has one, the step of `cnn_jax.training`, the lookahead.
+
+    Rates are meant for the loss summed over the batch. In float16 it must be summed, too: gradients of the mean would
+    be lost below the smallest number.
+    """
+
+    def summed(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
+        return len(logits_BxK) * cross_entropy(logits_BxK, targets_BxK)  # the step takes the mean of it
+
+    one = make_train_step(
+        network(recipe).clone(train_whitening_bias=train_whitening_bias),
+        make_optimizer(recipe, plan),
+        summed,
+        lambda key, images, targets, first_index: (images, targets),  # they are augmented before
+        normalize,
+        seed=seed,
+        label_smoothing=recipe.label_smoothing,
+    )
+    augment = make_augment(recipe, NUM_CLASSES)
+    choose = None if recipe.hardest is None else make_choose(recipe, plan, recipe.hardest)
+
+    def step(networks: Networks, batch: Batch) -> tuple[Networks, jax.Array]:
+        state, small = networks
+        images, targets = augment(stream(seed, "augment", state.step), batch["image"], batch["label"])
+        if choose is not None and small is not None:
+            small, rows_N = choose(small, images, targets)
+            images, targets = images[rows_N], targets[rows_N]
+        state, metrics = one(state, {"image": images, "label": targets})
+        if recipe.lookahead:
+            state = lookahead(state, plan.total_steps)
+        total, count = metrics["loss"]
+        return Networks(state, small), total / (count * len(images))
+
+    return step
+
+
+def evaluate(recipe: Recipe, variables: dict[str, Any], images_NxHxWxC: jax.Array, labels_N: jax.Array) -> jax.Array:
+    """Share of images that are classified correctly, in the views of the recipe (see `accuracy`)."""
+
+    def predict(six_views: bool, rows: jax.Array | None) -> jax.Array:
+        images = images_NxHxWxC if rows is None else images_NxHxWxC[rows]
+        count = len(images)
+        batches = -(-count // EVAL_BATCH)
+        size = -(-count // batches)
+        padded = jnp.pad(images, ((0, batches * size - count), (0, 0), (0, 0), (0, 0)))
+        parts = padded.reshape(batches, size, *images.shape[1:])
+        logits = jax.lax.map(lambda x_BxHxWxC: batch_logits(recipe, six_views, variables, x_BxHxWxC), parts)
+        return logits.reshape(batches * size, -1)[:count]
+
+    return accuracy(recipe, predict, labels_N)
+
+
+def accuracy(recipe: Recipe, predict: Predict, labels_N: jax.Array) -> jax.Array:
+    """Share of images that are classified correctly, float32 scalar.
+
+    Each is seen in six views; or each in one, and the least certain ones, of which the greatest probability is least,
+    in six: that share of them that `recipe.uncertain` says.
+    """
+    if recipe.uncertain == 1.0:
+        logits_NxK = predict(True, None)
+    else:
+        logits_NxK = predict(False, None)
+        certainty_N = jax.nn.softmax(logits_NxK).max(axis=-1)
+        _, rows = jax.lax.top_k(-certainty_N, max(1, int(recipe.uncertain * len(certainty_N))))
+        logits_NxK = logits_NxK.at[rows].set(predict(True, rows))
+    return jnp.mean((jnp.argmax(logits_NxK, -1) == labels_N).astype(jnp.float32))
+
+
+def batch_logits(recipe: Recipe, six_views: bool, variables: Any, images_BxHxWxC: jax.Array) -> jax.Array:
+    """Logits (B, K) of images uint8, in one view or six."""
+    model, x_BxHxWxC = cast(committee.Network, network(recipe)), normalize(images_BxHxWxC)
+    if six_views:
+        return view_logits(model, variables, x_BxHxWxC, recipe.centre)
+    return model.apply(variables, x_BxHxWxC, train=False)
+
+
+def view_logits(model: committee.Network, variables: Any, x_BxHxWxC: jax.Array, centre: float = 0.5) -> jax.Array:
+    """Mean of the logits of six views: the weight `centre` on the image, the rest on it moved a pixel either way along
+    the diagonal; each of the three as it is and mirrored (Jordan 2024, §3.5)."""
+
+    def both_sides(x: jax.Array) -> jax.Array:
+        (mirror,) = committee.flip(x)
+        return 0.5 * (model.apply(variables, x, train=False) + model.apply(variables, mirror, train=False))
+
+    one, other = committee.shift(x_BxHxWxC)
+    return centre * both_sides(x_BxHxWxC) + 0.5 * (1.0 - centre) * (both_sides(one) + both_sides(other))
+
+
+def count_run_flops(recipe: Recipe, image_shape: tuple[int, int, int], train_images: int, test_images: int) -> int:
+    """FLOPs of a run, two a multiply-add: convolutions and the classifier, whose gradients cost twice their value.
+
+    The fixed whitening is not counted. Once its bias is fixed, too, the first convolution needs no input gradient.
+    """
+
+    def forward(recipe: Recipe) -> tuple[int, int]:
+        layers = layer_table(network(recipe), image_shape)
+        return sum(layer.flops for layer in layers), next(row.flops for row in layers if row.name == "group1/conv1")
+
+    plan, (whole, first) = recipe.plan(train_images), forward(recipe)
+    batch = recipe.batch_size if recipe.hardest is None else recipe.hardest.count(recipe.batch_size)
+    flops = batch * (3 * whole * plan.total_steps - first * (plan.total_steps - plan.whitening_steps))
+    if recipe.hardest is not None:
+        small, small_first = forward(recipe.small(recipe.hardest))
+        learning = -(-plan.total_steps // recipe.hardest.every)
+        flops += recipe.batch_size * (small * plan.total_steps + (2 * small - small_first) * learning)
+    views = VIEWS if recipe.uncertain == 1.0 else 1 + VIEWS * recipe.uncertain
+    return flops + round(views * whole * test_images)

@@ -1,0 +1,162 @@
+"""A public PyTorch script as a contender: run unmodified, in a process of its own, a training run at a time."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn, Self
+
+import numpy as np
+
+from cnn_jax.errors import UserError
+from experiments.cifar10_speedrun.contest import Run
+from experiments.cifar10_speedrun.data import Data
+
+
+class TorchScript:
+    """A PyTorch script in a process of its own, which waits while others run. To be used in a `with` statement.
+
+    Attributes:
+        name: of its file.
+        versions: of PyTorch and cuDNN.
+    """
+
+    def __init__(self, script: Path, data: Data, python: str = sys.executable):
+        """Starts the script, and waits for its first run, which is not counted: in it, it compiles and warms up.
+
+        Args:
+            script: its path.
+            data: what it reads instead of downloading CIFAR-10.
+            python: the Python that has PyTorch.
+
+        Raises:
+            UserError: there is no such file or Python, or it ends early, for want of PyTorch or of a GPU for example.
+        """
+        if not script.is_file():
+            raise UserError(f"given --torch-script {script}; expected a file; check the path")
+        self.name, self.versions = script.name, ""
+        self._columns: list[str] = []
+        self._folder = TemporaryDirectory(prefix="cnn_jax-torch-")
+        folder = Path(self._folder.name)
+        parts = {"train": data.train, "test": data.test}
+        arrays: dict[str, Any] = {"classes": np.array(data.class_names)}
+        for name, (images, labels) in parts.items():
+            arrays |= {f"{name}_images": images, f"{name}_labels": labels}
+        np.savez(folder / "data.npz", **arrays)
+        worker, self._errors = Path(__file__).with_name("torch_worker.py"), folder / "errors.txt"
+        self._command = [python, "-u", str(worker), str(script.resolve())]
+        self._process: subprocess.Popen[str] | None = None
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        """Starts the script, and waits for its first run, which is not counted."""
+        try:
+            with self._errors.open("w") as errors:
+                self._process = subprocess.Popen(
+                    self._command,
+                    cwd=self._folder.name,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
+        except OSError as error:
+            python = self._command[0]
+            raise UserError(f"given --torch-python {python}: {error.strerror}; expected a Python; check it") from error
+        if self._finished() is None:
+            self._fail()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._end()
+        self._folder.cleanup()
+
+    def _end(self) -> int | None:
+        """Ends the process, if there is one that has not ended; returns its exit status."""
+        if self._process is None:
+            return None
+        process, self._process = self._process, None
+        try:
+            process.communicate("end\n", timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        return process.returncode
+
+    def run(self) -> Run:
+        """Lets it train once more. A script that has made all its runs is started again, with a first run to warm up.
+
+        Raises:
+            UserError: it failed instead.
+        """
+        run = self._next()
+        if run is None and self._end() == 0:
+            self._start()
+            run = self._next()
+        return self._fail() if run is None else run
+
+    def _next(self) -> Run | None:
+        """Lets it train once more; None: it has ended."""
+        assert self._process is not None and self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        return self._finished()
+
+    def _finished(self) -> Run | None:
+        """Reads on to the end of a run; None: it has ended before."""
+        assert self._process is not None and self._process.stdout is not None
+        started = time.perf_counter()
+        for line in self._process.stdout:
+            if line.startswith("versions: "):
+                self.versions = line.removeprefix("versions: ").strip()
+            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+            if "epoch" in cells:
+                self._columns = cells
+            elif "eval" in cells and len(cells) == len(self._columns):
+                return parse_row(dict(zip(self._columns, cells)), time.perf_counter() - started)
+        return None
+
+    def _fail(self) -> NoReturn:
+        said = self._errors.read_text().strip().splitlines() or ["it said nothing"]
+        raise UserError(
+            f"given --torch-script {self.name}, which ended early: {said[-1][:200]}; expected a script that trains on "
+            "CIFAR-10 with PyTorch on a GPU and prints a table; run it by itself, and give --torch-python the Python "
+            "that has NumPy, torch and torchvision (pip install numpy torch torchvision)"
+        )
+
+
+def parse_row(row: Mapping[str, str], wall: float | None = None) -> Run:
+    """Reads the last row of a run in a script's table, by the names of its columns.
+
+    Args:
+        row: column → cell.
+        wall: see `Run`.
+
+    >>> parse_row({"run": "", "epoch": "eval", "tta_val_acc": "0.9402", "time_seconds": "2.5871"}, wall=2.75)
+    Run(seconds=2.5871, accuracy=0.9402, beside=None, losses=(), wall=2.75)
+
+    Raises:
+        UserError: there are other columns.
+    """
+    try:
+        seconds = row["time_seconds"] if "time_seconds" in row else row["total_time_seconds"]
+        return Run(float(seconds), float(row["tta_val_acc"]), wall=wall)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"given a script whose table has the columns {', '.join(row)}; expected numbers in tta_val_acc and "
+            "time_seconds; choose another script"
+        ) from error
