@@ -1,8 +1,11 @@
 """Arguments given as text, `key=value`, checked against the signature of the function that will get them."""
 
 import functools
+import importlib
 import inspect
 import math
+import os
+import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +28,38 @@ def naming(flag: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{flag}: {error}") from error
+
+
+def load_attribute(text: str) -> Any:
+    """Imports `package.module:attribute`, as named on a command line; the current folder is searched, too.
+
+    Raises:
+        UserError: there is no such module or attribute. What the module itself raises on import passes as it is: it is
+            the user's own code.
+
+    >>> load_attribute("math:tau") == 2 * math.pi
+    True
+    """
+    module_name, _, attribute = text.partition(":")
+    parts = [*module_name.split("."), *attribute.split(".")]
+    if not all(part.isidentifier() for part in parts):
+        raise UserError(f"{text!r} is not package.module:attribute: write it like mynet:TinyNet")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # a module that the user's own code imports
+        raise UserError(
+            f"there is no module {error.name} for {text!r}: correct the name, or start in its folder"
+        ) from None
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            close = " or ".join(nearest(name, dir(found))) or "one of its attributes"
+            raise UserError(f"{module_name} has no attribute {name}: perhaps you meant {close}")
+        found = getattr(found, name)
+    return found
 
 
 def parse_spec(

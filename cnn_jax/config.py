@@ -68,7 +68,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Loss and optimizer."""
+    """Task, loss and optimizer."""
+
+    task: str = "classification"
+    """classification, reconstruction, or package.module:attribute, a function that makes a task of your own."""
 
     optimizer: str = "adam"
     """gradient_descent, momentum, nesterov, adagrad, adadelta, rmsprop, adam, adamax, nadam, or any of optax."""
@@ -104,8 +107,8 @@ class OptimConfig:
     """Each layer's rate over that of the layer after it, such as 0.8; default: one rate for all."""
     rate_groups: tuple[str, ...] = ()
     """regex=multiplier pairs: own learning rate for the parameters whose path matches."""
-    loss: str = "cross_entropy"
-    """cross_entropy, mse or hinge."""
+    loss: str | None = None
+    """Of classification cross_entropy (default), mse or hinge; of reconstruction mse (default) or l1."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
 
@@ -130,6 +133,10 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl; default: about 20 lines an epoch, but at least 10 steps."""
     select: Literal["best", "last"] = "best"
     """Weights that are kept: those of the best validation accuracy or the last."""
+    patience: int | None = None
+    """Stop when so many validations in a row have not improved on the best one; default: never."""
+    logger: tuple[str, ...] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl: tensorboard, csv, wandb, mlflow."""
     parallel: Literal["jit", "pmap"] = "jit"
     """Form of the data-parallel step; the step itself is the same."""
     devices: int | None = None
@@ -148,7 +155,18 @@ class TrainConfig:
 
 # Fields that do not change what is computed: a run may be resumed with other values of these.
 TRANSIENT = frozenset(
-    {"workdir", "fresh", "require", "data_dir", "workers", "pipeline", "log_every", "scan_steps", "eval_batch_size"}
+    {
+        "workdir",
+        "fresh",
+        "require",
+        "data_dir",
+        "workers",
+        "pipeline",
+        "log_every",
+        "scan_steps",
+        "eval_batch_size",
+        "logger",
+    }
     | {"distributed", "parallel", "devices"}
 )
 

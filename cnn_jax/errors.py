@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -31,8 +32,14 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
 
 
 class TrainingStopped(Exception):
-    """A run ended early for a reason that is not a mistake in the command; `code` is the exit code."""
+    """A run ended early for a reason that is not a mistake in the command.
 
-    def __init__(self, message: str, code: int):
+    Attributes:
+        code: the exit code.
+        state: the last train state, where there is a usable one.
+        experiment: the parts of the run, once they are there.
+    """
+
+    def __init__(self, message: str, code: int, state: Any = None):
         super().__init__(message)
-        self.code = code
+        self.code, self.state, self.experiment = code, state, None

@@ -6,10 +6,11 @@ A data set is named by one string:
   folder:PATH                                          a folder of images, one sub-folder a class
   digits                                               1,797 real handwritten digits; ships with the package
   xo, xo:rotation=30,noise=0.1                         X or O, drawn; see `procedural`
+  package.module:attribute                             your own arrays or sources; see `own`
   synthetic:32x32x3:10, synthetic:32x32x3:10:50000     random images of 10 learnable classes
 """
 
-from cnn_jax.data import digits, folder, procedural, tfds_source
+from cnn_jax.data import digits, folder, own, procedural, tfds_source
 from cnn_jax.data.channels import KINDS, with_channels
 from cnn_jax.data.decoded import materialize
 from cnn_jax.data.pipeline import Pipeline, batch_indices, make_pipeline
@@ -74,6 +75,8 @@ def open_source(
             source = procedural.open_xo(argument, split, image_size)
         case "synthetic":
             source = procedural.open_synthetic(argument, split, image_size)
+        case _ if own.is_attribute(dataset):
+            source = own.open_own(dataset, split, image_size)
         case _:
             source = tfds_source.open_tfds(dataset, split, data_dir, image_size)
     return source if channels is None else with_channels(source, channels)
@@ -91,5 +94,7 @@ def default_splits(dataset: str, data_dir: str | None = None) -> Splits:
             return Splits()
         case "folder":
             return folder.default_splits(argument)
+        case _ if own.is_attribute(dataset):
+            return own.default_splits(dataset)
         case _:
             return tfds_source.default_splits(dataset, data_dir)

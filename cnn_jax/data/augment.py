@@ -5,7 +5,7 @@ An augmentation of one image is `f(key, image_HxWxC, *, …) -> image_HxWxC`; on
 The command line names them, with their keyword arguments: `--augment flip pad_crop:padding=4 cutout:size=16`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,7 +16,7 @@ from cnn_jax import arguments
 from cnn_jax.data.warp import affine, elastic, random_resized_crop
 from cnn_jax.errors import UserError
 
-Augment = Callable[..., tuple[jax.Array, jax.Array]]
+Augment = Callable[..., dict[str, jax.Array]]  # (key, batch, first_index) → batch
 
 
 def flip(key: jax.Array, image_HxWxC: jax.Array, *, p: float = 0.5) -> jax.Array:
@@ -188,41 +188,46 @@ def parse_spec(spec: str) -> tuple[str, Callable[..., Any]]:
     return arguments.parse_spec("augmentation", spec, AUGMENTATIONS, hidden=positional)
 
 
-def make_augment(specs: Sequence[str], num_classes: int) -> Augment:
+def changes(name: str) -> tuple[str, ...]:
+    """The arrays of a batch that an augmentation changes."""
+    return ("image", "target") if name in PER_BATCH else ("image",)
+
+
+def make_augment(specs: Sequence[str]) -> Augment:
     """Composes augmentations, in order, into one function of a batch.
 
     Args:
         specs: each a name of `AUGMENTATIONS`, with arguments as in "affine:degrees=15,scale=0.8/1.2".
-        num_classes: K.
 
     Returns:
-        `augment(key, images_BxHxWxC uint8, labels_B, first_index=0) -> (images float32 in [0, 1], targets_BxK)`, pure.
-        Example i of the batch draws from (key, position of the augmentation, first_index + i), so that a part of a
-        batch that knows its first index is augmented as within the whole; what mixes examples mixes within the part.
+        `augment(key, batch, first_index=0) -> batch`, pure. In `batch`, "image" is uint8 BxHxWxC before and float32 in
+        [0, 1] after; what mixes examples also mixes "target" (BxK); other arrays pass. Example i of the batch draws from
+        (key, position of the augmentation, first_index + i), so that a part of a batch that knows its first index is
+        augmented as within the whole; what mixes examples mixes within the part.
 
     Raises:
-        UserError: unknown name or argument, or a value of the wrong type; when it is called, a value out of range.
+        UserError: unknown name or argument, or a value of the wrong type; when it is called, a value out of range, or
+            an augmentation that changes an array which the batch lacks.
 
-    >>> augment = make_augment([], num_classes=3)
-    >>> images, targets = augment(jax.random.key(0), jnp.full((1, 2, 2, 1), 255, jnp.uint8), jnp.array([2]))
-    >>> images.max(), targets
-    (Array(1., dtype=float32), Array([[0., 0., 1.]], dtype=float32))
+    >>> augment = make_augment([])
+    >>> augment(jax.random.key(0), {"image": jnp.full((1, 1, 2, 1), 255, jnp.uint8)})["image"].ravel()
+    Array([1., 1.], dtype=float32)
     """
     stages = [parse_spec(spec) for spec in specs]
 
-    def augment(
-        key: jax.Array, images_BxHxWxC: jax.Array, labels_B: jax.Array, first_index: int | jax.Array = 0
-    ) -> tuple[jax.Array, jax.Array]:
-        images = images_BxHxWxC.astype(jnp.float32) / 255.0
-        targets_BxK = jax.nn.one_hot(labels_B, num_classes, dtype=jnp.float32)
-        index_B = first_index + jnp.arange(labels_B.shape[0])
+    def augment(key: jax.Array, batch: Mapping[str, Any], first_index: int | jax.Array = 0) -> dict[str, jax.Array]:
+        images = batch["image"].astype(jnp.float32) / 255.0
+        targets = batch.get("target")
+        index_B = first_index + jnp.arange(images.shape[0])
         for position, (name, function) in enumerate(stages):
+            if absent := [array for array in changes(name) if array not in batch]:
+                raise UserError(f"{name} changes {', '.join(absent)}, which this task's batches lack: leave it out")
             stage_key = jax.random.fold_in(key, position)
             if name in PER_BATCH:
-                images, targets_BxK = function(jax.random.fold_in(stage_key, first_index), images, targets_BxK)
+                images, targets = function(jax.random.fold_in(stage_key, first_index), images, targets)
             else:
                 keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(stage_key, index_B)
                 images = jax.vmap(function)(keys_B, images)
-        return images, targets_BxK
+        return {**batch, "image": images} | ({} if targets is None else {"target": targets})
 
     return augment

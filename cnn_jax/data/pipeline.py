@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cnn_jax.data.decoded import MAX_DECODED_BYTES, check_labels, materialize
-from cnn_jax.data.sources import Source
+from cnn_jax.data.sources import Source, example_spec
 from cnn_jax.errors import UserError, unknown
 
 MODES = ("auto", "resident", "stream")
@@ -47,7 +47,7 @@ class Pipeline(Protocol):
     def arrays(self) -> Any: ...
 
     def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns {"image": uint8 BxHxWxC, "label": int32 B} and, of an item of `eval_items`, "mask": bool B."""
+        """Returns the arrays of the source's examples, first axis B, and, of an item of `eval_items`, "mask" bool B."""
         ...
 
     def train_items(self, first_step: int = 0) -> Items:
@@ -92,14 +92,14 @@ def make_pipeline(
             f"{max(len(source), MAX_BATCH)}; lower it"
         )
     if is_resident(source, mode, max_resident_bytes):
-        images, labels = materialize(source)
-        return ResidentPipeline(images, labels, batch_size, seed)
+        return ResidentPipeline(materialize(source), batch_size, seed)
     return StreamPipeline(source, batch_size, seed, workers)
 
 
 def is_resident(source: Source, mode: str = "auto", max_resident_bytes: int = MAX_DECODED_BYTES) -> bool:
     """Whether `make_pipeline` puts the images of `source` on the device."""
-    decoded_bytes = len(source) * int(np.prod(source.image_shape))
+    example = example_spec(source).values()
+    decoded_bytes = len(source) * sum(int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize for array in example)
     return mode == "resident" or (mode == "auto" and decoded_bytes <= max_resident_bytes)
 
 
@@ -142,24 +142,19 @@ def _eval_rows(start: int, num_examples: int, batch_size: int) -> Item:
 
 @dataclass(frozen=True)
 class ResidentPipeline:
-    """All images in memory: `images` uint8 NxHxWxC, `labels` int32 N. Items hold "index" int32 B, perhaps "mask"."""
+    """All examples in memory: `arrays` of `materialize`. Items hold "index" int32 B, perhaps "mask"."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    arrays: Mapping[str, np.ndarray]
     batch_size: int
     seed: int
 
     @property
     def num_examples(self) -> int:
-        return len(self.images)
+        return len(next(iter(self.arrays.values())))
 
     @property
     def eval_steps(self) -> int:
         return -(-self.num_examples // self.batch_size)
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"image": self.images, "label": self.labels}
 
     def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
         batch = {name: array[item["index"]] for name, array in arrays.items()}
@@ -278,6 +273,7 @@ class _EvalRows:
 
 
 def _read_example(source: Source, index: int) -> Item:
-    example = source[index]
-    label = check_labels(source, np.array([example["label"]]), index)[0]
-    return {"image": example["image"], "label": np.asarray(label)}
+    example = {name: np.asarray(value) for name, value in dict(source[index]).items()}
+    if "label" in example:
+        example["label"] = check_labels(source, example["label"][None], index)[0]
+    return example

@@ -4,6 +4,7 @@ prediction and export cannot differ. Nothing here imports JAX: the loader's work
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ class Preprocess:
         mean, std = (np.asarray(values, np.float32).reshape(channel) for values in (self.mean, self.std))
         return (images.astype(np.float32) / scale - mean) / std
 
+    def normalize_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Normalizes the images of a batch; other arrays pass."""
+        return {**batch, "image": self.normalize(batch["image"])}
+
+    def denormalize(self, images: np.ndarray) -> np.ndarray:
+        """Turns normalized images, ...xHxWxC, back into uint8."""
+        pixels = (images * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)) * 255.0
+        return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
     def read(self, path: str | Path) -> np.ndarray:
         """Reads an image file as the data pipeline does; returns uint8 HxWxC. See `read_image`."""
         return read_image(path, self.image_shape)
@@ -125,7 +135,7 @@ class Preprocess:
 
 def _sample(source: Source) -> np.ndarray:
     if len(source) * int(np.prod(source.image_shape)) <= MAX_DECODED_BYTES:
-        return materialize(source)[0]
+        return materialize(source)["image"]
     chosen = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int)
     return np.stack([source[int(index)]["image"] for index in chosen])
 

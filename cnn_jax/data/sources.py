@@ -3,11 +3,18 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from cnn_jax.errors import UserError, unknown
+
+
+class ArraySpec(NamedTuple):
+    """Shape and type of one array of an example, such as ((32, 32, 3), uint8)."""
+
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 class Example(TypedDict):
@@ -18,7 +25,11 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-    """A split of a data set with random access. Reading example `i` twice gives the same pixels."""
+    """A split of a data set with random access. Reading example `i` twice gives the same pixels.
+
+    A source whose examples are not an image and a label declares their arrays in an attribute `spec`; see
+    `example_spec`.
+    """
 
     @property
     def name(self) -> str:
@@ -48,6 +59,18 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
+
+
+def example_spec(source: Source) -> dict[str, ArraySpec]:
+    """Returns the arrays of one example by name: `source.spec` if it has one, else those of an image and its label.
+
+    >>> example_spec(ArraySource("mine", "train", ("a",), np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, int)))["image"]
+    ArraySpec(shape=(8, 8, 1), dtype=dtype('uint8'))
+    """
+    declared = getattr(source, "spec", None)
+    if declared is not None:
+        return dict(declared)
+    return {"image": ArraySpec(source.image_shape, np.dtype(np.uint8)), "label": ArraySpec((), np.dtype(np.int32))}
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,7 @@ class Splits:
 
     train: str = "train"
     validation: str = "validation"
-    test: str = "test"
+    test: str | None = "test"
 
 
 _SPLIT = re.compile(r"(?P<name>\w+)(\[(?P<start>-?\d[\d_]*%?)?:(?P<stop>-?\d[\d_]*%?)?\])?")

@@ -41,13 +41,19 @@ def average(logits_MxBxK: Any) -> jax.Array:
 
 @dataclass(frozen=True)
 class Committee:
-    """Networks of one architecture, evaluated at once."""
+    """Networks of one architecture, evaluated at once.
+
+    Attributes:
+        model: one of them.
+        combine: joins their outputs, first axis M.
+    """
 
     model: Network
+    combine: Callable[[Any], Any] = average
 
     def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Log-probabilities (B, K) of the committee; each leaf of `variables` is (M, …)."""
-        return average(self.members(variables, x_BxHxWxC, train=train))
+        """The joined outputs, of a classifier log-probabilities (B, K); each leaf of `variables` is (M, …)."""
+        return self.combine(self.members(variables, x_BxHxWxC, train=train))
 
     def members(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Logits (M, B, K) of each member."""

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from cnn_jax.arguments import naming, parse_arguments
+from cnn_jax.arguments import load_attribute, naming, parse_arguments
+from cnn_jax.config import OptimConfig
 from cnn_jax.errors import UserError, unknown
-from cnn_jax.optim.parameter_groups import Rule, frozen_rules, multiply, parse_rule
+from cnn_jax.optim.parameter_groups import Rule, freeze_until_steps, frozen_rules, multiply, parse_rule
 from cnn_jax.optim.schedules import Schedule, make_schedule
 
 Tree = Any
@@ -30,16 +31,16 @@ class Optimizer:
 
     Attributes:
         tx: the whole transformation; its state is arrays and nothing else, none shared with the parameters.
-        schedule: step → learning rate, for the record.
-        learning_rate: the peak rate.
+        schedule: step → learning rate, for the record; None where it is inside a finished transformation.
+        learning_rate: the peak rate; None where it is inside.
         at: peak rate, which may be traced → the same transformation with this rate.
         frozen: rules of the parameters that do not move; BatchNorm layers among them hold their statistics.
         description: one line for people.
     """
 
     tx: optax.GradientTransformation
-    schedule: Schedule
-    learning_rate: float
+    schedule: Schedule | None
+    learning_rate: float | None
     at: Callable[[Any], optax.GradientTransformation]
     frozen: tuple[Rule, ...]
     description: str
@@ -133,6 +134,8 @@ def get_optimizer_spec(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
+    if ":" in name:
+        return _own_factory(name)
     if name in REFUSED:
         raise UserError(f"given optimizer {name}, which cannot be used here: {REFUSED[name]}")
     factories = optax_factories()
@@ -142,83 +145,143 @@ def get_optimizer_spec(name: str) -> Method:
     return Method(factories[name], "optax", default if isinstance(default, float) else None)
 
 
+def _own_factory(name: str) -> Method:
+    """The user's own factory, named `package.module:attribute`."""
+    factory = load_attribute(name)
+    if isinstance(factory, optax.GradientTransformation):
+        return Method(lambda: factory, "a finished transformation")
+    if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:
+        raise UserError(f"{name} is no optimizer: name an Optax transformation, or a factory that takes learning_rate")
+    default = inspect.signature(factory).parameters["learning_rate"].default
+    return Method(factory, "own", default if isinstance(default, float) else None)
+
+
 def make_optimizer(
-    name: str,
+    config: OptimConfig,
     *,
-    learning_rate: float | None = None,
-    args: Sequence[str] = (),
-    schedule: str = "constant",
-    schedule_args: Sequence[str] = (),
-    warmup_steps: int = 0,
     total_steps: int,
-    weight_decay: float = 0.0,
-    decay_all: bool = False,
-    clip_norm: float | None = None,
-    freeze: str | None = None,
-    freeze_until: Sequence[tuple[str, int]] = (),
-    rate_groups: Sequence[str] = (),
+    steps_per_epoch: float = 1.0,
+    rate_groups: Sequence[str] | None = None,
 ) -> Optimizer:
-    """Builds the optimizer of a run.
+    """Builds an optimizer.
+
+    Weight decay: a factory with its own weight decay and mask (adamw, lion, lamb, lars, …) gets the coefficient; for the
+    others, λ·w is added to the gradient before the optimizer sees it (L2, as in the papers of the SGD family).
+    Parameters with fewer than two dimensions (biases, norms) are left out unless `decay_all` is set.
 
     Args:
-        name: a key of `METHODS`, or a factory of `optax` or `optax.contrib` with a learning rate.
-        learning_rate: peak rate; default: the method's.
-        args: arguments of the factory, each key=value, such as "b1=0.95".
-        schedule: a key of `SCHEDULES`.
-        schedule_args: its arguments, each key=value.
-        warmup_steps: steps of linear warm-up before the schedule.
+        config: `optimizer` is a key of `METHODS`, a factory of `optax` or `optax.contrib` that takes a learning rate, or
+            `package.module:attribute`: such a factory, or a finished transformation.
         total_steps: steps of the whole run.
-        weight_decay: coefficient. A factory with its own weight decay and mask (adamw, lion, lamb, lars, …) gets it;
-            for the others, λ·w is added to the gradient before the optimizer sees it (L2, as in the papers of the
-            SGD family). Parameters with fewer than two dimensions (biases, norms) are left out.
-        decay_all: leave none out.
-        clip_norm: largest global norm of the gradient.
-        freeze: parameters whose path, such as "block1/conv/kernel", this regular expression matches do not move.
-        freeze_until: (regex, step) pairs: the parameters that it matches do not move before that step; the first
-            that matches a path counts.
-        rate_groups: each regex=multiplier; the first that matches a path multiplies the update of that parameter.
+        steps_per_epoch: what `warmup_epochs` and `freeze_until` are counted in.
+        rate_groups: each regex=multiplier, the first that matches a path multiplies the update of that parameter;
+            default: those of the config.
 
     Raises:
         UserError: something unknown, of the wrong type or out of range. `tx.init` raises it too, when `freeze` or a
             group matches no parameter.
 
-    >>> optimizer = make_optimizer("adam", args=["b1=0.95"], schedule="cosine", total_steps=100)
-    >>> optimizer.description
+    >>> adam = OptimConfig(optimizer="adam", optimizer_args=("b1=0.95",), schedule="cosine")
+    >>> make_optimizer(adam, total_steps=100).description
     'adam (Kingma & Ba 2015, alg. 1), b1=0.95, learning rate 0.001, schedule cosine'
     """
+    name, args = config.optimizer, config.optimizer_args
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    until = freeze_until_steps(config.freeze_until, steps_per_epoch)
+    frozen = frozen_rules(config.freeze, until)
+    groups = [parse_rule(text) for text in (config.rate_groups if rate_groups is None else rate_groups)]
+    if isinstance(made := _named_attribute(name), optax.GradientTransformation):
+        return from_transformation(made, name, config, frozen, groups)
     method = get_optimizer_spec(name)
-    peak = method.learning_rate if learning_rate is None else learning_rate
+    peak = method.learning_rate if config.learning_rate is None else config.learning_rate
     if peak is None:
-        raise UserError(f"given --optimizer {name} alone, which has no usual rate; expected one; give --learning-rate")
+        raise UserError(f"{name} has no usual learning rate: set learning_rate")
 
     def scheduled(peak: Any) -> Schedule:
-        with naming("--schedule-args"):
-            return make_schedule(schedule, schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+        with naming("schedule_args"):
+            return make_schedule(
+                config.schedule, config.schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps
+            )
 
     rate = scheduled(peak)
-    own = _own_decay(name, method, weight_decay, decay_all)
-    fixed = schedule == "constant" and not warmup_steps
-    frozen, groups = frozen_rules(freeze, freeze_until), [parse_rule(text) for text in rate_groups]
-    l2 = weight_decay if weight_decay and not own else None
+    own = _own_decay(name, method, config.weight_decay, config.decay_all)
+    fixed = config.schedule == "constant" and not warmup_steps
+    l2 = config.weight_decay if config.weight_decay and not own else None
     told = [
         f"{name} ({method.reference})",
         *args,
         f"learning rate {peak:g}",
-        " ".join(["schedule", schedule, *schedule_args]),
+        " ".join(["schedule", config.schedule, *config.schedule_args]),
         f"{warmup_steps} warm-up steps" if warmup_steps else "",
-        f"weight decay {weight_decay:g} ({'L2' if l2 else 'its own'})" if weight_decay else "",
-        f"clipped to {clip_norm:g}" if clip_norm is not None else "",
-        f"frozen {freeze}" if freeze is not None else "",
-        *(f"frozen before step {until}: {regex}" for regex, until in freeze_until),
-        f"rates {' '.join(rate_groups)}" if groups else "",
+        f"weight decay {config.weight_decay:g} ({'L2' if l2 else 'its own'})" if config.weight_decay else "",
+        *_restrictions(config, until, groups),
     ]
 
     def at(peak: Any) -> optax.GradientTransformation:
         optimizer = _build(name, method, args, own, peak if fixed else scheduled(peak))
-        mask = functools.partial(decay_mask, decay_all=decay_all)
-        return _contain(_chain(optimizer, frozen, groups, clip_norm, l2, mask))
+        mask = functools.partial(decay_mask, decay_all=config.decay_all)
+        return _contain(_chain(optimizer, frozen, groups, config.clip_norm, l2, mask))
 
     return Optimizer(at(peak), rate, peak, at, frozen, ", ".join(filter(None, told)))
+
+
+def from_transformation(
+    tx: optax.GradientTransformation,
+    name: str = "an Optax transformation",
+    config: OptimConfig = OptimConfig(),
+    frozen: Sequence[Rule] = (),
+    groups: Sequence[Rule] = (),
+) -> Optimizer:
+    """Makes an optimizer of a finished Optax transformation, whose learning rate and decay are its own.
+
+    Raises:
+        UserError: the config sets a rate, a schedule or a decay besides, which would change nothing.
+    """
+    usual, ignored = OptimConfig(), ("learning_rate", "optimizer_args", "schedule", "weight_decay", "warmup_epochs")
+    if given := [field for field in ignored if getattr(config, field) != getattr(usual, field)]:
+        raise UserError(f"{name} is a finished transformation, which {', '.join(given)} cannot change: set it there")
+    whole = _contain(_chain(tx, frozen, groups, config.clip_norm, None, decay_mask))
+    told = [name, *_restrictions(config, (), groups)]
+    return Optimizer(whole, None, None, lambda rate: whole, tuple(frozen), ", ".join(told))
+
+
+def check_update(optimizer: Optimizer, params: Tree) -> None:
+    """Tries an update on shapes alone.
+
+    Raises:
+        UserError: the transformation needs more than gradients and parameters, or does not fit these parameters.
+    """
+
+    def once(params: Tree) -> Tree:
+        return optimizer.tx.update(params, optimizer.tx.init(params), params)
+
+    try:
+        jax.eval_shape(once, params)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        needs = "it needs more of the loss than its gradient" if "argument" in reason else "it does not fit the model"
+        raise UserError(
+            f"{optimizer.description.partition(',')[0]} cannot be used in this training step, {needs} ({reason}): "
+            "use another optimizer, such as adam"
+        ) from error
+
+
+def _restrictions(config: OptimConfig, until: Sequence[tuple[str, int]], groups: Sequence[Rule]) -> list[str]:
+    """What clips or holds the updates, in words."""
+    rates = " ".join(f"{rule.pattern.pattern}={rule.multiplier}" for rule in groups)
+    parts = [
+        f"clipped to {config.clip_norm:g}" if config.clip_norm is not None else "",
+        f"frozen {config.freeze}" if config.freeze is not None else "",
+        *(f"frozen before step {step}: {regex}" for regex, step in until),
+        f"rates {rates}" if groups else "",
+    ]
+    return [part for part in parts if part]
+
+
+def _named_attribute(name: str) -> Any:
+    return load_attribute(name) if ":" in name else None
 
 
 def _chain(
@@ -248,7 +311,7 @@ def _build(
     takes_schedule = "Callable" in str(inspect.signature(method.factory).parameters["learning_rate"].annotation)
     if callable(rate) and not takes_schedule:
         raise UserError(f"given a schedule or a warm-up for {name}, which takes a constant rate; leave them out")
-    with naming("--optimizer-args"):
+    with naming("optimizer_args"):
         given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
         _check_ranges(name, given)
         try:

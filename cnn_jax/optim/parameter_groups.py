@@ -47,6 +47,16 @@ def frozen_rules(freeze: str | None, freeze_until: Sequence[tuple[str, int]]) ->
     return always + tuple(Rule(regex, 0.0, until, flag="--freeze-until") for regex, until in freeze_until)
 
 
+def freeze_until_steps(pairs: Sequence[str], steps_per_epoch: float) -> list[tuple[str, int]]:
+    """Reads regex=epochs pairs of `freeze_until` as (regex, step) pairs.
+
+    Raises:
+        UserError: one is not regex=epochs.
+    """
+    parsed = [parse_pair(text, "freeze_until", "regex=epochs, such as stage1=3") for text in pairs]
+    return [(regex, round(epochs * steps_per_epoch)) for regex, epochs in parsed]
+
+
 def first_rule(rules: Sequence[Rule], path: str) -> Rule | None:
     """The rule that counts for a path."""
     return next((rule for rule in rules if rule.pattern.search(path)), None)

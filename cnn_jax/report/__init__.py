@@ -4,78 +4,58 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cnn_jax.errors import UserError
-from cnn_jax.models.ensembles import member
 from cnn_jax.report import curves, figures, html, sections
 from cnn_jax.report.curves import Row
-from cnn_jax.report.filters import Filters, first_layer
-from cnn_jax.report.sections import Predictions
+from cnn_jax.report.filters import Filters
 from cnn_jax.storage import run_folder as files
-from cnn_jax.storage.weights_file import load_weights
-from cnn_jax.tasks import measures
-
-MISTAKES = 24
-MATRIX_CLASSES = 30  # a confusion matrix of more classes cannot be read
 
 
 def write_report(
     run: str | Path,
     *,
     summary: Mapping[str, Any],
-    images: Sequence[np.ndarray] | np.ndarray,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    classes: Sequence[str],
-    split_name: str,
+    metrics: Mapping[str, str],
+    split: str,
+    tiles: Sequence[tuple[str, str, str]],
+    found: Sequence[str],
+    pictures: Mapping[str, bytes],
+    filters: Filters | None = None,
+    classes: Sequence[str] = (),
     title: str | None = None,
 ) -> Path:
-    """Writes the report of a run from its folder (config, environment, metrics, weights) and its predictions.
+    """Writes the report of a run from its folder (config, environment, metrics) and what its task found.
 
     Args:
-        run: the folder; `final.safetensors` may be absent, then no filters are shown.
+        run: the folder.
         summary: of the run, see `cnn_jax.storage.run_folder`.
-        images: `images[i]` is uint8 (H, W, C); only the first and the worst mistakes are read.
-        labels: int (N,), in [0, K).
-        probabilities: (N, K), rows sum to 1.
-        classes: K names.
-        split_name: what the predictions are of: "train", "validation" or "test".
+        metrics: the metrics that have a curve, name → label of the axis.
+        split: what the task's findings are of: "train", "validation" or "test".
+        tiles, found, pictures: the task's headline figures, sections (HTML) and PNG files by name.
+        filters: of the first layer.
+        classes: names for the filters of a dense layer that has one a class.
         title: heading; default: the experiment's name.
 
     Returns:
         The page's path.
-
-    Raises:
-        UserError: the arrays do not belong together, or a probability is not finite.
     """
     run = Path(run)
-    predictions = Predictions(split_name, classes, np.asarray(labels), np.asarray(probabilities))
-    if len(images) != len(predictions.labels):
-        raise UserError(
-            f"given {len(images)} images and {len(predictions.labels)} labels; expected as many; give both of one split"
-        )
     config, environment = files.read_config(run), files.read_json(run, files.ENVIRONMENT)
     rows = files.read_metrics(run)
-    worst = measures.worst_mistakes(predictions.probabilities, predictions.labels, MISTAKES)
-    mistakes = [(np.asarray(images[int(i)]), sections.caption(predictions, int(i))) for i in worst]
-    filters = _filters(run, config.train.members, np.asarray(images[0]).shape)
-
-    pngs = _draw(rows, config.optim.loss, summary["best_step"], predictions, mistakes, filters)
+    drawn = _draw_curves(rows, metrics, summary["best_step"])
+    shown = {name: html.figure((data, name.replace("_", " ")), figures.DPI / 100) for name, data in drawn.items()}
+    first_layer = ""
+    if filters is not None:
+        drawn["filters"] = _draw_filters(filters, classes)
+        first_layer = sections.filters(filters, html.figure((drawn["filters"], "filters"), figures.DPI / 100))
     (run / files.PLOTS).mkdir(exist_ok=True)
-    for name, data in pngs.items():
+    for name, data in {**drawn, **pictures}.items():
         files.write_bytes(run / files.PLOTS / f"{name}.png", data)
-
-    pictures = {name: html.figure((data, name.replace("_", " ")), figures.DPI / 100) for name, data in pngs.items()}
     body = [
-        sections.headlines(summary, rows, predictions, config.train.select),
+        sections.headlines(summary, rows, tiles, split, config.train.select),
         html.code(str(summary["command"])),
-        sections.curves(pictures),
-        sections.confusion(predictions, pictures.get("confusion")),
-        sections.classes(predictions),
-        sections.calibration(pictures["calibration"]),
-        sections.mistakes(mistakes, split_name),
-        sections.filters(filters, pictures.get("filters")),
+        sections.curves(shown),
+        *found,
+        first_layer,
         sections.record(config.flat(), environment),
     ]
     subtitle = f"{summary['model']} on {summary['dataset']}, seed {summary['seed']}; {summary['device']}"
@@ -84,35 +64,17 @@ def write_report(
     return run / files.REPORT
 
 
-def _filters(run: Path, members: int, image_shape: tuple[int, ...]) -> Filters | None:
-    """Those of the first network of the run, if its weights are there."""
-    params = load_weights(run / files.WEIGHTS)[0]["params"] if (run / files.WEIGHTS).is_file() else {}
-    height, width, channels = image_shape
-    return first_layer(member(params, 0) if members > 1 else params, (height, width, channels))
-
-
-def _draw(
-    rows: Sequence[Row],
-    loss: str,
-    best_step: int,
-    predictions: Predictions,
-    mistakes: Sequence[sections.Mistake],
-    filters: Filters | None,
-) -> dict[str, bytes]:
-    """Returns the PNG files by name; those for which there is nothing to show are left out."""
-    classes, drawn = predictions.classes, {}
+def _draw_curves(rows: Sequence[Row], metrics: Mapping[str, str], best_step: int) -> dict[str, bytes]:
+    if not any(row["kind"] == "train" for row in rows):
+        return {}
     with figures.style():
-        if any(row["kind"] == "train" for row in rows):
-            label = "cross-entropy (nats)" if loss == "cross_entropy" else f"{loss} loss"
-            drawn["loss"] = curves.curve(rows, "loss", label, best_step)
-            drawn["accuracy"] = curves.curve(rows, "accuracy", "accuracy (%)", best_step)
+        drawn = {name: curves.curve(rows, name, label, best_step) for name, label in metrics.items()}
+        if any("learning_rate" in row for row in rows):
             drawn["learning_rate"] = curves.learning_rate(rows)
-        if len(classes) <= MATRIX_CLASSES:
-            drawn["confusion"] = figures.confusion(predictions.confusion, classes)
-        drawn["calibration"] = figures.reliability(predictions.calibration)
-        if mistakes:
-            drawn["mistakes"] = figures.gallery(mistakes)
-        if filters is not None:
-            one_a_class = filters.kind == "dense" and len(filters.weights) == len(classes)
-            drawn["filters"] = figures.filters(filters, classes if one_a_class else ())
         return {name: figures.png(figure) for name, figure in drawn.items()}
+
+
+def _draw_filters(filters: Filters, classes: Sequence[str]) -> bytes:
+    one_a_class = filters.kind == "dense" and len(filters.weights) == len(classes)
+    with figures.style():
+        return figures.png(figures.filters(filters, classes if one_a_class else ()))

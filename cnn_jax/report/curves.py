@@ -16,8 +16,10 @@ SMOOTHING_WINDOWS = 25  # each point of a smoothed curve is the mean of a 25th o
 
 
 def curve(rows: Sequence[Row], quantity: str, label: str, best_step: int | None) -> "Figure":
-    """Draws "loss" or "accuracy" (as %) over the epochs: every train row, their smoothed line, validation points."""
-    scale = 100.0 if quantity == "accuracy" else 1.0
+    """Draws a metric (accuracies in %) over the epochs: every train row, their smoothed line, validation points."""
+    scale = 100.0 if quantity.endswith("accuracy") else 1.0
+    if scale > 1:
+        label += " (%)"
     epochs, train = _series(rows, "train", quantity)
     at, validation = _series(rows, "validation", quantity)
     train, validation = train * scale, validation * scale

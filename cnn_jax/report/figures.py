@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_jax.report.filters import Filters, pictures
-from cnn_jax.tasks.measures import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +42,6 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
 }
 MOST_FILTERS = 96
-FEW = 20  # a bin of fewer images is drawn faintly
 
 
 @contextlib.contextmanager
@@ -68,7 +66,7 @@ def image_png(image_HxWxC: np.ndarray) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(_displayable(image_HxWxC)).save(file, format="PNG")
+    Image.fromarray(displayable(image_HxWxC)).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -80,60 +78,6 @@ def new_axes(width: float, height: float, **subplots: Any) -> tuple["Figure", An
     return figure, figure.subplots(**subplots)
 
 
-def confusion(confusion_KxK: np.ndarray, classes: Sequence[str]) -> "Figure":
-    """Draws the matrix, coloured by the share of the row; up to 20 classes the counts are printed."""
-    count = len(classes)
-    size = min(2.6 + 0.36 * count, 9.0)
-    figure, axes = new_axes(size + 0.6, size)
-    share = confusion_KxK / np.maximum(confusion_KxK.sum(axis=1, keepdims=True), 1)
-    # The square root keeps a mistake of 1 % visible beside a diagonal of 99 %.
-    image = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
-    names = [_short(name) for name in classes]
-    upright = max(map(len, names)) <= 3
-    axes.set_xticks(range(count), names, rotation=0 if upright else 60, ha="center" if upright else "right")
-    if not upright:
-        for label in axes.get_xticklabels():
-            label.set_rotation_mode("anchor")
-    axes.set_yticks(range(count), names)
-    axes.tick_params(length=0, labelsize=8 if count <= 20 else 7)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    bar = figure.colorbar(image, cax=axes.inset_axes((1.03, 0.0, 0.03, 1.0)))
-    bar.set_ticks([math.sqrt(s) for s in (0, 0.01, 0.1, 0.25, 0.5, 1)], labels=["0", "1", "10", "25", "50", "100"])
-    bar.set_label("share of the true class (%)")
-    bar.outline.set_visible(False)
-    if count <= 20:
-        for (i, j), n in np.ndenumerate(confusion_KxK):
-            colour = "white" if share[i, j] > 0.35 else INK if n else "#cbd5e0"
-            axes.text(j, i, str(n), ha="center", va="center", fontsize=7.5, color=colour)
-    return figure
-
-
-def reliability(calibration: Calibration) -> "Figure":
-    """Draws accuracy over confidence above the histogram of the confidences."""
-    figure, (upper, lower) = new_axes(5.0, 5.0, nrows=2, sharex=True, height_ratios=[3, 1])
-    bins = len(calibration.count)
-    left, width = np.arange(bins) / bins * 100, 100 / bins
-    many, few = calibration.count >= FEW, (calibration.count > 0) & (calibration.count < FEW)
-    accuracy, bar = calibration.accuracy * 100, {"width": width * 0.94, "align": "edge", "color": BLUE}
-    upper.bar(left[many], accuracy[many], **bar, label="accuracy")
-    if few.any():
-        upper.bar(left[few], accuracy[few], **bar, alpha=0.3, label=f"of fewer than {FEW} images")
-    upper.plot(calibration.confidence * 100, accuracy, "o", color=ORANGE, markersize=4, label="mean confidence")
-    upper.plot([0, 100], [0, 100], color=INK, linestyle="--", linewidth=1, label="perfect calibration")
-    upper.set_ylim(0, 104)
-    upper.set_ylabel("accuracy (%)")
-    upper.set_title(f"expected calibration error {calibration.error:.2%}", loc="left")
-    lower.bar(left, calibration.count / calibration.count.sum() * 100, width * 0.94, align="edge", color=QUIET)
-    lower.set_ylabel("images (%)")
-    lower.set_xlabel("confidence: probability of the predicted class (%)")
-    lower.set_xlim(0, 100)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
 def gallery(images: Sequence[tuple[np.ndarray, Sequence[str]]]) -> "Figure":
     """Draws uint8 images (H, W, C) six a row, each under its lines of text."""
     rows = math.ceil(len(images) / 6)
@@ -141,8 +85,33 @@ def gallery(images: Sequence[tuple[np.ndarray, Sequence[str]]]) -> "Figure":
     for axes in grid.flat:
         axes.axis("off")
     for axes, (image, lines) in zip(grid.flat, images, strict=False):
-        axes.imshow(_displayable(image), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(displayable(image), cmap="gray", vmin=0, vmax=255)
         axes.set_title("\n".join(lines), fontsize=7)
+    return figure
+
+
+def image_rows(rows: Sequence[np.ndarray], titles: Sequence[str]) -> "Figure":
+    """Draws rows of float images (N, H, W, C) one above the other, eight a line, in one common scale of brightness.
+
+    Args:
+        rows: what belongs together, such as inputs and outputs; each is (N, H, W, C).
+        titles: of the rows.
+    """
+    low, high = (float(bound([bound(row) for row in rows])) for bound in (np.min, np.max))
+    scaled = [np.clip((row - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8) for row in rows]
+    count, across = len(rows[0]), min(8, len(rows[0]))
+    lines = math.ceil(count / across)
+    figure, grid = new_axes(
+        1.05 * across + 0.4, 1.05 * lines * len(rows), nrows=lines * len(rows), ncols=across, squeeze=False
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, images in enumerate(scaled):
+        for i, image in enumerate(images):
+            axes = grid[i // across * len(rows) + row, i % across]
+            axes.imshow(displayable(image), cmap="gray", vmin=0, vmax=255)
+            if i % across == 0:
+                axes.text(-0.08, 0.5, titles[row], transform=axes.transAxes, rotation=90, ha="right", va="center")
     return figure
 
 
@@ -159,14 +128,15 @@ def filters(found: Filters, titles: Sequence[str]) -> "Figure":
     for i, (axes, cell) in enumerate(zip(grid.flat, cells, strict=False)):
         axes.imshow(cell, cmap="RdBu_r", vmin=-1, vmax=1)
         if titles:
-            axes.set_title(_short(titles[i]), fontsize=8, pad=2)
+            axes.set_title(shorten(titles[i]), fontsize=8, pad=2)
     return figure
 
 
-def _displayable(image_HxWxC: np.ndarray) -> np.ndarray:
+def displayable(image_HxWxC: np.ndarray) -> np.ndarray:
     """Returns uint8 (H, W, 3) or (H, W), which every picture library takes; of other images the first channel."""
     return image_HxWxC if image_HxWxC.shape[-1] == 3 else image_HxWxC[..., 0]
 
 
-def _short(name: str, most: int = 18) -> str:
+def shorten(name: str, most: int = 18) -> str:
+    """Cuts a name to at most `most` characters."""
     return name if len(name) <= most else name[: most - 1] + "…"

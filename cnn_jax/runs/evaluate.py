@@ -1,26 +1,24 @@
-"""How good a trained model is on a split of its own data set, or on another set with the same classes.
-
-python -m cnn_jax evaluate runs/mnist_lenet5
-python -m cnn_jax evaluate runs/mnist_* --split validation --json scores.json
-python -m cnn_jax evaluate runs/own --dataset folder:new_photos --split test[:500]
-python -m cnn_jax evaluate runs/cifar10_resnet --views flip
-python -m cnn_jax evaluate runs/alexnet --views ten_crop
-"""
+"""How good a trained model is on a split of its own data set, or on another set with the same classes."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import numpy as np
+
+from cnn_jax.arguments import naming
+from cnn_jax.config import DataConfig
+from cnn_jax.data import Source, default_splits, make_pipeline, open_source
+from cnn_jax.data.channels import KINDS
+from cnn_jax.data.sources import ArraySpec, Example, example_spec
 from cnn_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from cnn_jax.config import DataConfig
-    from cnn_jax.data import Preprocess, Source
-
-TOP = 5  # also counted as right: one of the five best, as in ILSVRC; where there are at least 2 * TOP classes
+from cnn_jax.models.ensembles import Committee, Network, Views, member
+from cnn_jax.training.evaluation import Evaluator
+from cnn_jax.training.parallel import make_parallel
+from cnn_jax.training.step import make_eval_step
+from cnn_jax.weights.trained import Trained, load_trained
 
 
 def evaluate(
@@ -43,97 +41,119 @@ def evaluate(
         data_dir: folder of TFDS sets.
         image_size: resizes the images; default: as in the run, of another set but a folder its own.
         batch_size: images a forward pass; default: as in the run.
-        views: names of `cnn_jax.models.ensembles.VIEWS`, with arguments: probabilities are averaged over these views of each
-            image (test-time augmentation).
+        views: names of `cnn_jax.models.ensembles.VIEWS`, with arguments: probabilities are averaged over these views of
+            each image (test-time augmentation).
         skip_bad_images: leaves out the images of a folder that cannot be read, with a warning that names and counts
             them; default: as in the run.
 
     Returns:
-        "run", "dataset", "split", "count", "accuracy", "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %),
-        "loss" (the run's, without label smoothing) and, of ten classes or more, "top5_accuracy".
+        "run", "dataset", "split", and the task's measures: "count", "loss" (without label smoothing) and, of
+        classification, "accuracy" with "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %) and, of ten classes
+        or more, "top5_accuracy".
 
     Raises:
-        UserError: see `main`.
+        UserError: no finished run, an unknown data set or split, or images or classes that are not the run's.
     """
-    import jax
-
-    from cnn_jax.storage.run_folder import read_classes, read_config
-    from cnn_jax.weights.trained import load
-
-    model, variables, preprocess = load(run)
-    config, classes = read_config(run), read_classes(run)
-    data = _data_config(config.data, dataset, data_dir, image_size, preprocess.image_shape)
+    trained = load_trained(run)
+    data = _data_config(trained.config.data, dataset, data_dir, image_size, trained.preprocess.image_shape)
     data = dataclasses.replace(data, skip_bad_images=skip_bad_images or data.skip_bad_images)
     source = _open(data, split)
-    _check_shape(source, preprocess.image_shape, run)
-    class_of_label = match_classes(source, classes)
-    variables = jax.device_put(variables)
-    network = _with_views(model, views)
-    logits_NxK, labels_N = _predict(network, variables, preprocess, source, batch_size or data.eval_batch_size)
-    scores = score(logits_NxK, class_of_label[labels_N], config.optim.loss)
+    _check_shape(source, trained.preprocess.image_shape, run)
+    scores = evaluate_source(trained, source, batch_size=batch_size or data.eval_batch_size, views=views)
     return {"run": str(run), "dataset": data.dataset, "split": source.split} | scores
+
+
+def evaluate_source(
+    trained: Trained, source: Source, *, batch_size: int = 500, views: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The task's measures of a trained model on every example of a source.
+
+    Raises:
+        UserError: a class of the source is none of the model's.
+    """
+    network = _with_views(trained.model, views)
+    collected = _collect(trained, network, trained.variables, _relabelled(source, trained.classes), batch_size)
+    return trained.task.measures(collected)
 
 
 def member_predictions(
     run: str | Path, split: str = "test", *, views: Sequence[str] = ()
-) -> tuple["np.ndarray", "np.ndarray", tuple[str, ...]]:
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Returns logits (M, N, K) of each member of a run (most have one), labels (N,) and class names, on its own data.
 
     Raises:
-        UserError: see `main`.
+        UserError: see `evaluate`; or a run whose task has no logits.
     """
-    import numpy as np
-
-    from cnn_jax.models.ensembles import Committee, member
-    from cnn_jax.storage.run_folder import read_classes, read_config
-    from cnn_jax.weights.trained import load
-
-    model, variables, preprocess = load(run)
-    config, classes = read_config(run), read_classes(run)
-    members = [variables]
+    trained = load_trained(run)
+    model, members = trained.model, [trained.variables]
     if isinstance(model, Committee):
-        model, members = model.model, [member(variables, i) for i in range(config.train.members)]
-    source, batch_size, network = _open(config.data, split), config.data.eval_batch_size, _with_views(model, views)
-    each = [_predict(network, own, preprocess, source, batch_size) for own in members]
-    return np.stack([logits for logits, _ in each]), match_classes(source, classes)[each[0][1]], classes
+        model, members = model.model, [member(trained.variables, i) for i in range(trained.config.train.members)]
+    source = _relabelled(_open(trained.config.data, split), trained.classes)
+    batch_size, network = trained.config.data.eval_batch_size, _with_views(model, views)
+    each = [_collect(trained, network, own, source, batch_size) for own in members]
+    if "logits" not in each[0]:
+        raise UserError(f"{run} is a run of {trained.task.name}: a committee needs classifiers")
+    return np.stack([collected["logits"] for collected in each]), each[0]["label"], trained.classes
 
 
-def _with_views(model: Any, views: Sequence[str]) -> Any:
-    from cnn_jax.arguments import naming
-    from cnn_jax.models.ensembles import Views
-
-    with naming("--views"):
+def _with_views(model: Network, views: Sequence[str]) -> Network:
+    with naming("views"):
         return Views(model, tuple(views)) if views else model
 
 
-def score(logits_NxK: "np.ndarray", labels_N: "np.ndarray", loss: str) -> dict[str, Any]:
-    """Returns what `evaluate` does about predictions, from "count" on. `loss` is a name of `cnn_jax.tasks.losses.LOSSES`."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from cnn_jax.tasks.losses import LOSSES
-    from cnn_jax.tasks.measures import top_k_accuracy, wilson_interval
-
-    count, classes = logits_NxK.shape
-    correct = int((logits_NxK.argmax(axis=1) == labels_N).sum())
-    low, high = wilson_interval(correct, count)
-    loss_N = LOSSES[loss](jnp.asarray(logits_NxK), jax.nn.one_hot(labels_N, classes))
-    scores = {
-        "count": count,
-        "accuracy": correct / count,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "loss": float(np.mean(np.asarray(loss_N), dtype=np.float64)),
-    }
-    if classes >= 2 * TOP:
-        scores[f"top{TOP}_accuracy"] = top_k_accuracy(logits_NxK, labels_N, TOP)
-    return scores
+def _collect(
+    trained: Trained, network: Network, variables: Any, source: Source, batch_size: int
+) -> dict[str, np.ndarray]:
+    """What the task keeps of every example."""
+    step = make_eval_step(network, trained.task, trained.preprocess.normalize_batch)
+    pipeline = make_pipeline(source, batch_size=min(batch_size, len(source)), seed=0)
+    evaluator = Evaluator(step, pipeline, make_parallel("jit", 1, pipeline.batch_size))
+    return evaluator.predictions(jax.device_put(variables))[1]
 
 
-def _check_shape(source: "Source", wanted: tuple[int, int, int], run: str | Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Relabelled:
+    """`source` with label k replaced by `labels[k]`."""
+
+    source: Source
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    fingerprint: None = None
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def split(self) -> str:
+        return self.source.split
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.source.image_shape
+
+    @property
+    def spec(self) -> dict[str, ArraySpec]:
+        return example_spec(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self.source[index]
+        return {**example, "label": self.labels[example["label"]]}
+
+
+def _relabelled(source: Source, classes: Sequence[str]) -> Source:
+    """The source with the labels of the run; itself where they are the same."""
+    labels = match_classes(source, classes)
+    if tuple(source.class_names) == tuple(classes):
+        return source
+    return _Relabelled(source, tuple(int(label) for label in labels), tuple(classes))
+
+
+def _check_shape(source: Source, wanted: tuple[int, int, int], run: str | Path) -> None:
     """Refuses images of another shape than the model's; says how to change them, which depends on where they are."""
-    from cnn_jax.data.channels import KINDS
 
     given = source.image_shape
     if given == wanted:
@@ -152,19 +172,16 @@ def _check_shape(source: "Source", wanted: tuple[int, int, int], run: str | Path
 
 
 def _describe(image_shape: tuple[int, int, int]) -> str:
-    from cnn_jax.data.channels import KINDS
 
     return f"{'x'.join(map(str, image_shape))} {KINDS.get(image_shape[-1], '')}".rstrip()
 
 
-def match_classes(source: "Source", classes: Sequence[str]) -> "np.ndarray":
+def match_classes(source: Source, classes: Sequence[str]) -> np.ndarray:
     """Returns, for each label of the source, the index of the run's class of the same name: int (labels,).
 
     Raises:
         UserError: a class of the source is none of the run's.
     """
-    import numpy as np
-
     strange = [name for name in source.class_names if name not in classes]
     if strange:
         raise UserError(
@@ -176,8 +193,8 @@ def match_classes(source: "Source", classes: Sequence[str]) -> "np.ndarray":
 
 
 def _data_config(
-    data: "DataConfig", dataset: str | None, data_dir: str | None, image_size: int | None, shape: tuple[int, int, int]
-) -> "DataConfig":
+    data: DataConfig, dataset: str | None, data_dir: str | None, image_size: int | None, shape: tuple[int, int, int]
+) -> DataConfig:
     """The run's data, or another set; its own splits and size belong to its own set alone.
 
     A folder's images are converted anyway: to the `shape` that the model takes, if that is square.
@@ -192,8 +209,7 @@ def _data_config(
     return dataclasses.replace(data, data_dir=data_dir or data.data_dir, image_size=image_size or data.image_size)
 
 
-def _open(data: "DataConfig", split: str) -> "Source":
-    from cnn_jax.data import default_splits, open_source
+def _open(data: DataConfig, split: str) -> Source:
 
     if split in ("train", "validation", "test"):
         usual = getattr(default_splits(data.dataset, data.data_dir), split)
@@ -206,25 +222,3 @@ def _open(data: "DataConfig", split: str) -> "Source":
         channels=data.channels,
         skip_bad_images=data.skip_bad_images,
     )
-
-
-def _predict(
-    model: Any, variables: Any, preprocess: "Preprocess", source: "Source", batch_size: int
-) -> tuple["np.ndarray", "np.ndarray"]:
-    """Returns logits (N, K) and labels (N,) of every example.
-
-    Not by `training.evaluation.Evaluator`, which compiles anew for each run: here runs of one model share a program.
-    """
-    import numpy as np
-
-    from cnn_jax.data import make_pipeline
-    from cnn_jax.runs.inference import predict_logits
-
-    pipeline = make_pipeline(source, batch_size=batch_size, seed=0)
-    logits, labels = [], []
-    for item in pipeline.eval_items():
-        batch = pipeline.gather(pipeline.arrays, item)
-        logits.append(predict_logits(model, variables, preprocess, batch["image"], batch_size)[batch["mask"]])
-        labels.append(batch["label"][batch["mask"]])
-    assert sum(map(len, labels)) == len(source), "every example is evaluated once"
-    return np.concatenate(logits), np.concatenate(labels)

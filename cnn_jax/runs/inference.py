@@ -1,4 +1,4 @@
-"""From uint8 images to logits and probabilities, for any number of images with one compilation."""
+"""From uint8 images to a model's outputs, for any number of images with one compilation."""
 
 import functools
 from typing import Any
@@ -12,20 +12,20 @@ from cnn_jax.errors import UserError
 from cnn_jax.models.ensembles import Network
 
 
-def predict_logits(
+def predict_outputs(
     model: Network,
     variables: Any,
     preprocess: Preprocess,
     images: np.ndarray,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Returns the logits of every image, float32 (N, K).
+    """Returns the model's outputs for every image, float32 (N, …): logits (N, K) of a classifier.
 
     The last batch is filled up with zeros, which are cut off again: the compiled batch has one size, and since
     evaluation never mixes images of a batch, the result does not depend on `batch_size`.
 
     Args:
-        model, variables, preprocess: as from `cnn_jax.load`.
+        model, variables, preprocess: as from `cnn_jax.weights.trained.load_trained`.
         images: uint8 (N, H, W, C), N at least 1.
         batch_size: images a forward pass; fewer if there are fewer.
 
@@ -43,23 +43,11 @@ def predict_logits(
     fill = batch_size - len(batches[-1])
     batches[-1] = np.pad(batches[-1], ((0, fill), (0, 0), (0, 0), (0, 0)))
     variables = jax.device_put(variables)
-    logits = np.concatenate([np.asarray(_logits(model, preprocess, variables, batch)) for batch in batches])
-    return logits[: len(images)]
-
-
-def predict_probabilities(
-    model: Network,
-    variables: Any,
-    preprocess: Preprocess,
-    images: np.ndarray,
-    batch_size: int = 256,
-) -> np.ndarray:
-    """Returns the softmax of `predict_logits`: float32 (N, K), every row sums to 1."""
-    logits_NxK = predict_logits(model, variables, preprocess, images, batch_size)
-    return np.asarray(jax.nn.softmax(logits_NxK, axis=-1))
+    outputs = np.concatenate([np.asarray(_outputs(model, preprocess, variables, batch)) for batch in batches])
+    return outputs[: len(images)]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))
-def _logits(model: Network, preprocess: Preprocess, variables: Any, images: jax.Array) -> jax.Array:
-    logits: Any = model.apply(variables, preprocess.normalize(images), train=False)
-    return logits.astype(jnp.float32)
+def _outputs(model: Network, preprocess: Preprocess, variables: Any, images: jax.Array) -> jax.Array:
+    outputs: Any = model.apply(variables, preprocess.normalize(images), train=False)
+    return outputs.astype(jnp.float32)

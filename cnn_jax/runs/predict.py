@@ -1,28 +1,32 @@
-"""What a trained model sees in images of one's own.
-
-python -m cnn_jax predict runs/mnist_lenet5 digit.png photos/ --top 3
-python -m cnn_jax predict runs/mnist_lenet5 photos/ --csv - > predictions.csv
-"""
+"""What a trained model makes of your own images."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from cnn_jax.data.folder import SUFFIXES
+from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from cnn_jax.data.preprocess import Preprocess
+from cnn_jax.runs.inference import predict_outputs
+from cnn_jax.weights.trained import load_trained
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one image, the best first."""
+    """What a model says about one image.
+
+    Attributes:
+        image: its file.
+        rows: the best guess first, each of the columns that the task has: of classification "class" and "probability".
+        picture: uint8 (H, W, C), of tasks whose outputs are images, else None.
+    """
 
     image: Path
-    classes: Sequence[str]
-    probabilities: Sequence[float]
+    rows: Sequence[dict[str, Any]]
+    picture: np.ndarray | None = None
 
 
 def predict(
@@ -38,7 +42,7 @@ def predict(
     Args:
         run: the folder of a finished run.
         paths: image files, at least one.
-        top: classes kept of each image.
+        top: guesses kept of each image.
         batch_size: images a forward pass.
         skip_bad_images: leaves out images that cannot be read, with a warning on stderr, instead of refusing them.
 
@@ -48,44 +52,38 @@ def predict(
     Raises:
         UserError: no finished run, or images that cannot be read: all of these are named.
     """
-    # Only now: --help and mistakes in the arguments answer at once.
-    import jax
-
-    from cnn_jax.runs.inference import predict_probabilities
-    from cnn_jax.storage.run_folder import read_classes
-    from cnn_jax.weights.trained import load
-
-    model, variables, preprocess = load(run)
-    variables, classes = jax.device_put(variables), read_classes(run)
+    trained = load_trained(run)
+    preprocess, variables = trained.preprocess, jax.device_put(trained.variables)
     found: list[Prediction] = []
     bad: dict[Path, UserError] = {}
     for members, images in _batches(paths, preprocess, min(batch_size, len(paths)), bad):
         if bad and not skip_bad_images:
             continue  # to the end, for the names of the other bad ones
-        probabilities = predict_probabilities(model, variables, preprocess, images, batch_size)
-        found += [best(path, row, classes, top) for path, row in zip(members, probabilities)]
+        outputs = predict_outputs(trained.model, variables, preprocess, images, batch_size)
+        predictions, inputs = trained.task.predict(outputs), preprocess.normalize(images)
+        for path, prediction, image in zip(members, predictions, inputs):
+            rows = trained.task.rows(prediction, image, top)
+            picture = preprocess.denormalize(prediction) if prediction.shape == preprocess.image_shape else None
+            found.append(Prediction(path, rows, picture))
     if bad and not skip_bad_images:
         names, reason = ", ".join(map(str, bad)), next(iter(bad.values())).__cause__
         raise UserError(
-            f"given {names}, which cannot be read ({str(reason).partition(chr(10))[0]}); expected whole images; "
-            "drop them or add --skip-bad-images"
+            f"{names} cannot be read ({str(reason).partition(chr(10))[0]}): drop them, or set `skip_bad_images`"
         )
     if not found:
-        raise UserError(f"given {len(bad)} images, all unreadable; expected at least one that can be read; add one")
+        raise UserError(f"none of the {len(bad)} images can be read: name at least one that can")
     for error in bad.values():
         print(f"warning: {error}", file=sys.stderr)
     return found
 
 
 def _batches(
-    paths: Iterable[Path], preprocess: "Preprocess", size: int, bad: dict[Path, UserError]
-) -> Iterator[tuple[list[Path], "np.ndarray"]]:
+    paths: Iterable[Path], preprocess: Preprocess, size: int, bad: dict[Path, UserError]
+) -> Iterator[tuple[list[Path], np.ndarray]]:
     """Yields up to `size` paths and their images, uint8 (size, H, W, C), in the first rows of one and the same array.
 
     All batches have one shape, so the model is compiled once. Unreadable images are left out, and put into `bad`.
     """
-    import numpy as np
-
     images, members = np.zeros((size, *preprocess.image_shape), np.uint8), []
     for path in paths:
         try:
@@ -107,8 +105,6 @@ def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
     Raises:
         UserError: a path that does not exist, or a folder without images.
     """
-    from cnn_jax.data.folder import SUFFIXES
-
     for path in map(Path, given):
         if path.is_dir():
             files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
@@ -123,9 +119,3 @@ def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
             raise UserError(
                 f"given image {path}, which does not exist; expected image files or folders of them; correct the path"
             )
-
-
-def best(image: Path, probabilities_K: "np.ndarray", classes: Sequence[str], top: int) -> Prediction:
-    """Picks the `top` most probable classes; of equal ones the first."""
-    order = (-probabilities_K).argsort(kind="stable")[:top]
-    return Prediction(image, [classes[int(k)] for k in order], [float(probabilities_K[k]) for k in order])

@@ -17,7 +17,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_jax.errors import UserError
-from cnn_jax.training.state import TrainState, Tree
+from cnn_jax.tasks import Selection
+from cnn_jax.training.parallel import Tree
+from cnn_jax.training.state import TrainState
 
 KEPT = 2  # latest checkpoints; the best one is kept besides
 
@@ -44,20 +46,23 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the two latest and the one of best validation accuracy.
+    """The checkpoints of one run folder: the two latest and the best by validation.
 
     Args:
         folder: is created; checkpoint of step s is `folder/s`.
+        selection: the metric of validation that says which is the best.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, selection: Selection):
         # Orbax reports every phase of every save, and prints the traceback of what it raises later anyway.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).resolve()  # Orbax refuses relative paths
         self._set_aside_without_metrics()
-        best = policies.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
+        sign = 1.0 if selection.higher_is_better else -1.0
+        self._score = lambda metrics: sign * metrics[selection.metric]
+        best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            best_fn=_accuracy,
+            best_fn=self._score,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEPT), best]),
             cleanup_tmp_directories=True,
             # In the background a folder that cannot be made would be waited for, for 20 minutes.
@@ -81,7 +86,7 @@ class Checkpoints:
         Args:
             step: number of updates done.
             state: on the devices.
-            validation: metrics with "accuracy" by which the best is chosen; None after an interruption.
+            validation: metrics by which the best is chosen; None after an interruption.
         """
         if step in self._manager.all_steps():
             return
@@ -125,9 +130,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the best validation accuracy, None if none was validated."""
+        """Step of the checkpoint that is best by validation, None if none was validated."""
         scored = [s for s in self.steps() if self.metrics(s)]
-        return max(scored, key=lambda s: (_accuracy(self.metrics(s)), s), default=None)
+        return max(scored, key=lambda s: (self._score(self.metrics(s)), s), default=None)
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The validation metrics that were saved with a checkpoint, None if there are none."""
@@ -211,7 +216,3 @@ def _are_metrics(file: Path) -> bool:
         return not file.exists() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
         return False
-
-
-def _accuracy(metrics: Any) -> float:
-    return metrics["accuracy"]

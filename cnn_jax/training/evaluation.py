@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from cnn_jax.data.pipeline import Item, Items, Pipeline
-from cnn_jax.training.parallel import Parallel, Step, mean_metrics
-from cnn_jax.training.state import Tree
+from cnn_jax.training.compiled import EvalProgram, mean_metrics
+from cnn_jax.training.parallel import Parallel, Tree
+from cnn_jax.training.step import EvalStep
 
 
 class Evaluator:
-    """One split, ready to be evaluated again and again with other variables; compiled once, its reader started once.
+    """One split, ready to be evaluated again and again with other variables; its reader is started once.
 
     Args:
         step: of `make_eval_step`.
@@ -21,10 +22,8 @@ class Evaluator:
         parallel: the devices.
     """
 
-    def __init__(self, step: Step, pipeline: Pipeline, parallel: Parallel):
-        self._step, self._pipeline, self._parallel = step, pipeline, parallel
-        self._arrays: Tree = None
-        self._compiled: Any = None
+    def __init__(self, step: EvalStep, pipeline: Pipeline, parallel: Parallel):
+        self._program, self._pipeline, self._parallel = EvalProgram(step, pipeline, parallel), pipeline, parallel
         self._reader: Items | None = None
 
     def close(self) -> None:
@@ -34,17 +33,10 @@ class Evaluator:
             self._reader = None
 
     def _batches(self, variables: Tree, items: Iterator[Item]) -> Iterator[tuple[Any, Any, Item]]:
-        """Yields (metrics, logits, item) of each batch; dispatches a batch ahead of the one that is read."""
-        if self._arrays is None:
-            self._arrays = self._parallel.place(self._pipeline.arrays)
+        """Yields (sums, collected, item) of each batch; dispatches a batch ahead of the one that is read."""
         ahead = None
         for item in items:
-            placed = self._parallel.place_item(item)
-            if self._compiled is None:
-                self._compiled = self._parallel.compile_eval(
-                    self._step, self._pipeline.gather, variables, self._arrays, placed
-                )
-            out = (*self._compiled(variables, self._arrays, placed), item)
+            out = (*self._program(variables, item), item)
             if ahead is not None:
                 yield ahead
             ahead = out
@@ -52,23 +44,23 @@ class Evaluator:
             yield ahead
 
     def metrics(self, variables: Tree) -> dict[str, float]:
-        """Mean "loss" and "accuracy" over the split. What reads it waits for the next time, until `close`."""
+        """Means of the task's metrics over the split. Its reader waits for the next time, until `close`."""
         if self._reader is None:
             self._reader = self._pipeline.eval_items(repeat=True)
         items = itertools.islice(self._reader, self._pipeline.eval_steps)
-        seen = [jax.device_get(metrics) for metrics, _, _ in self._batches(variables, items)]
-        self._check(sum(float(np.asarray(m["accuracy"][1])) for m in seen))
+        seen = [jax.device_get(sums) for sums, _, _ in self._batches(variables, items)]
+        self._check(sum(float(np.asarray(sums["loss"][1])) for sums in seen))
         return mean_metrics(seen)
 
-    def predictions(self, variables: Tree) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-        """The same metrics, labels_N (int32) and logits_NxK (float32), on the host, in the order of the split."""
-        labels, logits, seen = [], [], []
-        for metrics, batch_logits, item in self._batches(variables, self._pipeline.eval_items()):
-            seen.append(jax.device_get(metrics))
-            logits.append(self._parallel.fetch_rows(batch_logits)[item["mask"]])
-            labels.append(self._pipeline.gather(self._pipeline.arrays, item)["label"][item["mask"]])
-        self._check(sum(len(rows) for rows in logits))
-        return mean_metrics(seen), np.concatenate(labels), np.concatenate(logits)
+    def predictions(self, variables: Tree) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The same metrics, and what the task collects of each example, on the host, in the order of the split."""
+        collected, seen = [], []
+        for sums, kept, item in self._batches(variables, self._pipeline.eval_items()):
+            seen.append(jax.device_get(sums))
+            collected.append({name: self._parallel.fetch_rows(rows)[item["mask"]] for name, rows in kept.items()})
+        arrays = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
+        self._check(len(next(iter(arrays.values()))))
+        return mean_metrics(seen), arrays
 
     def _check(self, count: float) -> None:
         expected = self._pipeline.num_examples

@@ -1,46 +1,75 @@
-"""All parts of a run, put together from its config and from nothing else; nothing is written here."""
+"""All parts of a run, put together from its config and from what was given as objects; nothing is written here."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from cnn_jax.arguments import naming
 from cnn_jax.config import Config
 from cnn_jax.data import Pipeline, Preprocess, Source, Splits, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.data.pipeline import is_resident
+from cnn_jax.data.sources import example_spec
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.inspect.summary import count_flops, count_parameters
-from cnn_jax.models import MODELS, build
+from cnn_jax.models import MODELS
 from cnn_jax.models.ensembles import Committee
-from cnn_jax.optim.optimizers import Optimizer, get_optimizer_spec, make_optimizer
+from cnn_jax.models.named import check_module, make_model
+from cnn_jax.optim.optimizers import (
+    Optimizer,
+    check_update,
+    from_transformation,
+    get_optimizer_spec,
+    make_optimizer,
+)
+from cnn_jax.optim.parameter_groups import freeze_until_steps, frozen_rules, parse_rule
 from cnn_jax.optim.schedules import SCHEDULES
-from cnn_jax.tasks.losses import LOSSES
+from cnn_jax.tasks import Task, make_task
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
-from cnn_jax.training.members import train_members
-from cnn_jax.training.parallel import Parallel, Step, make_parallel
+from cnn_jax.training.members import member_hyperparameters, stack_members, train_members
+from cnn_jax.training.parallel import Parallel, make_parallel
 from cnn_jax.training.runtime import COMPILE_QUICKLY
 from cnn_jax.training.state import TrainState, Tree, init_state
-from cnn_jax.training.step import Augment, Loss, make_eval_step, make_train_step
-from cnn_jax.training.transfer import freeze_until, initial_variables, rate_groups
+from cnn_jax.training.step import Augment, Step, make_eval_step, make_train_step
+from cnn_jax.training.transfer import initial_variables, rate_groups
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller gives as objects; what is None is made from the names in the config.
+
+    Attributes:
+        model: a Linen module.
+        optimizer: an Optax transformation.
+        sources: "train" and "validation", and perhaps "test".
+        task: see `cnn_jax.tasks`.
+    """
+
+    model: nn.Module | None = None
+    optimizer: optax.GradientTransformation | None = None
+    sources: Mapping[str, Source] | None = None
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """All parts of a run. Of one that goes on from a checkpoint, the leaves of `state` are `jax.ShapeDtypeStruct`."""
+    """All parts of a run. Of one that resumes from a checkpoint, the leaves of `state` are `jax.ShapeDtypeStruct`."""
 
     config: Config
     parallel: Parallel
-    sources: Mapping[str, Source]  # "train", "validation", "test"
+    sources: Mapping[str, Source]  # "train", "validation" and, if there is one, "test"
     data: Mapping[str, Pipeline]
     preprocess: Preprocess
     augment: Augment
-    loss: Loss
+    task: Task
     model: nn.Module
     optimizer: Optimizer
     plan: Plan
@@ -54,99 +83,81 @@ class Experiment:
         return self.sources["train"].class_names
 
     @property
+    def network(self) -> Any:
+        """What is evaluated: the model, or the committee of its members."""
+        return self.model if self.config.train.members == 1 else Committee(self.model, self.task.combine)
+
+    @property
     def train_step(self) -> Step:
-        """The pure step `(state, batch) -> (state, metrics)`."""
-        return self.train_step_of(*of_members(self.config))
-
-    def train_step_of(self, *own: jax.Array) -> Step:
-        """The step of `own`, seeds and rates as `of_members` has them; given as arguments of a program, they stay out
-        of it, and it is found in the cache for any others."""
-        optim = self.config.optim
-
-        def make(seed: int | jax.Array, learning_rate: jax.Array | None = None) -> Step:
-            return make_train_step(
-                self.model,
-                self.optimizer.tx if learning_rate is None else self.optimizer.at(learning_rate),
-                self.loss,
-                self.augment,
-                self.preprocess.normalize,
-                seed=seed,
-                label_smoothing=optim.label_smoothing,
-                accumulate=optim.accumulate,
-                ema_decay=optim.ema_decay,
-                frozen=self.optimizer.frozen,
-                axis_name=self.parallel.axis_name,
-            )
-
+        """The pure step `(state, batch) -> (state, sums)`."""
+        step = make_train_step(
+            self.model,
+            self.task,
+            self.optimizer,
+            self.augment,
+            self.preprocess.normalize_batch,
+            accumulate=self.config.optim.accumulate,
+            ema_decay=self.config.optim.ema_decay,
+            axis_name=self.parallel.axis_name,
+        )
         if self.config.train.members == 1:
-            (seeds,) = own
-            return make(seeds[0])
-        return train_members(make, *own)
+            return step
+        return train_members(step, skip_diverged=len(self.config.optim.member_learning_rates) > 1)
 
     def evaluator(self, split: str) -> Evaluator:
         """Evaluates variables on "train", "validation" or "test"."""
-        normalize, classes = self.preprocess.normalize, len(self.class_names)
-        network = self.model if self.config.train.members == 1 else Committee(self.model)
-        step = make_eval_step(network, self.loss, normalize, classes, axis_name=self.parallel.axis_name)
+        normalize, axis_name = self.preprocess.normalize_batch, self.parallel.axis_name
+        step = make_eval_step(self.network, self.task, normalize, axis_name=axis_name)
         return Evaluator(step, self.data[split], self.parallel)
 
 
-def of_members(config: Config) -> tuple[jax.Array, ...]:
-    """What the M networks that are trained at once have of their own: seeds (M,) uint32, those after the run's seed.
-
-    Or the run's seed for all, and learning rates (M,) float32, where several are given.
-    """
-    members, rates = config.train.members, config.optim.member_learning_rates
-    if len(rates) > 1:
-        return jnp.asarray([config.train.seed] * members, jnp.uint32), jnp.asarray(rates, jnp.float32)
-    return (jnp.asarray(range(config.train.seed, config.train.seed + members), jnp.uint32),)
-
-
-def _loss(name: str) -> Loss:
-    if name not in LOSSES:
-        raise unknown("loss", name, LOSSES)
-    return LOSSES[name]
-
-
-def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experiment:
+def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess | None = None) -> Experiment:
     """Opens the data and builds model, optimizer and state; writes nothing.
 
     Args:
         config: of the run.
-        resumed: the preprocessing of the same run, when it goes on from a checkpoint: then the state here is shapes
+        given: objects that take the place of names.
+        resumed: the preprocessing of the same run, when it resumes from a checkpoint: then the state here is shapes
             only, and weights to start from are not read again.
 
     Raises:
-        UserError: whatever is wrong with the config, in one line; before images are read, unless it lies in these.
+        UserError: whatever is wrong with the config or the objects; before images are read, unless it lies in these.
     """
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
-    loss = _loss(optim.loss)
-    _known_names(config)
-    sources = _open_sources(config)
+    check_names(config, given)
+    sources = given.sources or _open_sources(config)
     train = sources["train"]
-    augment = _augment(config, parallel, train)
-    with naming("--model-args"):
-        model = _model(config, len(train.class_names), parallel)
+    task = given.task or make_task(optim, train.class_names)
+    augment = _augment(config, parallel, train, task)
+    model = _model(config, given, task, parallel)
     plan = make_plan(config, len(train), scan=_scans(parallel, is_resident(train, config.data.pipeline)))
-    optimizer = _optimizer(config, plan, model, train.image_shape)
-    members = of_members(config)
+    optimizer = _optimizer(config, given, plan, model, train.image_shape)
+    hyperparameters = member_hyperparameters(config, optimizer)
 
-    def init(seed: jax.Array, learning_rate: jax.Array | None = None, *, variables: Tree = None) -> TrainState:
-        tx = optimizer.tx if learning_rate is None else optimizer.at(learning_rate)
-        return init_state(model, tx, train.image_shape, seed, ema=optim.ema_decay is not None, variables=variables)
+    def init(seed: jax.Array, learning_rate: jax.Array, *, variables: Tree = None) -> TrainState:
+        return init_state(
+            model,
+            optimizer,
+            train.image_shape,
+            seed,
+            learning_rate=learning_rate,
+            ema=optim.ema_decay is not None,
+            variables=variables,
+        )
 
-    # A model that cannot take these images, or a rule for no parameter, is found out here.
-    state = jax.eval_shape(lambda: _states(init, *members))
+    # A model that cannot take these images, or a rule that matches no parameter, is found out here.
+    state = jax.eval_shape(lambda: stack_members(init, *hyperparameters))
+    _check_outputs(model, task, train, state, config.train.members)
     if resumed is not None:
         preprocess = replace(resumed, image_shape=train.image_shape)
     else:
         variables, published = initial_variables(config, model, train.image_shape)
         preprocess = published or Preprocess.fit(train, config.data.normalize)
-        start = partial(_states, partial(init, variables=variables))
+        start = partial(stack_members, partial(init, variables=variables))
         if variables is None:  # else they would be constants of the program
             start = jax.jit(start, compiler_options=COMPILE_QUICKLY)
-        state = start(*members)
+        state = start(*hyperparameters)
     return Experiment(
         config,
         parallel,
@@ -154,7 +165,7 @@ def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experi
         {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()},
         preprocess,
         augment,
-        loss,
+        task,
         model,
         optimizer,
         plan,
@@ -164,70 +175,109 @@ def make_experiment(config: Config, resumed: Preprocess | None = None) -> Experi
     )
 
 
-def _augment(config: Config, parallel: Parallel, train: Source) -> Augment:
-    specs, size = config.data.augment, config.data.batch_size
-    with naming("--augment"):
-        augment = make_augment(specs, len(train.class_names))
-        batch = (jax.ShapeDtypeStruct((size, *train.image_shape), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32))
-        jax.eval_shape(augment, jax.random.key(0), *batch)  # values that these images cannot take are found out here
+def check_names(config: Config, given: Given = Given()) -> None:
+    """Refuses a mistyped name before any data are read, and before anything in a run folder is touched.
+
+    Raises:
+        UserError: an unknown model, schedule, optimizer, augmentation, loss or task.
+    """
+    if given.model is None and ":" not in config.model.model and config.model.model not in MODELS:
+        raise unknown("model", config.model.model, MODELS)
+    if config.optim.schedule not in SCHEDULES:
+        raise unknown("schedule", config.optim.schedule, SCHEDULES)
+    if given.optimizer is None:
+        get_optimizer_spec(config.optim.optimizer)
+    if given.task is None:
+        make_task(config.optim, ())
+    with naming("augment"):
+        for spec in config.data.augment:
+            parse_spec(spec)
+
+
+def _batch_shapes(source: Source, size: int) -> dict[str, Any]:
+    """Shapes of a batch of `size` examples."""
+    return {name: jax.ShapeDtypeStruct((size, *of.shape), of.dtype) for name, of in example_spec(source).items()}
+
+
+def _augment(config: Config, parallel: Parallel, train: Source, task: Task) -> Augment:
+    specs, batch = config.data.augment, _batch_shapes(train, config.data.batch_size)
+    with naming("augment"):
+        augment = make_augment(specs)
+        # Values that these images cannot take are found out here.
+        jax.eval_shape(lambda batch: augment(jax.random.key(0), task.prepare(batch)), batch)
     mixing = [spec for spec in specs if parse_spec(spec)[0] in PER_BATCH]
     if mixing and parallel.kind == "pmap" and len(parallel.devices) > 1:
         raise UserError(
-            f"given --augment {mixing[0]} with --parallel pmap on {len(parallel.devices)} devices; expected jit, where "
-            "images of the whole batch are mixed; drop --parallel"
+            f"{mixing[0]} mixes images of the whole batch, which `parallel` pmap cuts over {len(parallel.devices)} "
+            "devices: use jit"
         )
     return augment
 
 
-def _model(config: Config, classes: int, parallel: Parallel) -> nn.Module:
-    dtype = jnp.dtype(config.model.precision)
-    return build(config.model.model, classes, dtype=dtype, axis_name=parallel.axis_name, args=config.model.model_args)
+def _model(config: Config, given: Given, task: Task, parallel: Parallel) -> nn.Module:
+    if given.model is not None:
+        return check_module(given.model)
+    with naming("model_args"):
+        return make_model(
+            config.model.model,
+            task.outputs,
+            dtype=jnp.dtype(config.model.precision),
+            axis_name=parallel.axis_name,
+            args=config.model.model_args,
+        )
 
 
-def _optimizer(config: Config, plan: Plan, model: nn.Module, image_shape: tuple[int, int, int]) -> Optimizer:
+def _check_outputs(model: nn.Module, task: Task, train: Source, state: TrainState, members: int) -> None:
+    """Has the task look at the shapes of what the model returns for two examples."""
+    one = (lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)) if members > 1 else lambda leaf: leaf
+    variables = jax.tree.map(one, {"params": state.params, "batch_stats": state.batch_stats})
+    height, width, channels = train.image_shape
+    normalize = Preprocess((height, width, channels), (0.0,) * channels, (1.0,) * channels).normalize_batch
+    batch = jax.eval_shape(lambda batch: normalize(task.prepare(batch)), _batch_shapes(train, 2))
+    filled = {name: tree for name, tree in variables.items() if tree}
+    outputs = jax.eval_shape(lambda v, b: model.apply(v, task.inputs(b), train=False), filled, batch)
+    task.check(outputs, batch)
+
+
+def _optimizer(
+    config: Config, given: Given, plan: Plan, model: nn.Module, image_shape: tuple[int, int, int]
+) -> Optimizer:
     optim, rates = config.optim, config.optim.member_learning_rates
     if not all(0 < rate < float("inf") for rate in rates):
-        given = " ".join(map(str, rates))
-        raise UserError(f"given --member-learning-rates {given}; expected finite numbers above 0; change it")
+        raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: make them finite and above 0")
     if rates and optim.head_learning_rate is not None:
-        raise UserError("given --member-learning-rates and --head-learning-rate; expected one of them; drop the other")
-    optimizer = make_optimizer(
-        optim.optimizer,
-        learning_rate=rates[0] if rates else optim.learning_rate,
-        args=optim.optimizer_args,
-        schedule=optim.schedule,
-        schedule_args=optim.schedule_args,
-        warmup_steps=round(optim.warmup_epochs * plan.steps_per_epoch),
-        total_steps=plan.total_steps,
-        weight_decay=optim.weight_decay,
-        decay_all=optim.decay_all,
-        clip_norm=optim.clip_norm,
-        freeze=optim.freeze,
-        freeze_until=freeze_until(optim, plan.steps_per_epoch),
-        rate_groups=rate_groups(optim, model, image_shape),
-    )
+        raise UserError("`member_learning_rates` and `head_learning_rate` exclude each other: drop one")
+    if given.optimizer is not None:
+        frozen = frozen_rules(optim.freeze, freeze_until_steps(optim.freeze_until, plan.steps_per_epoch))
+        groups = [parse_rule(text) for text in optim.rate_groups]
+        optimizer = from_transformation(given.optimizer, optim.optimizer, optim, frozen, groups)
+    else:
+        if rates:
+            optim = replace(optim, learning_rate=rates[0])
+        optimizer = make_optimizer(
+            optim,
+            total_steps=plan.total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            rate_groups=rate_groups(optim, model, image_shape),
+        )
+    if rates and optimizer.learning_rate is None:
+        raise UserError(f"{optim.optimizer} has its learning rate inside: drop `member_learning_rates`")
+    if given.optimizer is not None or ":" in optim.optimizer:
+        inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        check_update(
+            optimizer,
+            jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(inputs.shape), train=False))["params"],
+        )
     also = f"; of the other networks {', '.join(f'{rate:g}' for rate in rates[1:])}" if len(rates) > 1 else ""
     return replace(optimizer, description=optimizer.description + also)
-
-
-def _states(init: Callable[..., TrainState], *members: jax.Array) -> TrainState:
-    """The state of one network, or those of several along a new first axis."""
-    return jax.vmap(init)(*members) if len(members[0]) > 1 else init(*(values[0] for values in members))
-
-
-def _known_names(config: Config) -> None:
-    """Refuses a mistyped name before any data are read."""
-    for what, name, known in (("model", config.model.model, MODELS), ("schedule", config.optim.schedule, SCHEDULES)):
-        if name not in known:
-            raise unknown(what, name, known)
-    get_optimizer_spec(config.optim.optimizer)
 
 
 def _open_sources(config: Config) -> dict[str, Source]:
     data = config.data
     chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir)
-    splits = {name: split or getattr(usual, name) for name, split in chosen.items()}
+    every = {name: split or getattr(usual, name) for name, split in chosen.items()}
+    splits = {name: split for name, split in every.items() if split is not None}
     size_and_kind = {"image_size": data.image_size, "channels": data.channels}
     opened = partial(open_source, data.dataset, data_dir=data.data_dir, **size_and_kind)
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
@@ -239,7 +289,7 @@ def _open_sources(config: Config) -> dict[str, Source]:
         name = part.partition("[")[0]
         if name not in (part, *sizes):
             sizes[name] = len(opened(name))
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+    for one, other in itertools.combinations(splits, 2):
         if _overlap(splits[one], splits[other], sizes):
             raise UserError(
                 f"given {splits[one]} as {one} split and {splits[other]} as {other} split, which share images; "

@@ -1,9 +1,11 @@
 """The loop over steps: the only place where things happen in an order of time."""
 
 import dataclasses
+import itertools
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -15,6 +17,7 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.interrupts import quit_at_once
+from cnn_jax.training.callbacks import Callback
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
 
@@ -67,7 +70,7 @@ def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
 
 
 class Recorder(Protocol):
-    """What the loop tells of: see `cnn_jax.training.record`."""
+    """Where metrics go, see `cnn_jax.training.record`."""
 
     def train(self, step: int, metrics: Any) -> None: ...
 
@@ -83,14 +86,15 @@ def run_loop(
     first_step: int,
     plan: Plan,
     *,
-    run_steps: Callable[[TrainState, Any, int], tuple[TrainState, Any]],
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
     items: Iterator[Any],
     validate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
     recorder: Recorder,
     stop: "StopRequest",
-) -> TrainState:
-    """Trains from `first_step` to `plan.total_steps`.
+    callbacks: Sequence[Callback] = (),
+) -> tuple[int, TrainState]:
+    """Trains from `first_step` to `plan.total_steps`, or until a callback asks to stop; returns the step and the state.
 
     The order is an invariant: evaluate → save → next items → step. A checkpoint of step s is written before the items
     of step s are drawn, so a resumed run sees the data that an uninterrupted one sees.
@@ -99,12 +103,13 @@ def run_loop(
         state: after `first_step` updates.
         first_step: number of updates done.
         plan: when to validate and save.
-        run_steps: (state, items, n) → (state, metrics stacked over the n steps); does not wait for the device.
+        train_step: (state, items of the next steps) → (state, their sums, stacked); does not wait for the device.
         items: yields the item of step `first_step`, and so on.
-        validate: metrics of the validation split, with "accuracy".
+        validate: metrics of the validation split.
         checkpoints: where states go.
         recorder: where metrics go.
         stop: set by Ctrl-C.
+        callbacks: called after each validation, once its checkpoint is being written.
 
     Raises:
         TrainingStopped: asked to stop (state saved), or a loss is not finite (last good checkpoint left as it is).
@@ -119,19 +124,22 @@ def run_loop(
             jax.block_until_ready(state)
             recorder.flush(step)
             recorder.training_clock(False)
-            _validate(state, step, validate, checkpoints, recorder)
+            metrics = _validate(state, step, validate, checkpoints, recorder)
+            # All of them are called, also those after one that asks to stop.
+            if any([callback.on_evaluation(step, metrics, state) for callback in callbacks]):
+                return step, state
             recorder.training_clock(True)
         if step >= plan.total_steps:
-            return state
+            return step, state
         if stop.requested:
             if step > first_step:  # else what is there is what was restored
                 checkpoints.save(step, state, None)
-            raise _stopped(step, checkpoints, recorder)
+            raise _stopped(step, state, checkpoints, recorder)
         count = plan.next_chunk(step)
         # No name keeps the items: a streamed batch is memory that a worker wants back after the step.
-        state, metrics = run_steps(state, [next(items) for _ in range(count)], count)
+        state, sums = train_step(state, list(itertools.islice(items, count)))
         step += count
-        pending.append((step, metrics))
+        pending.append((step, sums))
         if len(pending) > ahead:
             _settle(recorder, pending[:-1], checkpoints)  # the device is already at work on the last one
             seconds = (time.perf_counter() - settled) / len(pending[:-1])
@@ -147,19 +155,20 @@ def _validate(
     validate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
     recorder: Recorder,
-) -> None:
+) -> dict[str, float]:
     metrics = validate(state)
     if not math.isfinite(metrics["loss"]):  # the last update was one too many; its own loss is never computed
         raise _diverged("validation loss", metrics["loss"], step, checkpoints)
     recorder.validation(step, metrics)
     checkpoints.save(step, state, metrics)
+    return metrics
 
 
-def _stopped(step: int, checkpoints: Checkpoints, recorder: Recorder) -> TrainingStopped:
+def _stopped(step: int, state: TrainState, checkpoints: Checkpoints, recorder: Recorder) -> TrainingStopped:
     checkpoints.wait()
     recorder.flush(step)
     saved = "state saved; the same command goes on from here" if step else "before the first; nothing to save"
-    return TrainingStopped(f"stopped at step {step}, {saved}", STOP_CODE)
+    return TrainingStopped(f"stopped at step {step}, {saved}", STOP_CODE, state)
 
 
 def _settle(recorder: Recorder, pending: Sequence[tuple[int, Any]], checkpoints: Checkpoints) -> None:
@@ -184,7 +193,7 @@ def _diverged(what: str, value: float, step: int, checkpoints: Checkpoints) -> T
     good = f"last good checkpoint: step {saved[-1]} in {checkpoints.folder}" if saved else "no checkpoint yet"
     return TrainingStopped(
         f"error: the {what} is {value} at step {step}; expected a finite number; {good}; "
-        "lower --learning-rate, or give --clip-norm 1 or --warmup-epochs 1",
+        "lower `learning_rate`, or set `clip_norm` or `warmup_epochs` to 1",
         1,
     )
 
@@ -204,6 +213,8 @@ class StopRequest:
         os.write(2, b"\nstopping after this step and saving; again to quit at once\n")
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python delivers signals to the main thread alone
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._ask)
         return self

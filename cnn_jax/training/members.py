@@ -1,43 +1,57 @@
-"""Training several networks at once."""
+"""Training several networks at once: `jax.vmap` of the step of one, over stacked states."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Tree = Any
+from cnn_jax.config import Config
+from cnn_jax.optim.optimizers import Optimizer
+from cnn_jax.tasks import Batch, Sums
+from cnn_jax.training.state import TrainState
+from cnn_jax.training.step import Step
 
 
-def train_members(
-    make_step: Callable[..., Callable[..., Any]], seeds: jax.Array, rates: jax.Array | None = None
-) -> Callable[..., Any]:
-    """Makes the training step of stacked members of the step of one.
+def member_hyperparameters(config: Config, optimizer: Optimizer) -> tuple[jax.Array, jax.Array]:
+    """Per-member seeds (M,) uint32 and learning rates (M,) float32.
+
+    Members have the seeds after the run's and one rate, or, where several rates are given, the run's seed and those.
+    """
+    members, seed, rates = config.train.members, config.train.seed, config.optim.member_learning_rates
+    seeds = [seed] * members if len(rates) > 1 else range(seed, seed + members)
+    usual = float("nan") if optimizer.learning_rate is None else optimizer.learning_rate
+    each = rates if len(rates) > 1 else [usual] * members
+    return jnp.asarray(list(seeds), jnp.uint32), jnp.asarray(each, jnp.float32)
+
+
+def stack_members(init: Callable[[jax.Array, jax.Array], TrainState], seeds: jax.Array, rates: jax.Array) -> TrainState:
+    """Initialises the states of M networks, stacked along a new first axis; of a single one, its plain state."""
+    return jax.vmap(init)(seeds, rates) if len(seeds) > 1 else init(seeds[0], rates[0])
+
+
+def train_members(step: Step, *, skip_diverged: bool) -> Step:
+    """Makes the training step of stacked members of the step of one: all see the same batches.
 
     Args:
-        make_step: seed, or seed and learning rate (traced scalars) → `step(state, batch) -> (state, metrics)`.
-        seeds: uint32 (M,), of the members; each draws its own dropout and augmentation. They see the same batches.
-        rates: float32 (M,), their learning rates, if they have their own.
+        step: of one network.
+        skip_diverged: leave members whose loss is not finite out of the sums, unless all are such: of several learning
+            rates, some are expected to be too great.
 
     Returns:
-        `step(stacked state, batch) -> (stacked state, metrics)`; metrics are summed over the members. Of several rates
-        those that are too great are to be expected: members whose loss is not finite are left out, unless all are.
+        `step(stacked state, batch) -> (stacked state, sums)`; sums are added over the members.
     """
 
-    def step(state: Tree, batch: Mapping[str, jax.Array]) -> tuple[Tree, Tree]:
-        one = lambda state, *own: make_step(*own)(state, batch)  # noqa: E731
-        if rates is None:
-            state, metrics = jax.vmap(one)(state, seeds)
-        else:
-            state, metrics = jax.vmap(one)(state, seeds, rates)
-            metrics = _of_finite(metrics)
-        return state, jax.tree.map(lambda pairs_Mx2: pairs_Mx2.sum(axis=0), metrics)
+    def step_all(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        state, sums = jax.vmap(step, in_axes=(0, None))(state, batch)
+        if skip_diverged:
+            sums = _of_finite(sums)
+        return state, jax.tree.map(lambda pairs_Mx2: pairs_Mx2.sum(axis=0), sums)
 
-    return step
+    return step_all
 
 
-def _of_finite(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def _of_finite(sums: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Pairs (M, 2) of (sum, count); those of members whose loss is not finite become 0 of 0, unless all are such."""
-    finite_M = jnp.isfinite(metrics["loss"][:, 0])
+    finite_M = jnp.isfinite(sums["loss"][:, 0])
     stays_Mx1 = (finite_M | ~finite_M.any()).reshape(-1, 1)
-    return {name: jnp.where(stays_Mx1, pairs_Mx2, 0.0) for name, pairs_Mx2 in metrics.items()}
+    return {name: jnp.where(stays_Mx1, pairs_Mx2, 0.0) for name, pairs_Mx2 in sums.items()}

@@ -6,7 +6,7 @@ default is Explicit, under which an ordinary step does not trace. `pmap` is JAX'
 for those who need it: the step gets `axis_name="data"` and averages over it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,11 +16,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cnn_jax.errors import UserError
-from cnn_jax.training.state import Tree
 
 AXIS = "data"
-Step = Callable[[Any, Any], tuple[Any, Any]]
-Gather = Callable[[Tree, Tree], Tree]
+Tree = Any
 
 
 @dataclass(frozen=True)
@@ -71,54 +69,40 @@ class Parallel:
         rows = self.rows(stacked)
         return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, x.__getitem__), item)
 
-    def compile_train(self, step: Step, gather: Gather, state: Any, arrays: Tree, item: Tree, scan: bool) -> Any:
-        """Compiles `(state, arrays, item) -> (state, metrics)`; the state's memory is reused (donated).
+    def lower(self, run: Callable[..., Any], args: Any, *, stacked: bool, rows_out: bool, donate: bool) -> Any:
+        """Lowers `run(a, b, item) -> (one, two)` for these devices: its first two arguments are whole on every device.
 
-        With `scan`, `item` is a stack of items and all their steps are one call; metrics come back stacked. Loop
-        bodies do not use XLA's thread pool on CPU, so there steps are called one by one.
+        Args:
+            run: `one` is whole on every device, `two` too unless `rows_out`.
+            args: arrays or their shapes; the batch axis of `item` is cut over the devices.
+            stacked: whether the items of several steps lie along the first axis of `item`.
+            rows_out: whether the leaves of `two` have the batch axis first.
+            donate: whether the memory of `a` is reused.
         """
-
-        def one(state: Any, arrays: Tree, item: Tree) -> Any:
-            return step(state, gather(arrays, item))
-
-        def many(state: Any, arrays: Tree, items: Tree) -> Any:
-            return jax.lax.scan(lambda state, item: one(state, arrays, item), state, items)
-
-        return self._compile(many if scan else one, (state, arrays, item), stacked=scan, out_batch=False, donate=True)
-
-    def compile_eval(self, step: Step, gather: Gather, variables: Tree, arrays: Tree, item: Tree) -> Any:
-        """Compiles `(variables, arrays, item) -> (metrics, logits)`."""
-
-        def one(variables: Tree, arrays: Tree, item: Tree) -> Any:
-            return step(variables, gather(arrays, item))
-
-        return self._compile(one, (variables, arrays, item), stacked=False, out_batch=True, donate=False)
-
-    def _compile(self, run: Callable[..., Any], args: Any, *, stacked: bool, out_batch: bool, donate: bool) -> Any:
         donated = (0,) if donate else ()
         if self.kind == "pmap":
-            out_axes = (None, 0 if out_batch else None)  # state and metrics are one copy, logits stay per example
+            out_axes = (None, 0 if rows_out else None)
             mapped = jax.pmap(
                 run, AXIS, in_axes=(None, None, 0), out_axes=out_axes, devices=self.devices, donate_argnums=donated
             )
-            return mapped.lower(*args).compile()
+            return mapped.lower(*args)
         whole = self.replicated
         jitted = jax.jit(
             run,
             in_shardings=(whole, whole, self.rows(stacked)),
-            out_shardings=(whole, self.rows() if out_batch else whole),
+            out_shardings=(whole, self.rows() if rows_out else whole),
             donate_argnums=donated,
         )
-        return jitted.lower(*args).compile()
+        return jitted.lower(*args)
 
-    def fetch_rows(self, logits: jax.Array) -> np.ndarray:
-        """Fetches a per-example output of `compile_eval` as one host array, whatever way it was cut."""
+    def fetch_rows(self, array: jax.Array) -> np.ndarray:
+        """Fetches a per-example output of a program as one host array, whatever way it was cut."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            logits = multihost_utils.process_allgather(logits, tiled=True)
-        host = np.asarray(logits)
-        return host.reshape(-1, host.shape[-1])
+            array = multihost_utils.process_allgather(array, tiled=True)
+        host = np.asarray(array)
+        return host.reshape(-1, *host.shape[2:]) if self.kind == "pmap" else host
 
 
 def make_parallel(kind: str, devices: int | None, batch_size: int, accumulate: int = 1) -> Parallel:
@@ -150,23 +134,3 @@ def make_parallel(kind: str, devices: int | None, batch_size: int, accumulate: i
             f"such as {near}; or give --devices N"
         )
     return Parallel(kind, chosen)
-
-
-def stack(items: Sequence[Tree]) -> Tree:
-    """Stacks the items of consecutive steps along a new first axis."""
-    return jax.tree.map(lambda *xs: np.stack(xs), *items)
-
-
-def mean_metrics(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Exact means of many (sum, count) metrics, added in float64 on the host.
-
-    >>> mean_metrics([{"loss": np.array([6.0, 4.0])}, {"loss": np.array([2.0, 1.0])}])
-    {'loss': 1.6}
-    """
-    fetched = jax.device_get(list(metrics))
-    means = {}
-    for name in fetched[0]:
-        pairs = np.concatenate([m[name].reshape(-1, 2) for m in fetched])
-        above, count = pairs.sum(axis=0, dtype=np.float64)
-        means[name] = float(above / count)
-    return means

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ class Display:
     """Shows progress on stdout.
 
     Args:
+        metrics: names of those that are printed.
         total_steps: of the whole run.
         first_step: where this process starts.
         steps_per_epoch: to say the epoch.
@@ -22,8 +24,17 @@ class Display:
     """
 
     def __init__(
-        self, *, total_steps: int, first_step: int, steps_per_epoch: float, batch_size: int, flops: float, devices: int
+        self,
+        *,
+        metrics: Sequence[str],
+        total_steps: int,
+        first_step: int,
+        steps_per_epoch: float,
+        batch_size: int,
+        flops: float,
+        devices: int,
     ):
+        self._metrics = metrics
         self._total, self._per_epoch = total_steps, steps_per_epoch
         self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops(devices)
         self._bar: Progress | None = None
@@ -57,8 +68,9 @@ class Display:
         left = (self._total - step) * (time.perf_counter() - self._since) / max(step - self._from, 1)
         parts = [f"epoch {step / self._per_epoch:6.2f}", f"step {step:6d}"]
         if train:
-            parts += [f"loss {train['loss']:.4f}", f"accuracy {train['accuracy']:.2%}"]
-        parts += [f"validation loss {validation['loss']:.4f}", f"accuracy {validation['accuracy']:.2%}"]
+            parts += [in_words(name, train[name]) for name in self._metrics]
+        of_validation = [in_words(name, validation[name]) for name in self._metrics]
+        parts += [f"validation {of_validation[0]}", *of_validation[1:]]
         if train:
             parts.append(f"{train['images_per_second']:,.0f} images/s")
         self.say("  ".join([*parts, f"{seconds:.0f} s", f"left {left:.0f} s"]))
@@ -69,3 +81,12 @@ class Display:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)
+
+
+def in_words(name: str, value: float) -> str:
+    """A metric as it is printed.
+
+    >>> in_words("accuracy", 0.5), in_words("loss", 0.5)
+    ('accuracy 50.00%', 'loss 0.5000')
+    """
+    return f"{name} {value:.2%}" if name.endswith("accuracy") else f"{name} {value:.4f}"

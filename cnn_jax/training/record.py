@@ -1,6 +1,7 @@
 """Metrics to where they are read: metrics.jsonl, TensorBoard and the screen."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.optim.schedules import Schedule
-from cnn_jax.storage.run_folder import TENSORBOARD, open_metrics, read_metrics, write_metrics
-from cnn_jax.training.board import Board
+from cnn_jax.storage.run_folder import open_metrics, read_metrics, write_metrics
+from cnn_jax.training.loggers import Logger
 from cnn_jax.training.loop import Plan
 from cnn_jax.training.progress import Display
 from cnn_jax.training.runtime import COMPILE_QUICKLY
@@ -38,28 +39,33 @@ class Recorder:
     Args:
         run: run folder; None: nothing is written (processes other than the first).
         plan: cadence.
-        schedule: step → learning rate.
+        schedule: step → learning rate, if it is known.
         batch_size: images a step.
         display: the screen.
         first_step: rows of later steps, left by an interrupted run, are not continued.
+        loggers: where else rows go; closed with the recorder.
+
+    Attributes:
+        history: the validation rows of earlier processes of this run, in order.
     """
 
     def __init__(
         self,
         run: Path | None,
         plan: Plan,
-        schedule: Schedule,
+        schedule: Schedule | None,
         batch_size: int,
         display: Display,
         first_step: int,
+        loggers: Sequence[Logger] = (),
     ):
         self._plan, self._display = plan, display
         # All at once: asking the device for one later would wait until it has done what is queued.
-        rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))
-        self._rates = np.asarray(jax.jit(rates, compiler_options=COMPILE_QUICKLY)(np.arange(plan.total_steps)))
+        self._rates = None if schedule is None else _rates(schedule, plan.total_steps)
         self._batch_size = batch_size
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
-        self._board = Board(run / TENSORBOARD, first_step) if run else None
+        self.history = [row for row in before if row["kind"] == "validation"]
+        self._loggers = loggers
         self._file = open_metrics(run) if run else None
         self._seconds = max((row["seconds"] for row in before), default=0.0)  # of earlier processes of this run
         self._train_seconds, self._running_since = 0.0, None
@@ -69,9 +75,9 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the files."""
-        for file in (self._board, self._file):
-            if file:
-                file.close()
+        for open_one in (*self._loggers, self._file):
+            if open_one:
+                open_one.close()
 
     @property
     def seconds(self) -> float:
@@ -104,7 +110,8 @@ class Recorder:
             return
         self.training_clock(self._running_since is not None)
         row = self._means(self._row)
-        row["learning_rate"] = float(self._rates[step - 1])
+        if self._rates is not None:
+            row["learning_rate"] = float(self._rates[step - 1])
         self._write("train", step, row)
         self._display.train(step, row["loss"], row["images_per_second"])
         self._row = _Sums(self._train_seconds)
@@ -117,15 +124,21 @@ class Recorder:
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes a validation row and says a line."""
         self._write("validation", step, metrics)
-        if self._board:
-            self._board.flush()
+        for logger in self._loggers:
+            logger.flush()
         train = self._means(self._epoch) if self._epoch.steps else {}
         self._display.validation(step, train, metrics, self.seconds)
         self._epoch = _Sums(self._train_seconds)
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        if self._file is None or self._board is None:
+        if self._file is None:
             return
         row = {"kind": kind, "step": step, "epoch": step / self._plan.steps_per_epoch}
         write_metrics(self._file, row | values | {"seconds": self.seconds})
-        self._board.add({f"{kind}/{name}": value for name, value in values.items()}, step)
+        for logger in self._loggers:
+            logger.log({f"{kind}/{name}": value for name, value in values.items()}, step)
+
+
+def _rates(schedule: Schedule, steps: int) -> np.ndarray:
+    rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))
+    return np.asarray(jax.jit(rates, compiler_options=COMPILE_QUICKLY)(np.arange(steps)))

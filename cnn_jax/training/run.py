@@ -1,9 +1,8 @@
-"""A trained run in a folder: opened or gone on with, trained, finished with weights, summary and report."""
+"""Starts or resumes a run, trains it, and writes weights, summary and report."""
 
 import itertools
 import json
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,66 +15,83 @@ from jax.experimental import multihost_utils
 from cnn_jax.config import Config
 from cnn_jax.data import Source
 from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.models.ensembles import member
 from cnn_jax.report import write_report
+from cnn_jax.report.filters import Filters, first_layer
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.training import runtime
+from cnn_jax.weights.trained import read_preprocess
+from cnn_jax.training.callbacks import Callback, EarlyStopping
 from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
-from cnn_jax.training.experiment import Experiment, make_experiment, of_members
+from cnn_jax.training.compiled import TrainStep
+from cnn_jax.training.experiment import Experiment, Given, check_names, make_experiment
+from cnn_jax.training.loggers import check_loggers, make_loggers
 from cnn_jax.training.loop import STOP_CODE, StopRequest, run_loop
-from cnn_jax.training.parallel import stack
-from cnn_jax.training.progress import Display
+from cnn_jax.training.progress import Display, in_words
 from cnn_jax.training.record import Recorder
-from cnn_jax.training.state import TrainState, variables_for_evaluation
+from cnn_jax.training.state import variables_for_evaluation
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Trains, or goes on with, the run in `config.train.workdir`; returns the summary that is written there.
+def train(
+    config: Config, given: Given = Given(), callbacks: Sequence[Callback] = (), command: str | None = None
+) -> dict[str, Any]:
+    """Trains, or resumes, the run in `config.train.workdir`; returns the summary that is written there.
+
+    Args:
+        config: of the run.
+        given: objects that take the place of names in the config.
+        callbacks: called after each validation; True asks to stop.
+        command: what the record says the run was started by; default: the command line.
 
     Raises:
         UserError: a mistake in the config, or a folder that holds another run.
         TrainingStopped: Ctrl-C, or a loss that is not finite.
     """
     runtime.prepare(config.train)
+    check_names(config, given)
+    check_loggers(config.train.logger)
     run = Path(config.train.workdir or f"runs/{config.experiment}")
     if run.exists() and not run.is_dir():
-        raise UserError(f"given --workdir {run}, which is a file; expected a folder; give another")
+        raise UserError(f"`workdir` {run} is a file: name a folder")
     if jax.process_index() == 0:
         files.bring_back(run)  # what a start that was killed had set aside
     if not config.train.fresh and _is_finished(run, config):
-        print(f"finished already: {run / files.REPORT}; give --fresh to start over or another --workdir")
+        print(f"finished already: {run / files.REPORT}; set `fresh` to start over, or another `workdir`")
         return files.read_json(run, files.SUMMARY)
     print("preparing  data and initial weights …", flush=True)
     resumes = not config.train.fresh and has_checkpoint(run / files.CHECKPOINTS) and (run / files.PREPROCESS).exists()
-    experiment = make_experiment(config, resumed=files.read_preprocess(run) if resumes else None)
+    experiment = make_experiment(config, given, resumed=read_preprocess(run) if resumes else None)
     if resumes and (known := files.read_classes(run)) != tuple(experiment.class_names):
         raise UserError(
-            f"given {config.data.dataset}, whose classes are now {', '.join(experiment.class_names)}; expected those "
-            f"that {run} has been trained on, {', '.join(known)}; give --fresh to start over or another --workdir"
+            f"{config.data.dataset} now has the classes {', '.join(experiment.class_names)}, but {run} was trained on "
+            f"{', '.join(known)}: set `fresh` to start over, or another `workdir`"
         )
     new = not run.exists()
     try:
-        return _start(experiment, run)
-    except BaseException:
+        return _start(experiment, run, callbacks, command or runtime.command_line())
+    except BaseException as error:
         if jax.process_index() == 0:
             files.bring_back(run)  # if it ended before it has compiled
             if new and run.is_dir() and not any(run.iterdir()):
                 run.rmdir()
+        if isinstance(error, TrainingStopped):
+            error.experiment = experiment
         raise
 
 
-def _start(experiment: Experiment, run: Path) -> dict[str, Any]:
-    facts = runtime.environment(runtime.command_line())
+def _start(experiment: Experiment, run: Path, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
+    facts = runtime.environment(command)
     first = jax.process_index() == 0
     if first:
         _open_folder(run, experiment, facts)
     if jax.process_count() > 1:  # nobody looks for checkpoints before --fresh has removed them
         multihost_utils.sync_global_devices("run folder")
     _banner(experiment, facts, run)
-    with Checkpoints(run / files.CHECKPOINTS) as checkpoints:
+    with Checkpoints(run / files.CHECKPOINTS, experiment.task.selection) as checkpoints:
         with StopRequest() as stop:
-            seconds = _train(experiment, run, checkpoints, stop)
-        return _finish(experiment, run, checkpoints, facts, seconds)
+            last_step, seconds = _train(experiment, run, checkpoints, stop, callbacks)
+        return _finish(experiment, run, checkpoints, facts, last_step, seconds)
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -148,16 +164,18 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
         print(f"{name:10} {text}", flush=True)
 
 
-def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: StopRequest) -> float:
-    """Runs the loop; returns the seconds that the run took."""
+def _train(
+    experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: StopRequest, callbacks: Sequence[Callback]
+) -> tuple[int, float]:
+    """Runs the loop; returns the last step and the seconds that the run took."""
     config, parallel, plan = experiment.config, experiment.parallel, experiment.plan
-    arrays = parallel.place(experiment.data["train"].arrays)
     restored = checkpoints.restore(experiment.state, parallel.replicated)
     first_step, state = restored or (0, parallel.place(experiment.state))
     if restored:
         print(f"resuming   from step {first_step}", flush=True)
-        _tell_of_lost(run, first_step)
+        _warn_of_lost(run, first_step)
     display = Display(
+        metrics=list(experiment.task.metrics),
         total_steps=plan.total_steps,
         first_step=first_step,
         steps_per_epoch=plan.steps_per_epoch,
@@ -165,14 +183,14 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
         flops=3 * experiment.flops_per_image * config.data.batch_size * config.train.members,
         devices=len(parallel.devices),
     )
-    steps = CompiledSteps(experiment, arrays, display)
-    evaluator = experiment.evaluator("validation")
+    pipeline, evaluator = experiment.data["train"], experiment.evaluator("validation")
+    train_step = TrainStep(experiment.train_step, pipeline, parallel, scan=plan.scan_steps > 1, say=display.say)
     folder = run if jax.process_index() == 0 else None
     # Closed here: at the exit of Python, memory that the processes which read share with us would be left behind.
-    with closing(experiment.data["train"].train_items(first_step)) as items, closing(evaluator):
+    with closing(pipeline.train_items(first_step)) as items, closing(evaluator):
         ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
         for count in plan.chunk_sizes(first_step):  # before any clock runs
-            steps.prepare(state, ahead[:count])
+            train_step.prepare(state, ahead[:count])
         if stop.requested and first_step == 0:
             raise TrainingStopped(
                 "stopped before the first step; nothing was trained, what was there is kept", STOP_CODE
@@ -181,24 +199,38 @@ def _train(experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: St
             files.forget(run)  # the new run can be started: what it replaces goes
         feed = itertools.chain(ahead, items)
         del ahead
+        loggers = make_loggers(config.train.logger, folder, first_step, config.flat()) if folder else []
         schedule, batch_size = experiment.optimizer.schedule, config.data.batch_size
-        with display, closing(Recorder(folder, plan, schedule, batch_size, display, first_step)) as recorder:
-            run_loop(
+        with (
+            display,
+            closing(Recorder(folder, plan, schedule, batch_size, display, first_step, loggers)) as recorder,
+        ):
+            callbacks = [*_early_stopping(experiment), *callbacks]
+            for row in recorder.history:
+                if any([callback.on_evaluation(row["step"], row, None) for callback in callbacks]):
+                    return first_step, recorder.seconds  # it had stopped, and was killed before it had finished
+            last_step, _ = run_loop(
                 state,
                 first_step,
                 plan,
-                run_steps=steps,
+                train_step=train_step,
                 items=feed,
                 validate=lambda state: evaluator.metrics(variables_for_evaluation(state)),
                 checkpoints=checkpoints,
                 recorder=recorder,
                 stop=stop,
+                callbacks=callbacks,
             )
         checkpoints.wait()
-        return recorder.seconds
+        return last_step, recorder.seconds
 
 
-def _tell_of_lost(run: Path, step: int) -> None:
+def _early_stopping(experiment: Experiment) -> list[Callback]:
+    patience, selection = experiment.config.train.patience, experiment.task.selection
+    return [] if patience is None else [EarlyStopping(selection.metric, selection.higher_is_better, patience)]
+
+
+def _warn_of_lost(run: Path, step: int) -> None:
     """Warns if the run has been further than the checkpoint that was found."""
     last = max((row["step"] for row in files.read_metrics(run) if row["kind"] == "validation"), default=0)
     if last > step:
@@ -207,79 +239,37 @@ def _tell_of_lost(run: Path, step: int) -> None:
         )
 
 
-class CompiledSteps:
-    """Runs n steps in one call; compiles for each n the first time it is seen, and says so."""
-
-    def __init__(self, experiment: Experiment, arrays: Any, display: Display):
-        self._experiment, self._display = experiment, display
-        self.arrays = (experiment.parallel.place(of_members(experiment.config)), arrays)
-        self.compiled: dict[int, Any] = {}
-        self._scan = experiment.plan.scan_steps > 1
-
-    def __call__(self, state: TrainState, items: list[Any], count: int) -> tuple[TrainState, Any]:
-        item = self.prepare(state, items)
-        return self.compiled[count](state, self.arrays, item)
-
-    def prepare(self, state: TrainState, items: list[Any]) -> Any:
-        """Places the items of one call on the devices, and compiles for their number if that is new."""
-        item = self._experiment.parallel.place_item(stack(items) if self._scan else items[0], stacked=self._scan)
-        if len(items) not in self.compiled:
-            self.compiled[len(items)] = self._compile(state, item)
-        return item
-
-    def _compile(self, state: TrainState, item: Any) -> Any:
-        experiment, gather = self._experiment, self._experiment.data["train"].gather
-
-        # Seeds are arguments of the program, beside the data: it is in the cache for a run of another seed.
-        def with_seeds(arrays: Any, item: Any) -> Any:
-            own, data = arrays
-            return own, gather(data, item)
-
-        def step(state: Any, batch: Any) -> Any:
-            own, images = batch
-            return experiment.train_step_of(*own)(state, images)
-
-        self._display.say("compiling  …")
-        start = time.perf_counter()
-        compiled = experiment.parallel.compile_train(step, with_seeds, state, self.arrays, item, self._scan)
-        memory = compiled.memory_analysis()
-        need = "" if memory is None else f", about {_bytes(memory)} of memory a device"
-        self._display.say(f"compiled   in {time.perf_counter() - start:.1f} s{need}")
-        return compiled
-
-
-def _bytes(memory: Any) -> str:
-    # Donated arguments are outputs too and are counted once.
-    size = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return f"{max(size - memory.alias_size_in_bytes, 0) / 2**20:,.0f} MiB"
-
-
 def _finish(
-    experiment: Experiment, run: Path, checkpoints: Checkpoints, facts: dict[str, Any], seconds: float
+    experiment: Experiment,
+    run: Path,
+    checkpoints: Checkpoints,
+    facts: dict[str, Any],
+    last_step: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Chooses the weights by validation, reads the test set once, writes weights, summary and report."""
-    config, plan = experiment.config, experiment.plan
-    best = checkpoints.best_step() if config.train.select == "best" else plan.total_steps
+    config, plan, task = experiment.config, experiment.plan, experiment.task
+    best = checkpoints.best_step() if config.train.select == "best" else last_step
     restored = checkpoints.restore(experiment.state, experiment.parallel.replicated, step=best)
     assert restored is not None, "the loop saves a checkpoint after its last step"
     step, state = restored
     variables = variables_for_evaluation(state)
-    validation = checkpoints.metrics(step) or experiment.evaluator("validation").metrics(variables)
-    test, labels, logits = experiment.evaluator("test").predictions(variables)
+    split = "test" if "test" in experiment.sources else "validation"
+    means, collected = experiment.evaluator(split).predictions(variables)
+    figures = {split: means}
+    if split != "validation":
+        figures["validation"] = checkpoints.metrics(step) or experiment.evaluator("validation").metrics(variables)
     summary = {
         "experiment": config.experiment,
+        "task": task.name,
         "model": config.model.model,
         "dataset": config.data.dataset,
         "seed": config.train.seed,
-        "epochs": plan.total_steps / plan.steps_per_epoch,
-        "steps": plan.total_steps,
+        "epochs": last_step / plan.steps_per_epoch,
+        "steps": last_step,
         "best_step": step,
-        "validation_accuracy": validation["accuracy"],
-        "validation_loss": validation["loss"],
-        "validation_count": len(experiment.sources["validation"]),
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
-        "test_count": len(experiment.sources["test"]),
+        **{f"{of}_{name}": figures[of][name] for of in sorted(figures, reverse=True) for name in task.metrics},
+        **{f"{of}_count": len(experiment.sources[of]) for of in figures},
         "seconds": seconds,
         "parameters": experiment.parameters,
         "flops_per_image": experiment.flops_per_image,
@@ -290,10 +280,11 @@ def _finish(
         "finished": True,
     }
     if jax.process_index() == 0:
-        _write(experiment, run, summary, jax.device_get(variables), test, labels, logits)
+        _write(experiment, run, summary, jax.device_get(variables), split, means, collected)
+    shown = [f"{of} {in_words(task.selection.metric, summary[f'{of}_{task.selection.metric}'])}" for of in figures]
     print(
-        f"finished   validation {validation['accuracy']:.2%}, test {test['accuracy']:.2%} "
-        f"({summary['test_count']:,} images) with the weights of step {step}; {run / files.REPORT}",
+        f"finished   {', '.join(reversed(shown))} ({summary[f'{split}_count']:,} images) with the weights of step "
+        f"{step}; {run / files.REPORT}",
         flush=True,
     )
     return summary
@@ -304,27 +295,36 @@ def _write(
     run: Path,
     summary: dict[str, Any],
     variables: Any,
-    test: dict[str, float],
-    labels: np.ndarray,
-    logits: np.ndarray,
+    split: str,
+    means: dict[str, float],
+    collected: dict[str, np.ndarray],
 ) -> None:
-    plan = experiment.plan
-    row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
-    files.append_metrics(run, row | test | {"seconds": summary["seconds"]})
+    plan, task = experiment.plan, experiment.task
+    if split == "test":
+        row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
+        files.append_metrics(run, row | means | {"seconds": summary["seconds"]})
     about = {name: summary[name] for name in ("experiment", "model", "dataset", "seed", "best_step", "commit")}
     save_weights(run / files.WEIGHTS, variables, {"cnn_jax": json.dumps(about, sort_keys=True)})
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    found = task.findings(collected, _Images(experiment.sources[split]), split)
     write_report(
         run,
         summary=summary,
-        images=_Images(experiment.sources["test"]),
-        labels=labels,
-        probabilities=shifted / shifted.sum(-1, keepdims=True),
+        metrics=task.metrics,
+        split=split,
+        tiles=found.tiles,
+        found=found.sections,
+        pictures=found.pictures,
+        filters=_filters(experiment, variables["params"]),
         classes=experiment.class_names,
-        split_name="test",
     )
     # Last of all: a folder with a summary is a finished run.
     files.write_text(run / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def _filters(experiment: Experiment, params: Any) -> Filters | None:
+    """Those of the first network of the run."""
+    first = member(params, 0) if experiment.config.train.members > 1 else params
+    return first_layer(first, experiment.preprocess.image_shape)
 
 
 class _Images(Sequence[np.ndarray]):

@@ -7,17 +7,20 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
+
+from cnn_jax.optim.optimizers import Optimizer
 
 Tree = Any
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes.
+    """Everything a step reads and changes. Of M networks that are trained at once, every array has a first axis M.
 
     Attributes:
         step: int32 scalar, number of updates done.
+        seed: uint32 scalar, from which every random draw of a step derives.
+        learning_rate: float32 scalar, the peak rate; NaN where the optimizer has its own inside.
         params: trainable parameters, float32.
         batch_stats: running statistics of BatchNorm ({} for models without).
         opt_state: state of the optimizer.
@@ -25,6 +28,8 @@ class TrainState:
     """
 
     step: jax.Array
+    seed: jax.Array
+    learning_rate: jax.Array
     params: Tree
     batch_stats: Tree
     opt_state: Tree
@@ -41,36 +46,43 @@ def stream(seed: int | jax.Array, name: str, index: int | jax.Array = 0) -> jax.
 
 def init_state(
     model: nn.Module,
-    tx: optax.GradientTransformation,
-    image_shape: tuple[int, int, int],
+    optimizer: Optimizer,
+    input_shape: tuple[int, ...],
     seed: int | jax.Array,
     *,
+    learning_rate: float | jax.Array | None = None,
     ema: bool = False,
     variables: Tree = None,
 ) -> TrainState:
     """Initialises parameters from `seed`, and the optimizer on them.
 
     Args:
-        model: a Linen module of `cnn_jax.models`.
-        tx: the optimizer.
-        image_shape: (H, W, C) of one image.
+        model: a Linen module.
+        optimizer: of `make_optimizer`.
+        input_shape: of one input of the model, such as (H, W, C).
         seed: of the run.
+        learning_rate: peak rate; default: the optimizer's.
         ema: whether the state carries a moving average of the weights.
         variables: to start from, instead of drawing them.
     """
+    rate = optimizer.learning_rate if learning_rate is None else learning_rate
+    rate = jnp.asarray(jnp.nan if rate is None else rate, jnp.float32)
     if variables is None:
-        variables = _draw(model, image_shape, seed)
+        variables = _draw(model, input_shape, seed)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     # Copies: a donated state must own each of its arrays once.
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
+    opt_state = optimizer.at(rate).init(params)
+    return TrainState(
+        jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), rate, params, batch_stats, opt_state, average
+    )
 
 
-def _draw(model: nn.Module, image_shape: tuple[int, int, int], seed: int | jax.Array) -> Tree:
-    images_1xHxWxC = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+def _draw(model: nn.Module, input_shape: tuple[int, ...], seed: int | jax.Array) -> Tree:
+    inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     # Lazy: nothing but the draws is computed, one small program for each shape of a parameter. As one program of all
     # layers, a deep network would take minutes to compile.
-    return model.lazy_init({"params": stream(seed, "init")}, images_1xHxWxC, train=False)
+    return model.lazy_init({"params": stream(seed, "init")}, inputs, train=False)
 
 
 def variables_for_evaluation(state: TrainState) -> dict[str, Tree]:

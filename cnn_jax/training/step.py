@@ -10,135 +10,124 @@ import jax.numpy as jnp
 import optax
 
 from cnn_jax.models.ensembles import Network
+from cnn_jax.optim.optimizers import Optimizer
 from cnn_jax.optim.parameter_groups import Rule, hold_statistics
-from cnn_jax.tasks.losses import smooth
+from cnn_jax.tasks import Batch, Sums, Task
 from cnn_jax.training.state import TrainState, Tree, stream
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]  # name → float32 (sum, count): exact however examples are spread over batches
-Augment = Callable[..., tuple[jax.Array, jax.Array]]
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Augment = Callable[..., dict[str, jax.Array]]  # (key, batch, first_index) → batch
+Normalize = Callable[[Batch], dict[str, jax.Array]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
+EvalStep = Callable[[Tree, Batch], tuple[Sums, dict[str, jax.Array]]]
 
 
 def make_train_step(
     model: nn.Module,
-    tx: optax.GradientTransformation,
-    loss: Loss,
+    task: Task,
+    optimizer: Optimizer,
     augment: Augment,
-    normalize: Callable[[jax.Array], jax.Array],
+    normalize: Normalize,
     *,
-    seed: int | jax.Array,
-    label_smoothing: float = 0.0,
     accumulate: int = 1,
     ema_decay: float | None = None,
-    frozen: Sequence[Rule] = (),
     axis_name: str | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds `step(state, batch) -> (state, metrics)`, pure and ready for `jit`, `pmap`, `vmap` or `scan`.
+) -> Step:
+    """Builds `step(state, batch) -> (state, sums)`, pure and ready for `jit`, `pmap`, `vmap` or `scan`.
 
     Args:
-        model: returns logits_BxK.
-        tx: the optimizer.
-        loss: per-example loss of (logits_BxK, targets_BxK).
-        augment: (key, images uint8, labels, first_index) -> (images float32 in [0, 1], targets_BxK).
+        model: a Linen module, called with the task's inputs and `train`.
+        task: prepares a batch and computes the loss.
+        optimizer: of `make_optimizer`; it gets the state's learning rate. While one of its `frozen` rules holds the
+            parameters of a BatchNorm layer, the layer uses its running statistics.
+        augment: of `make_augment`. All draws of step s derive from (the state's seed, stream name, s).
         normalize: images in [0, 1] to what the model sees.
-        seed: all draws of step s derive from (seed, stream name, s).
-        label_smoothing: share of the target spread over all classes.
         accumulate: parts into which the batch is cut; their gradients are averaged.
         ema_decay: decay of the moving average in `state.ema`; after t updates it is at most (1 + t)/(10 + t).
-        frozen: while a rule holds the parameters of a BatchNorm layer, the layer uses its running statistics. (That
-            the parameters do not move is the optimizer's doing.)
         axis_name: the mapped axis when the step runs under `pmap`; None under plain `jit`, where the batch is global.
 
     Returns:
-        The step. Its metrics are those of the parameters *before* the update, over the whole (global) batch:
-        "loss", "accuracy" and "gradient_norm", each an array (sum, count).
+        The step. Its sums are those of the parameters *before* the update, over the whole (global) batch: the task's
+        metrics and "gradient_norm", each an array (sum, count).
     """
-    loss_of = functools.partial(_batch_loss, model, loss, normalize, label_smoothing, frozen)
+    loss_of = functools.partial(_batch_loss, model, task, normalize, optimizer.frozen)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        size = batch["label"].shape[0]
-        first_index, dropout_key = 0, stream(seed, "dropout", state.step)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        first_index, dropout_key = 0, stream(state.seed, "dropout", state.step)
         if axis_name:
-            first_index = jax.lax.axis_index(axis_name) * size
+            first_index = jax.lax.axis_index(axis_name) * jax.tree.leaves(batch)[0].shape[0]
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
-        images, targets = augment(stream(seed, "augment", state.step), batch["image"], batch["label"], first_index)
-        grads, batch_stats, loss_sum, hits = _gradients(loss_of, accumulate, state, images, targets, dropout_key)
-        count = jnp.asarray(size, jnp.float32)
+        batch = augment(stream(state.seed, "augment", state.step), task.prepare(batch), first_index)
+        grads, batch_stats, sums = _gradients(loss_of, accumulate, state, batch, dropout_key)
         if axis_name:
-            grads = jax.lax.pmean(grads, axis_name)
-            loss_sum, hits, count = jax.lax.psum((loss_sum, hits, count), axis_name)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            grads, sums = jax.lax.pmean(grads, axis_name), jax.lax.psum(sums, axis_name)
+        updates, opt_state = optimizer.at(state.learning_rate).update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
         new = {"params": params, "batch_stats": batch_stats}
         ema = state.ema if ema_decay is None else _moving_average(state.ema, new, ema_decay, state.step)
-        metrics = {
-            "loss": jnp.stack([loss_sum, count]),
-            "accuracy": jnp.stack([hits.astype(jnp.float32), count]),
-            "gradient_norm": jnp.stack([optax.tree.norm(grads), jnp.ones((), jnp.float32)]),
-        }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+        sums = {**sums, "gradient_norm": jnp.stack([optax.tree.norm(grads), jnp.ones((), jnp.float32)])}
+        return state.replace(
+            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+        ), sums
 
     return step
 
 
 def _batch_loss(
     model: nn.Module,
-    loss: Loss,
-    normalize: Callable[[jax.Array], jax.Array],
-    label_smoothing: float,
+    task: Task,
+    normalize: Normalize,
     frozen: Sequence[Rule],
     params: Tree,
     batch_stats: Tree,
     step: jax.Array,
-    images: jax.Array,
-    targets: jax.Array,
+    batch: Batch,
     dropout_key: jax.Array,
-) -> tuple[jax.Array, tuple[Tree, jax.Array, jax.Array]]:
-    """Mean loss of a batch, side heads included, and (new batch_stats, sum of the losses without them, hits)."""
+) -> tuple[jax.Array, tuple[Tree, Sums]]:
+    """The loss of a batch, and (new batch_stats, sums)."""
     variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+    batch = normalize(batch)
     with hold_statistics(frozen, step):
-        logits_BxK, updates = model.apply(
+        outputs, updates = model.apply(
             variables,
-            normalize(images),
+            task.inputs(batch),
             train=True,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats", "auxiliary"],
         )
-    smoothed = smooth(targets, label_smoothing)
-    loss_B = loss(logits_BxK, smoothed)
-    hits_B = jnp.argmax(logits_BxK, -1) == jnp.argmax(targets, -1)
-    heads: Any = updates.get("auxiliary", {})
-    beside = sum(head["weight"] * loss(head["logits"], smoothed).mean() for head in heads.values())
-    return loss_B.mean() + beside, (updates.get("batch_stats", {}), loss_B.sum(), hits_B.sum())
+    auxiliary: Any = updates.get("auxiliary", {})
+    loss, sums = task.loss(outputs, batch, train=True, auxiliary=auxiliary)
+    return loss, (updates.get("batch_stats", {}), sums)
 
 
 def _gradients(
-    loss_of: Callable[..., Any],
-    accumulate: int,
-    state: TrainState,
-    images: jax.Array,
-    targets: jax.Array,
-    dropout_key: jax.Array,
-) -> tuple[Tree, Tree, jax.Array, jax.Array]:
-    """Gradients of the mean of `loss_of` over the parts of a batch, then the batch_stats, loss sum and hits of all."""
+    loss_of: Callable[..., Any], accumulate: int, state: TrainState, batch: Batch, dropout_key: jax.Array
+) -> tuple[Tree, Tree, Sums]:
+    """Gradients of the mean of `loss_of` over the parts of a batch, then the batch_stats and sums of all."""
     one = jax.value_and_grad(loss_of, has_aux=True)
     if accumulate == 1:
-        (_, aux), grads = one(state.params, state.batch_stats, state.step, images, targets, dropout_key)
+        (_, aux), grads = one(state.params, state.batch_stats, state.step, batch, dropout_key)
         return grads, *aux
 
-    def add(carry: Any, part: Any) -> Any:
-        grads, batch_stats, loss_sum, hits = carry
-        (_, (batch_stats, more_loss, more_hits)), new = one(state.params, batch_stats, state.step, *part)
-        return (jax.tree.map(jnp.add, grads, new), batch_stats, loss_sum + more_loss, hits + more_hits), None
+    def part(batch_stats: Tree, batch: Batch, key: jax.Array) -> Any:
+        (_, (batch_stats, sums)), grads = one(state.params, batch_stats, state.step, batch, key)
+        return grads, batch_stats, sums
+
+    def add(carry: Any, rows: Any) -> Any:
+        grads, batch_stats, sums = carry
+        more_grads, batch_stats, more_sums = part(batch_stats, *rows)
+        return (jax.tree.map(jnp.add, grads, more_grads), batch_stats, jax.tree.map(jnp.add, sums, more_sums)), None
 
     # Part j takes the rows j, j + n, …: a batch that is spread over devices stays where it is.
     cut = lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)  # noqa: E731
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    start = (zeros, state.batch_stats, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-    parts = (cut(images), cut(targets), jax.random.split(dropout_key, accumulate))
-    (grads, batch_stats, loss_sum, hits), _ = jax.lax.scan(add, start, parts)
-    return jax.tree.map(lambda g: g / accumulate, grads), batch_stats, loss_sum, hits
+    rows = (jax.tree.map(cut, dict(batch)), jax.random.split(dropout_key, accumulate))
+    _, _, sums = jax.eval_shape(part, state.batch_stats, *jax.tree.map(lambda x: x[0], rows))
+    start = (
+        jax.tree.map(jnp.zeros_like, state.params),
+        state.batch_stats,
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
+    )
+    (grads, batch_stats, sums), _ = jax.lax.scan(add, start, rows)
+    return jax.tree.map(lambda g: g / accumulate, grads), batch_stats, sums
 
 
 def _moving_average(old: Tree, new: Tree, decay: float, updates: jax.Array) -> Tree:
@@ -148,25 +137,15 @@ def _moving_average(old: Tree, new: Tree, decay: float, updates: jax.Array) -> T
     return jax.tree.map(lambda before, now: keep * before + (1.0 - keep) * now, old, new)
 
 
-def make_eval_step(
-    model: Network,
-    loss: Loss,
-    normalize: Callable[[jax.Array], jax.Array],
-    num_classes: int,
-    *,
-    axis_name: str | None = None,
-) -> Callable[[dict[str, Tree], Batch], tuple[Metrics, jax.Array]]:
-    """Builds `step(variables, batch) -> (metrics, logits_BxK)`; rows where `batch["mask"]` is False count nowhere."""
+def make_eval_step(model: Network, task: Task, normalize: Normalize, *, axis_name: str | None = None) -> EvalStep:
+    """Builds `step(variables, batch) -> (sums, collected)`; rows where `batch["mask"]` is False count in no sum."""
 
-    def step(variables: dict[str, Tree], batch: Batch) -> tuple[Metrics, jax.Array]:
-        logits_BxK: Any = model.apply(variables, normalize(batch["image"]), train=False)
-        targets_BxK = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
-        mask_B = batch["mask"].astype(jnp.float32)
-        loss_sum = jnp.sum(loss(logits_BxK, targets_BxK) * mask_B)
-        hits = jnp.sum((jnp.argmax(logits_BxK, -1) == batch["label"]).astype(jnp.float32) * mask_B)
-        count = mask_B.sum()
+    def step(variables: Tree, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
+        batch = normalize(task.prepare(batch))
+        outputs = model.apply(variables, task.inputs(batch), train=False)
+        _, sums = task.loss(outputs, batch, train=False)
         if axis_name:
-            loss_sum, hits, count = jax.lax.psum((loss_sum, hits, count), axis_name)
-        return {"loss": jnp.stack([loss_sum, count]), "accuracy": jnp.stack([hits, count])}, logits_BxK
+            sums = jax.lax.psum(sums, axis_name)
+        return sums, task.collect(outputs, batch)
 
     return step

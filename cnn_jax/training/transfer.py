@@ -13,7 +13,6 @@ from cnn_jax.data.channels import KINDS
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import layer_table
 from cnn_jax.optim.optimizers import get_optimizer_spec
-from cnn_jax.optim.parameter_groups import parse_pair
 from cnn_jax.storage.weights_file import check_same_structure
 from cnn_jax.weights import load_pretrained
 
@@ -71,17 +70,6 @@ def _check_channels(source: str, variables: Any, model: nn.Module, image_shape: 
             f"given --init-from {source}, weights for {KINDS[other]} images, and {KINDS[channels]} images; expected "
             f"images of the same kind; give --channels {other}"
         )
-
-
-def freeze_until(optim: OptimConfig, steps_per_epoch: float) -> list[tuple[str, int]]:
-    """(regex, step) pairs of `--freeze-until`, whose unit is the epoch.
-
-    Raises:
-        UserError: one is not regex=epochs.
-    """
-    example = "regex=epochs, such as stage1=3"
-    pairs = [parse_pair(text, "--freeze-until", example) for text in optim.freeze_until]
-    return [(regex, round(epochs * steps_per_epoch)) for regex, epochs in pairs]
 
 
 def rate_groups(optim: OptimConfig, model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:

@@ -25,6 +25,7 @@ from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
 from cnn_jax.weights.files import SUFFIXES, read_state
 from cnn_jax.weights.hub import CONFIG, WEIGHTS, HubFiles, hub_files, read_config, torchvision_file
 from cnn_jax.weights.naming import Naming, recognise
+from cnn_jax.weights.trained import load_trained
 from cnn_jax.weights.preprocess import PublishedPreprocess, from_timm
 
 Maker = Callable[[int | None], nn.Module]  # from K, or None for the usual number
@@ -190,8 +191,8 @@ def _is_experiment(name: str) -> bool:
         return False
 
 
-def load_run(run: str | Path) -> tuple[nn.Module, dict[str, Any], Preprocess]:
-    """Does what `run_folder.load` does, for a run of one network.
+def load_run(run: str | Path) -> tuple[Any, dict[str, Any], Preprocess]:
+    """Opens a finished run of one network: module, variables, preprocessing.
 
     Raises:
         UserError: no finished run, or one of several networks.
@@ -199,9 +200,10 @@ def load_run(run: str | Path) -> tuple[nn.Module, dict[str, Any], Preprocess]:
     members = run_folder.read_config(run).train.members
     if members > 1:
         raise UserError(
-            f"given {run}, a run of {members} networks; expected one; train it again without --members, or name another"
+            f"{run} is a run of {members} networks: train it again with one member, or name another run"
         )
-    return run_folder.load(run)
+    trained = load_trained(run)
+    return trained.model, trained.variables, trained.preprocess
 
 
 def _open_run(run: Path) -> _Opened:

@@ -1,26 +1,50 @@
-"""The trained model of a finished run."""
+"""The trained model of a finished run, opened from its folder alone."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.config import Config
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
+from cnn_jax.models.ensembles import Committee, Network
+from cnn_jax.models.named import make_model
 from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import check_same_structure, load_weights
+from cnn_jax.tasks import Task, make_task
 
 
-def read_preprocess(run: str | Path) -> Preprocess:
-    """Returns what turns an image into the model's input."""
-    from cnn_jax.data.preprocess import Preprocess
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what it needs.
 
-    path = Path(run) / files.PREPROCESS
-    return Preprocess.from_json(files.read_text(path, "the preprocessing of a run"), path)
+    Attributes:
+        model: a Linen module; of a run of several members, a `Committee` of it.
+        variables: NumPy arrays; of several members, each with a first axis more.
+        preprocess: what turns an image into the model's input.
+        task: what it was trained for.
+        config: of the run.
+        classes: names in the order of the logits.
+    """
+
+    model: Network
+    variables: dict[str, Any]
+    preprocess: Preprocess
+    task: Task
+    config: Config
+    classes: tuple[str, ...]
 
 
-def load(run: str | Path) -> tuple[Any, dict[str, Any], Preprocess]:
-    """Returns the trained model of a finished run: the module, its variables (NumPy arrays) and the preprocessing.
+def load_trained(run: str | Path, model: nn.Module | None = None) -> Trained:
+    """Opens a finished run.
 
-    The model is a Flax module; of a run of several members, a `cnn_jax.models.ensembles.Committee` of it, whose variables have
-    a first axis more.
+    Args:
+        run: its folder.
+        model: the module, for a run that was given an object; else it is made from the config.
 
     Raises:
         UserError: no run folder, an unfinished run, an unknown model, or weights that are not of this model.
@@ -29,23 +53,12 @@ def load(run: str | Path) -> tuple[Any, dict[str, Any], Preprocess]:
     path = Path(run) / files.WEIGHTS
     if not path.is_file():
         again = f"python -m experiments.{config.experiment} --config {Path(run) / files.CONFIG} --workdir {run}"
-        raise UserError(
-            f"given {run}: an unfinished run (no {files.WEIGHTS}); expected a finished one; go on with {again}"
-        )
-
-    import jax
-    import jax.numpy as jnp
-
-    from cnn_jax.models import build
-    from cnn_jax.models.ensembles import Committee
-    from cnn_jax.storage.weights_file import check_same_structure, load_weights
-
+        raise UserError(f"{run} is not finished (it has no {files.WEIGHTS}): continue it with {again}")
     classes, preprocess = files.read_classes(run), read_preprocess(run)
-    model = build(
-        config.model.model, len(classes), dtype=jnp.dtype(config.model.precision), args=config.model.model_args
-    )
+    task = make_task(config.optim, classes)
+    module = _module(config, task, run) if model is None else model
     images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
-    expected = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
     members = config.train.members
     if members > 1:
         expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), expected)
@@ -57,4 +70,21 @@ def load(run: str | Path) -> tuple[Any, dict[str, Any], Preprocess]:
         given=str(path),
         wanted=f"weights of {config.model.model} for {size} images and the {len(classes)} classes of {files.CLASSES}",
     )
-    return model if members == 1 else Committee(model), variables, preprocess
+    network = module if members == 1 else Committee(module, task.combine)
+    return Trained(network, variables, preprocess, task, config, classes)
+
+
+def read_preprocess(run: str | Path) -> Preprocess:
+    """Returns what turns an image into the model's input."""
+    path = Path(run) / files.PREPROCESS
+    return Preprocess.from_json(files.read_text(path, "the preprocessing of a run"), path)
+
+
+def _module(config: Config, task: Task, run: str | Path) -> nn.Module:
+    name = config.model.model
+    if name.startswith("<"):
+        raise UserError(
+            f"{run} was trained with a module given as an object, {name}, which its config cannot make again: "
+            "pass it, as in load(run, model=…)"
+        )
+    return make_model(name, task.outputs, dtype=jnp.dtype(config.model.precision), args=config.model.model_args)

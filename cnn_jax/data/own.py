@@ -1,0 +1,200 @@
+"""The user's own data: arrays, sources, and `package.module:attribute` on the command line."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cnn_jax.arguments import load_attribute
+from cnn_jax.data.preprocess import fit_image
+from cnn_jax.data.sources import ArraySource, ArraySpec, Example, Source, Splits, example_spec, parse_split
+from cnn_jax.errors import UserError
+
+OwnData = Source | tuple[Any, Any]  # or (images uint8 NxHxWxC or NxHxW, labels integer N)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some examples of a source, in the order of `rows`."""
+
+    source: Source
+    rows: Sequence[int]
+    split: str
+
+    @property
+    def name(self) -> str:
+        """That of the source."""
+        return self.source.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the source."""
+        return self.source.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """That of the source."""
+        return self.source.image_shape
+
+    @property
+    def spec(self) -> dict[str, ArraySpec]:
+        """That of the source."""
+        return example_spec(self.source)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the source and of the choice of rows."""
+        own = self.source.fingerprint
+        return None if own is None else f"{own} {hashlib.sha256(np.asarray(self.rows).tobytes()).hexdigest()}"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.source[int(self.rows[index])]
+
+
+def as_source(
+    data: OwnData, *, name: str = "arrays", split: str = "train", class_names: Sequence[str] | None = None
+) -> Source:
+    """Makes a source of arrays; a source passes.
+
+    Args:
+        data: a `Source`, or images uint8 (N, H, W, C), grey ones also (N, H, W), and labels, integers (N,) or (N, 1).
+        name: for messages and the record.
+        split: the same.
+        class_names: K names; default: "0" to the largest label.
+
+    Raises:
+        UserError: arrays of another type, rank or length, or labels out of range.
+
+    >>> as_source((np.zeros((3, 8, 8), np.uint8), [0, 1, 1])).image_shape
+    (8, 8, 1)
+    """
+    if not isinstance(data, tuple | list):
+        if not all(hasattr(data, part) for part in ("__getitem__", "__len__", "class_names", "image_shape")):
+            raise UserError(f"{name}: {type(data).__name__} is no data set: pass (images, labels) or a Source")
+        return data
+    if len(data) != 2:
+        raise UserError(f"{name}: {len(data)} arrays given: pass two, (images, labels)")
+    images, labels = (np.asarray(part) for part in data)
+    if images.dtype != np.uint8:
+        advice = ""
+        if images.dtype.kind == "f" and images.size:
+            factor = "images * 255" if float(np.nanmax(images)) <= 1.0 else "images"
+            advice = f", by np.round({factor}).astype(np.uint8)"
+        raise UserError(f"{name}: images are {images.dtype}: convert them to uint8 in [0, 255]{advice}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise UserError(f"{name}: images have shape {images.shape}: pass (N, H, W, C), or (N, H, W) for grey ones")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UserError(
+            f"{name}: labels are {labels.dtype} of shape {labels.shape}: pass one integer an image, shape "
+            f"({len(images)},); of one-hot labels take labels.argmax(-1)"
+        )
+    if len(labels) != len(images):
+        raise UserError(f"{name}: {len(images)} images but {len(labels)} labels: pass one label an image")
+    names = tuple(str(label) for label in range(int(labels.max()) + 1)) if class_names is None else tuple(class_names)
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise UserError(
+            f"{name}: labels go from {labels.min()} to {labels.max()}: "
+            f"pass labels from 0 to {len(names) - 1}, one for each of the {len(names)} classes"
+        )
+    return ArraySource(name, split, names, images, labels.astype(np.int32))
+
+
+def resized(source: Source, size: int) -> Source:
+    """Returns images held in memory at another height and width, see `fit_image`; the source itself if it fits."""
+    height, width, channels = source.image_shape
+    if (height, width) == (size, size):
+        return source
+    shape = (size, size, channels)
+    images = np.stack([_resize(source[index]["image"], shape) for index in range(len(source))])
+    labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int32)
+    return ArraySource(source.name, source.split, source.class_names, images, labels)
+
+
+def _resize(image_HxWxC: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    pixels = image_HxWxC[..., 0] if image_HxWxC.shape[-1] == 1 else image_HxWxC
+    return fit_image(Image.fromarray(pixels), shape)
+
+
+def split_off(source: Source, share: float) -> tuple[Source, Source]:
+    """Splits a source at random, the same way each time, into (the rest, a `share` of it).
+
+    Raises:
+        UserError: `share` is not in (0, 1), or leaves one part empty.
+    """
+    count = round(len(source) * share)
+    if not 0 < share < 1 or not 0 < count < len(source):
+        raise UserError(f"a validation share of {share} of {len(source)} examples: set it between 0 and 1")
+    order = np.argsort(np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(len(source)), kind="stable")
+    return Subset(source, np.sort(order[count:]), "train"), Subset(source, np.sort(order[:count]), "validation")
+
+
+def fingerprint(sources: Mapping[str, Source]) -> str:
+    """Eight hex digits that change with the pixels and labels of sources held in memory."""
+    digest = hashlib.sha256()
+    for name, source in sorted(sources.items()):
+        rows = source.rows if isinstance(source, Subset) else None
+        whole = source.source if isinstance(source, Subset) else source
+        digest.update(f"{name} {len(source)} {source.image_shape}".encode())
+        if isinstance(whole, ArraySource):
+            digest.update(np.ascontiguousarray(whole.images).data)
+            digest.update(np.ascontiguousarray(whole.labels).data)
+        if rows is not None:
+            digest.update(np.asarray(rows).tobytes())
+    return digest.hexdigest()[:8]
+
+
+def is_attribute(dataset: str) -> bool:
+    """Whether the name of a data set is `package.module:attribute`.
+
+    >>> is_attribute("mydata:photos"), is_attribute("svhn_cropped:3.1.0")
+    (True, False)
+    """
+    module, _, attribute = dataset.partition(":")
+    return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+
+
+def own_splits(dataset: str) -> dict[str, Source]:
+    """Opens `package.module:attribute`: a mapping from split names to data, or a function that returns one.
+
+    Raises:
+        UserError: it is something else, or its arrays cannot be used.
+    """
+    found = load_attribute(dataset)
+    if callable(found):
+        found = found()
+    if not isinstance(found, Mapping) or "train" not in found:
+        raise UserError(
+            f"{dataset} is {type(found).__name__}: make it a mapping with the split train, and perhaps validation and "
+            "test, of (images, labels) or sources; or a function that returns one"
+        )
+    train = as_source(found["train"], name=dataset, split="train")
+    names = train.class_names
+    return {split: as_source(data, name=dataset, split=split, class_names=names) for split, data in found.items()}
+
+
+def open_own(dataset: str, split: str, image_size: int | None = None) -> Source:
+    """Opens one split, such as `train[:90%]`, of `own_splits`."""
+    sources = own_splits(dataset)
+    name, rows = parse_split(split, {split: len(source) for split, source in sources.items()})
+    source = sources[name]
+    part = source if len(rows) == len(source) else Subset(source, rows, split)
+    return part if image_size is None else resized(part, image_size)
+
+
+def default_splits(dataset: str) -> Splits:
+    """The splits of `own_splits`; without a validation split, a tenth of the training examples at its end."""
+    sources = own_splits(dataset)
+    test = "test" if "test" in sources else None
+    if "validation" in sources:
+        return Splits("train", "validation", test)
+    return Splits("train[:90%]", "train[90%:]", test)

@@ -1,0 +1,66 @@
+"""Models by name: those of the catalogue, and `package.module:attribute` of the user."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cnn_jax.arguments import load_attribute, parse_arguments
+from cnn_jax.errors import UserError
+from cnn_jax.models import build
+
+
+def make_model(
+    name: str,
+    num_classes: int | None,
+    *,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    args: Sequence[str] = (),
+) -> nn.Module:
+    """Makes a model.
+
+    Args:
+        name: of the catalogue, or `package.module:attribute`: a Linen module, or a class or function that makes one and
+            gets those of num_classes, dtype and axis_name that it has parameters for.
+        num_classes: None for models without.
+        dtype: of the computation.
+        axis_name: `pmap` axis of batch normalisation.
+        args: the other parameters, each key=value.
+
+    Raises:
+        UserError: an unknown name or argument, or something that is no Linen module with `train` in its call.
+    """
+    if ":" not in name:
+        return build(name, num_classes, dtype=dtype, axis_name=axis_name, args=args)
+    found = load_attribute(name)
+    if isinstance(found, nn.Module):
+        if args:
+            raise UserError(f"{name} is a finished module: leave model_args out, or name its class")
+        return check_module(found, name)
+    if not callable(found):
+        raise UserError(f"{name} is {type(found).__name__}: name a Linen module, or a class or function that makes one")
+    own = {"num_classes": num_classes, "dtype": dtype, "axis_name": axis_name}
+    values = parse_arguments(name, found, args, hidden=(*own, "parent", "name"))
+    accepted = inspect.signature(found).parameters
+    values |= {key: value for key, value in own.items() if key in accepted and value is not None}
+    return check_module(found(**values), name)
+
+
+def check_module(module: Any, name: str | None = None) -> nn.Module:
+    """Returns a Linen module that can be trained.
+
+    Raises:
+        UserError: it is something else, or its call has no `train`.
+    """
+    called = name or type(module).__name__
+    if isinstance(module, type) and issubclass(module, nn.Module):
+        raise UserError(f"{module.__name__} is a class: pass an instance, {module.__name__}(…)")
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{called} is {type(module).__name__}: pass a flax.linen module")
+    parameters = inspect.signature(type(module).__call__).parameters
+    if "train" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise UserError(f"{called} has no argument `train` in __call__: write `def __call__(self, x, *, train: bool)`")
+    return module

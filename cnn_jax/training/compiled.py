@@ -1,0 +1,140 @@
+"""The one place where programs are compiled, and found again.
+
+A program is kept under its lowered text: a notebook cell that is run again traces its step again and finds the program,
+even if the functions in it are new objects. The cache on disk (XLA's) serves other processes.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cnn_jax.data.pipeline import Item, Pipeline
+from cnn_jax.tasks import Sums
+from cnn_jax.training.parallel import Parallel, Tree
+from cnn_jax.training.state import TrainState
+from cnn_jax.training.step import EvalStep, Step
+
+KEPT = 16  # programs, the last ones used
+_programs: OrderedDict[str, Any] = OrderedDict()
+
+
+class TrainStep:
+    """A training step on the devices of a run: `state, sums = train_step(state, items)`.
+
+    `items` are those of one or more consecutive steps. Of more than one, all their steps are a single call; the sums
+    come back stacked. Compiles for each number of items the first time it is seen. The state's memory is reused.
+
+    Args:
+        step: pure, of one network or of members.
+        pipeline: whose items come, and whose resident arrays are put on the devices now.
+        parallel: the devices.
+        scan: whether calls of several steps occur. Loop bodies do not use XLA's thread pool on CPU, so there steps are
+            called one by one.
+        say: where "compiling …" goes.
+    """
+
+    def __init__(
+        self, step: Step, pipeline: Pipeline, parallel: Parallel, *, scan: bool, say: Callable[[str], None] = print
+    ):
+        self._step, self._gather, self._parallel = step, pipeline.gather, parallel
+        self._scan, self._say = scan, say
+        self._arrays = parallel.place(pipeline.arrays)
+        self._compiled: dict[int, Any] = {}
+
+    def __call__(self, state: TrainState, items: Sequence[Item]) -> tuple[TrainState, Sums]:
+        """Dispatches the steps of `items`; does not wait for the device."""
+        placed = self.prepare(state, items)
+        return self._compiled[len(items)](state, self._arrays, placed)
+
+    def prepare(self, state: TrainState, items: Sequence[Item]) -> Any:
+        """Puts items on the devices, and compiles for their number if that is new."""
+        placed = self._parallel.place_item(stack(items) if self._scan else items[0], stacked=self._scan)
+        if len(items) not in self._compiled:
+            self._compiled[len(items)] = self._compile(state, placed)
+        return placed
+
+    def _compile(self, state: TrainState, placed: Any) -> Any:
+        def one(state: TrainState, arrays: Tree, item: Tree) -> tuple[TrainState, Sums]:
+            return self._step(state, self._gather(arrays, item))
+
+        def many(state: TrainState, arrays: Tree, items: Tree) -> tuple[TrainState, Sums]:
+            return jax.lax.scan(lambda state, item: one(state, arrays, item), state, items)
+
+        self._say("compiling  …")
+        start = time.perf_counter()
+        program = _compile(
+            self._parallel,
+            many if self._scan else one,
+            (state, self._arrays, placed),
+            stacked=self._scan,
+            rows_out=False,
+            donate=True,
+        )
+        memory = program.memory_analysis()
+        need = "" if memory is None else f", about {_bytes(memory)} of memory a device"
+        self._say(f"compiled   in {time.perf_counter() - start:.1f} s{need}")
+        return program
+
+
+class EvalProgram:
+    """An evaluation step on the devices of a run: `sums, collected = evaluate(variables, item)`."""
+
+    def __init__(self, step: EvalStep, pipeline: Pipeline, parallel: Parallel):
+        self._step, self._gather, self._parallel = step, pipeline.gather, parallel
+        self._resident, self._arrays, self._compiled = pipeline.arrays, None, None
+
+    def __call__(self, variables: Tree, item: Item) -> tuple[Sums, dict[str, jax.Array]]:
+        """Dispatches one batch; `collected` stays on the devices, see `Parallel.fetch_rows`."""
+        if self._arrays is None:
+            self._arrays = self._parallel.place(self._resident)
+        placed = self._parallel.place_item(item)
+        if self._compiled is None:
+            args = (variables, self._arrays, placed)
+            self._compiled = _compile(self._parallel, self._one, args, stacked=False, rows_out=True, donate=False)
+        return self._compiled(variables, self._arrays, placed)
+
+    def _one(self, variables: Tree, arrays: Tree, item: Tree) -> tuple[Sums, dict[str, jax.Array]]:
+        return self._step(variables, self._gather(arrays, item))
+
+
+def stack(items: Sequence[Item]) -> Tree:
+    """Stacks the items of consecutive steps along a new first axis."""
+    return jax.tree.map(lambda *xs: np.stack(xs), *items)
+
+
+def mean_metrics(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Exact means of many (sum, count) metrics, added in float64 on the host.
+
+    >>> mean_metrics([{"loss": np.array([6.0, 4.0])}, {"loss": np.array([2.0, 1.0])}])
+    {'loss': 1.6}
+    """
+    fetched = jax.device_get(list(sums))
+    means = {}
+    for name in fetched[0]:
+        pairs = np.concatenate([one[name].reshape(-1, 2) for one in fetched])
+        above, count = pairs.sum(axis=0, dtype=np.float64)
+        means[name] = float(above / count)
+    return means
+
+
+def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings: bool) -> Any:
+    """Compiles `run`, or finds the program that was compiled for the same text and devices."""
+    lowered = parallel.lower(run, args, **settings)
+    key = hashlib.sha256(f"{parallel.kind} {parallel.devices} {settings} {lowered.as_text()}".encode()).hexdigest()
+    if key not in _programs:
+        _programs[key] = lowered.compile()
+        while len(_programs) > KEPT:
+            _programs.popitem(last=False)
+    _programs.move_to_end(key)
+    return _programs[key]
+
+
+def _bytes(memory: Any) -> str:
+    # Donated arguments are outputs too and are counted once.
+    size = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return f"{max(size - memory.alias_size_in_bytes, 0) / 2**20:,.0f} MiB"
