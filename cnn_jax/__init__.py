@@ -1,22 +1,32 @@
 """Convolutional networks in JAX and Flax: train, compare, look inside.
 
-Importing this package imports no JAX; `load` and the modules do when they are used.
+Importing this package imports no JAX; the names below do when they are used.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+if TYPE_CHECKING:
+    from cnn_jax.library import Run, fit, load
+    from cnn_jax.models import create_model, list_models
+
+__all__ = ["Run", "__version__", "create_model", "fit", "list_models", "load"]
 
 
-def load(run: str) -> tuple[Any, Any, Any]:
-    """Opens a finished run folder: `(model, variables, preprocess)`.
+def __getattr__(name: str) -> Any:
+    if name in ("Run", "fit", "load"):
+        from cnn_jax import library
 
-    `model.apply(variables, preprocess.normalize(images_BxHxWxC), train=False)` gives the logits.
+        return getattr(library, name)
+    if name in ("create_model", "list_models"):
+        from cnn_jax import models
 
-    Raises:
-        UserError: the folder is no finished run, or its weights do not fit its model.
-    """
-    from cnn_jax.weights.trained import load
+        return getattr(models, name)
+    if name == "__version__":
+        from importlib.metadata import version
 
-    return load(run)
+        return version("cnn_jax")
+    raise AttributeError(f"module 'cnn_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

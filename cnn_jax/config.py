@@ -6,6 +6,7 @@ the help text, its value goes into `config.json`. This module imports no JAX, so
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
@@ -171,6 +172,13 @@ TRANSIENT = frozenset(
 )
 
 
+_ABOVE_ZERO = (
+    *("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps", "members"),
+    *("learning_rate", "head_learning_rate", "layer_decay", "image_size", "devices", "log_every", "clip_norm"),
+    "patience",
+)
+
+
 @dataclass(frozen=True)
 class Config:
     """A whole experiment."""
@@ -218,6 +226,36 @@ class Config:
             f"{n}: {ours[n]!r} here, {theirs[n]!r} there" for n in ours if n not in TRANSIENT and ours[n] != theirs[n]
         ]
 
+    def check(self) -> None:
+        """Refuses values that no run can have.
+
+        Raises:
+            UserError: naming the field.
+        """
+        values = self.flat()
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"`{name}` is {value}: set it to a finite number")
+        for name in _ABOVE_ZERO:
+            if values[name] is not None and values[name] <= 0:
+                raise UserError(f"`{name}` is {values[name]}: set it above 0")
+        for name in ("label_smoothing", "ema_decay"):
+            if values[name] is not None and not 0 <= values[name] < 1:
+                raise UserError(f"`{name}` is {values[name]}: set it in [0, 1)")
+        for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
+            if values[name] < 0:
+                raise UserError(f"`{name}` is {values[name]}: set it to 0 or more")
+        if values["epochs"] is None and values["steps"] is None:
+            raise UserError("set `epochs` or `steps`")
+        for name, bits in (("steps", 31), ("seed", 32)):
+            if (values[name] or 0) >= 2**bits:
+                raise UserError(f"`{name}` is {values[name]}: set it below 2**{bits}")
+        if self.data.batch_size % self.optim.accumulate:
+            raise UserError(
+                f"`batch_size` {self.data.batch_size} cannot be cut into `accumulate` {self.optim.accumulate} equal "
+                "parts: change one of them"
+            )
+
     def to_json(self) -> str:
         """The config as JSON; `load` reads it from a file."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -230,7 +268,7 @@ class Config:
             UserError: the file is absent, is no JSON, has an unknown field or a value of the wrong type.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors put a byte-order mark
         except OSError as error:
             raise UserError(
                 f"given config {path}: {error.strerror}; expected a config.json of a run; give another path"

@@ -6,7 +6,10 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The message is one line: what was given, what was expected, what to do."""
+    """A mistake in what the user gave. The message is one line: what is wrong, then what to do.
+
+    Fields of the config stand in backticks, such as `batch_size`; on the command line they are shown as flags.
+    """
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:

@@ -1,0 +1,329 @@
+"""The library: train, load and use networks from Python. `cnn_jax` offers these names; nothing is defined twice."""
+
+import dataclasses
+import html
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from cnn_jax.config import Config
+from cnn_jax.data import Preprocess, Source, default_splits, open_source
+from cnn_jax.data.own import OwnData, as_source, fingerprint, resized, split_off
+from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.models.ensembles import Network
+from cnn_jax.report import curves, figures
+from cnn_jax.runs.evaluate import evaluate, evaluate_source
+from cnn_jax.runs.inference import predict_outputs
+from cnn_jax.storage import run_folder as files
+from cnn_jax.tasks import Task
+from cnn_jax.training.callbacks import Callback
+from cnn_jax.training.experiment import Given
+from cnn_jax.training.run import train as train_run
+from cnn_jax.training.state import variables_for_evaluation
+from cnn_jax.weights.trained import Trained, load_trained
+
+__all__ = ["Run", "fit", "load"]
+
+
+class Run:
+    """A trained network and the folder it came from.
+
+    Attributes:
+        folder: the run folder; a temporary one until `save`, if `fit` was given none.
+        model: the Flax module (of several members, a `Committee`).
+        variables: its parameters and statistics, NumPy arrays.
+        preprocess: turns images into the model's input.
+        task: what it was trained for.
+        config: of the run.
+        classes: names, in the order of the outputs of a classifier.
+        interrupted: whether training was stopped by Ctrl-C; then the weights are those of the last step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trained: Trained,
+        *,
+        interrupted: bool = False,
+        temporary: "tempfile.TemporaryDirectory[str] | None" = None,
+    ):
+        self.folder, self.interrupted = folder, interrupted
+        self._trained, self._temporary = trained, temporary
+
+    @property
+    def model(self) -> Network:
+        return self._trained.model
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return self._trained.variables
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self._trained.preprocess
+
+    @property
+    def task(self) -> Task:
+        return self._trained.task
+
+    @property
+    def config(self) -> Config:
+        return self._trained.config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._trained.classes
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl: dicts with "kind" ("train", "validation", "test"), "step", "epoch" and metrics."""
+        return files.read_metrics(self.folder)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The run in one object, such as "test_accuracy"; of an interrupted run, what its last validation found."""
+        if (self.folder / files.SUMMARY).is_file():
+            return files.read_json(self.folder, files.SUMMARY)
+        last = [row for row in self.history if row["kind"] == "validation"][-1:]
+        return {f"validation_{name}": row[name] for row in last for name in self.task.metrics} | {"finished": False}
+
+    def plot(self) -> Any:
+        """Draws the curves of the task's metrics; returns a matplotlib `Figure`, which notebooks show."""
+        with figures.style():
+            return curves.side_by_side(self.history, self.task.metrics, self.summary.get("best_step"))
+
+    def evaluate(self, data: OwnData | str = "test", *, batch_size: int = 500) -> dict[str, Any]:
+        """Computes the task's measures, such as "accuracy" and "loss".
+
+        Args:
+            data: (images, labels), a `Source`, or a split of the run's own data set, such as "test" or "train[:500]".
+            batch_size: examples a forward pass.
+        """
+        if isinstance(data, str):
+            if self.config.data.dataset.startswith("<"):
+                raise UserError(f"this run was trained on arrays, which have no split {data!r}: pass (images, labels)")
+            return evaluate(self.folder, data, batch_size=batch_size)
+        source = as_source(data, split="test", class_names=self.classes)
+        if source.image_shape != self.preprocess.image_shape:
+            raise UserError(
+                f"images have shape {source.image_shape}: pass {self.preprocess.image_shape}, as in training"
+            )
+        return evaluate_source(self._trained, source, batch_size=batch_size)
+
+    def predict(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
+        """Predicts images: of a classifier the probabilities (N, K), of an auto-encoder normalized images.
+
+        Args:
+            images: uint8 (N, H, W, C) of the shape of the training images, or of grey ones (N, H, W).
+            batch_size: images a forward pass.
+
+        Raises:
+            UserError: images of another shape or type.
+        """
+        array = np.asarray(images)
+        if array.ndim == 3 and self.preprocess.image_shape[-1] == 1:
+            array = array[..., None]
+        outputs = predict_outputs(self.model, self.variables, self.preprocess, array, batch_size)
+        return self.task.predict(outputs)
+
+    def save(self, folder: str | Path) -> Path:
+        """Copies the run folder, whole or not at all; returns the new path.
+
+        Raises:
+            UserError: there is something at that path.
+        """
+        target = Path(folder).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target} is not empty: save into a new folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            shutil.copytree(self.folder, scratch, dirs_exist_ok=True)
+            if target.exists():
+                target.rmdir()
+            scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self.folder, self._temporary = target, None
+        return target
+
+    def __repr__(self) -> str:
+        metric = self.task.selection.metric
+        found = {name: value for name, value in self.summary.items() if name.endswith(f"_{metric}")}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        return (
+            f"<Run {self.config.model.model} on {self.config.data.dataset}: {shown or 'not finished'}; {self.folder}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Shows the report in a notebook."""
+        report = self.folder / files.REPORT
+        if not report.is_file():
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        page = html.escape(report.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 640px; border: 0"></iframe>'
+
+
+def fit(
+    model: nn.Module | str,
+    train: OwnData | str,
+    *,
+    validation: OwnData | str | float | None = None,
+    test: OwnData | str | None = None,
+    optimizer: optax.GradientTransformation | str = "adam",
+    task: Task | str = "classification",
+    classes: Sequence[str] | None = None,
+    workdir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    config: Config | None = None,
+    **fields: Any,
+) -> Run:
+    """Trains a network; the experiments' commands run the same code.
+
+    Ctrl-C (the interrupt of a notebook) stops after the current step and returns the run as it is. The same call with
+    the same `workdir` resumes it. A cell that is run again does not compile again.
+
+    Args:
+        model: a Flax module whose call takes `train`, a name of `cnn_jax.list_models()`, or `package.module:attribute`.
+        train: (images uint8 NxHxWxC, labels), a `Source`, or a data set's name, such as "digits" or "folder:PATH".
+        validation: a share of the training data, other arrays, a `Source` or a split; default: the data set's own, of
+            arrays a tenth.
+        test: read once, at the end: arrays, a `Source` or a split; default: the data set's own; of arrays none.
+        optimizer: an Optax transformation, a name (see docs/optimizers.md) or `package.module:attribute`.
+        task: "classification", "reconstruction" or a `Task`.
+        classes: names of the classes of arrays; default: "0" to the largest label.
+        workdir: run folder; default: a temporary one, see `Run.save`.
+        callbacks: `on_evaluation(step, metrics, state)` is called after each validation; True stops.
+        config: where the fields start from; default: `Config()`.
+        fields: any field of the config by its name, such as epochs=5, batch_size=64, augment=["flip"], patience=3.
+
+    Returns:
+        The run, with the weights that were best by validation.
+
+    Raises:
+        UserError: what is wrong, and what to do; nothing is written then.
+    """
+    base = (config or Config("fit")).override(**{name: _frozen(value) for name, value in fields.items()})
+    named: dict[str, Any] = {}
+    sources = _sources(base, train, validation, test, classes, named)
+    if isinstance(model, str):
+        named["model"] = model
+    else:
+        named["model"] = _model_label(model)
+    named["optimizer"] = optimizer if isinstance(optimizer, str) else f"<{type(optimizer).__name__}>"
+    named["task"] = task if isinstance(task, str) else f"<{type(task).__name__}>"
+    temporary = tempfile.TemporaryDirectory(prefix="cnn_jax-run-") if workdir is None else None
+    folder = Path(temporary.name) if temporary else Path(str(workdir)).expanduser()
+    base = _steps_or_epochs(base.override(**named, workdir=str(folder)), fields)
+    base.check()
+    given = Given(
+        None if isinstance(model, str) else model,
+        None if isinstance(optimizer, str) else optimizer,
+        sources,
+        None if isinstance(task, str) else task,
+    )
+    try:
+        train_run(base, given, callbacks, command="cnn_jax.fit(…)")
+    except TrainingStopped as stop:
+        if stop.state is None or stop.experiment is None:
+            raise
+        print(stop)
+        experiment, variables = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
+        trained = Trained(
+            experiment.network, variables, experiment.preprocess, experiment.task, base, experiment.class_names
+        )
+        return Run(folder, trained, interrupted=True, temporary=temporary)
+    return Run(folder, load_trained(folder, given.model, given.task), temporary=temporary)
+
+
+def load(folder: str | Path, model: nn.Module | None = None, task: Task | None = None) -> Run:
+    """Opens a finished run folder.
+
+    Args:
+        folder: of the run.
+        model: the module, if the run was given one that has no name.
+        task: the same of a task.
+
+    Raises:
+        UserError: the folder is no finished run, or its weights do not fit the model.
+    """
+    path = Path(folder).expanduser()
+    return Run(path, load_trained(path, model, task))
+
+
+def _sources(
+    config: Config,
+    train: OwnData | str,
+    validation: OwnData | str | float | None,
+    test: OwnData | str | None,
+    classes: Sequence[str] | None,
+    named: dict[str, Any],
+) -> Mapping[str, Source] | None:
+    """Opens what was given as objects; None if all of it has names, which are put into `named`."""
+    data = config.data
+    if isinstance(train, str):
+        named["dataset"] = train
+        named |= {
+            f"{split}_split": part
+            for split, part in (("validation", validation), ("test", test))
+            if isinstance(part, str)
+        }
+        if all(part is None or isinstance(part, str) for part in (validation, test)):
+            return None
+        usual = default_splits(train, data.data_dir)
+        open_split = lambda split: open_source(  # noqa: E731
+            train, split, data_dir=data.data_dir, image_size=data.image_size, channels=data.channels
+        )
+        whole = open_split(data.train_split or usual.train)
+        validation = usual.validation if validation is None else validation
+        test = usual.test if test is None else test
+        validation, test = (open_split(part) if isinstance(part, str) else part for part in (validation, test))
+    else:
+        whole = as_source(train, class_names=classes)
+        if isinstance(validation, str) or isinstance(test, str):
+            raise UserError("splits are of named data sets, and `train` is arrays: pass arrays for validation and test")
+    own = {"split": "validation", "class_names": whole.class_names}
+    if validation is None or isinstance(validation, float | int):
+        whole, held_out = split_off(whole, 0.1 if validation is None else float(validation))
+    else:
+        held_out = as_source(validation, **own)
+    sources = {"train": whole, "validation": held_out}
+    if test is not None:
+        sources["test"] = as_source(test, **{**own, "split": "test"})
+    if data.image_size is not None:
+        sources = {name: resized(source, data.image_size) for name, source in sources.items()}
+    for name, source in sources.items():
+        if source.image_shape != whole.image_shape and data.image_size is None:
+            raise UserError(f"{name} images have shape {source.image_shape}: pass {whole.image_shape}, as in training")
+    named.setdefault("dataset", "<arrays>")
+    named["dataset"] = f"<{named['dataset'].strip('<>')} {fingerprint(sources)}>"
+    return sources
+
+
+def _model_label(model: Any) -> str:
+    """How the config records a module that was given as an object; the digits change with its fields."""
+    import zlib
+
+    if not isinstance(model, nn.Module):
+        return f"<{type(model).__name__}>"
+    own = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name != "parent"}
+    return f"<{type(model).__name__} {zlib.crc32(repr(own).encode()):08x}>"
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, which people write, as the tuples of the config."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _steps_or_epochs(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Of `steps` and `epochs` the one that was given counts."""
+    if fields.get("steps") is not None and fields.get("epochs") is None:
+        return config.override(epochs=None)
+    return config

@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_jax.commands.output import write_output
 from cnn_jax.commands.parser import ArgumentParser, positive
-from cnn_jax.runs.evaluate import TOP, evaluate
 
 if TYPE_CHECKING:
     pass
+
+
+# measure → heading
+COLUMNS = {
+    "count": "images",
+    "accuracy": "accuracy",
+    "accuracy_low": "95% interval",
+    "loss": "loss",
+    "top5_accuracy": "top 5",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             that cannot be written.
     """
     arguments = _parse(argv)
+    from cnn_jax.runs.evaluate import evaluate  # imports JAX
+
     scores = [
         evaluate(
             run,
@@ -78,21 +89,20 @@ def _print(scores: Sequence[dict[str, Any]]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    numbers = [Column(name, no_wrap=True) for name in ("images", "accuracy", "95% interval", "loss")]
+    shown = [name for name in COLUMNS if any(name in row for row in scores)]
+    numbers = [Column(COLUMNS[name], no_wrap=True) for name in shown]
     table = Table(Column("run", overflow="fold"), "data", *numbers, box=None, pad_edge=False)
-    with_top = any(f"top{TOP}_accuracy" in row for row in scores)
-    if with_top:
-        table.add_column(f"top {TOP}")
     for row in scores:
-        interval = f"{row['accuracy_low']:.2%}–{row['accuracy_high']:.2%}"
-        cells = [
-            row["run"],
-            f"{row['dataset']} {row['split']}",
-            f"{row['count']:,}",
-            f"{row['accuracy']:.2%}",
-            interval,
-        ]
-        top = row.get(f"top{TOP}_accuracy")
-        cells += [f"{row['loss']:.4f}", *([f"{top:.2%}" if top is not None else "–"] if with_top else [])]
+        cells = [row["run"], f"{row['dataset']} {row['split']}", *(_cell(name, row) for name in shown)]
         table.add_row(*map(Text, cells))
     Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no edge
+
+
+def _cell(name: str, row: dict[str, Any]) -> str:
+    if name not in row:
+        return "–"
+    if name == "count":
+        return f"{row[name]:,}"
+    if name == "accuracy_low":
+        return f"{row['accuracy_low']:.2%}–{row['accuracy_high']:.2%}"
+    return f"{row[name]:.2%}" if name.endswith("accuracy") else f"{row[name]:.4f}"

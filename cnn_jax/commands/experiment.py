@@ -3,7 +3,7 @@
 No JAX is imported before the arguments are known to be right, so that `--help` and most errors answer at once.
 """
 
-import math
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnn_jax.commands.parser import guard
-from cnn_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from cnn_jax.config import GROUPS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cnn_jax.errors import UserError, unknown
 
 
@@ -62,14 +62,15 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
         SystemExit: `--help` was asked for (code 0).
     """
     prog = f"python -m experiments.{base.experiment}"
+    argv = _expanded(argv)
     preset, saved = _peek(argv, "--preset"), _peek(argv, "--config")
     if preset is not None and saved is not None:
-        raise UserError(f"given --preset {preset} and --config {saved}; expected one of them; drop the other")
+        raise UserError("--preset and --config exclude each other: drop one")
     folder = base.experiment
     if preset is not None:
         folder += f"-{preset}"
         if not presets:
-            raise UserError(f"given --preset {preset}; expected none, since {prog} has no presets; drop it")
+            raise UserError(f"{prog} has no presets: drop --preset {preset}")
         if preset not in presets:
             raise unknown("preset", preset, presets)
         base = presets[preset]
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
         base = base.override(workdir=None)
         if base.experiment != experiment:
             raise UserError(
-                f"given --config {saved}, of the experiment {base.experiment}; expected one of {experiment}; "
+                f"{saved} is a config of the experiment {base.experiment}: "
                 f"run python -m experiments.{base.experiment} --config {saved}"
             )
     arguments = _parse(argv, prog, doc, base, presets)
@@ -99,6 +100,48 @@ def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, preset
         prog=prog,
         description=(doc or "") + names,
     )
+
+
+_SWITCHES = tuple(
+    "--" + field.name.replace("_", "-")
+    for group in GROUPS.values()
+    for field in dataclasses.fields(group)
+    if field.type in (bool, "bool")
+)
+_PATHS = ("--workdir", "--data-dir", "--config", "--init-from", "--dataset")
+
+
+def _expanded(argv: Sequence[str]) -> list[str]:
+    """Spells arguments as tyro wants them: `--fresh=False` and `--fresh false` become `--no-fresh`, and `~` in a path
+    becomes the home folder, also after `=` and `folder:`.
+
+    >>> _expanded(["--fresh=False", "--distributed", "true", "--epochs", "3"])
+    ['--no-fresh', '--distributed', '--epochs', '3']
+    """
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if flag in _SWITCHES:
+            if not equals and rest and rest[0].lower() in ("true", "false"):
+                value = rest.pop(0)
+            if value.lower() not in ("true", "false", ""):
+                raise UserError(f"{flag} is {value}: write {flag} or --no-{flag.removeprefix('--')}")
+            words.append(f"--no-{flag.removeprefix('--')}" if value.lower() == "false" else flag)
+        elif flag in _PATHS:
+            given = value if equals or not rest else rest.pop(0)
+            family, colon, path = given.partition(":")
+            given = (
+                f"folder:{os.path.expanduser(path)}"
+                if (family, colon) == ("folder", ":")
+                else os.path.expanduser(given)
+            )
+            words += [f"{flag}={given}"] if given or equals else [flag]
+        else:
+            words.append(word)
+    return words
 
 
 def _peek(argv: Sequence[str], flag: str) -> str | None:
@@ -139,51 +182,21 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], workdir: str) ->
             if not _given(argv, "--" + name.replace("_", "-")):
                 changes[name] = None
     if _given(argv, "--members") and config.optim.member_learning_rates:
-        raise UserError("given --members and --member-learning-rates; expected one of them; drop --members")
+        raise UserError("each of --member-learning-rates is a member: drop --members")
     if _given(argv, "--steps") and _given(argv, "--epochs"):
-        raise UserError("given --steps and --epochs; expected one of them; drop the other")
+        raise UserError("--steps and --epochs exclude each other: drop one")
     if _given(argv, "--epochs"):
         changes["steps"] = None
     elif config.train.steps is not None:
         changes["epochs"] = None
     if family == "folder":
         if not path:
-            raise UserError("given --dataset folder:; expected folder:PATH; name the folder")
+            raise UserError("--dataset folder: has no path: write folder:PATH")
         changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))  # a run is read from anywhere
     if config.train.workdir is None:
         changes["workdir"] = workdir
     if config.model.init_from is not None and os.path.exists(config.model.init_from):
         changes["init_from"] = os.path.abspath(config.model.init_from)
     config = config.override(**changes)
-    _check(config)
+    config.check()
     return config
-
-
-def _check(config: Config) -> None:
-    """Refuses values that no run can have, before anything is loaded."""
-    positive = ("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps", "members")
-    values = config.flat()
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"given --{name.replace('_', '-')} {value}; expected a finite number; change it")
-    rates = ("learning_rate", "head_learning_rate", "layer_decay")
-    for name in (*positive, *rates, "image_size", "devices", "log_every", "clip_norm"):
-        if values[name] is not None and values[name] <= 0:
-            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected more than 0; change it")
-    for name in ("label_smoothing", "ema_decay"):
-        if values[name] is not None and not 0 <= values[name] < 1:
-            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected a value in [0, 1); change it")
-    if values["epochs"] is None and values["steps"] is None:
-        raise UserError("given neither --epochs nor --steps; expected one of them; give one")
-    if (values["steps"] or 0) >= 2**31:
-        raise UserError(f"given --steps {values['steps']}; expected less than 2**31; lower it")
-    if not values["seed"] < 2**32:
-        raise UserError(f"given --seed {values['seed']}; expected less than 2**32; lower it")
-    for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
-        if values[name] < 0:
-            raise UserError(f"given --{name.replace('_', '-')} {values[name]}; expected 0 or more; change it")
-    if config.data.batch_size % config.optim.accumulate:
-        raise UserError(
-            f"given --batch-size {config.data.batch_size} with --accumulate {config.optim.accumulate}; "
-            "expected a batch size that the number of parts divides; change one of them"
-        )

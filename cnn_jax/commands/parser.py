@@ -110,6 +110,22 @@ def _program() -> str:
     return f"python -m {module.name.removesuffix('.__main__')}" if module else os.path.basename(sys.argv[0])
 
 
+def with_flags(message: str) -> str:
+    """Turns fields in a message, written `name`, into the flags of the command line.
+
+    >>> with_flags("`batch_size` is 0: set it above 0")
+    '--batch-size is 0: set it above 0'
+    """
+    return re.sub(r"`([a-z][a-z_]*)`", lambda found: f"--{found[1].replace('_', '-')}", message)
+
+
+def version() -> str:
+    """The version of the installed package."""
+    import importlib.metadata
+
+    return f"cnn_jax {importlib.metadata.version('cnn_jax')}"
+
+
 def guard(main: Callable[[], None]) -> None:
     """Runs `main`; a user's mistake becomes one line on stderr and exit code 2, never a traceback.
 
@@ -122,9 +138,9 @@ def guard(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _leave(f"error: {error}", 2)
+        _leave(f"error: {with_flags(str(error))}", 2)
     except TrainingStopped as stop:
-        _leave(str(stop), stop.code)
+        _leave(with_flags(str(stop)), stop.code)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -1,4 +1,4 @@
-"""What a trained model sees in images of one's own.
+"""Classifies your own images with a finished run, or reconstructs them.
 
 python -m cnn_jax predict runs/mnist_lenet5 digit.png photos/ --top 3
 python -m cnn_jax predict runs/mnist_lenet5 photos/ --csv - > predictions.csv
@@ -9,15 +9,16 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cnn_jax.commands.output import write_output
 from cnn_jax.commands.parser import ArgumentParser, positive
-from cnn_jax.runs.predict import Prediction, find_images, predict
+from cnn_jax.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from cnn_jax.runs.predict import Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             cannot be written.
     """
     arguments = _parse(argv)
+    from cnn_jax.runs.predict import find_images, predict  # imports JAX
+
     paths = list(find_images(arguments.images))
     found = predict(
         arguments.run,
@@ -41,30 +44,46 @@ def main(argv: Sequence[str] | None = None) -> None:
             text = io.StringIO()
             write(found, text)
             write_output(flag, name, text.getvalue())
+    if arguments.pictures is not None:
+        write_pictures(found, arguments.pictures)
     if "-" not in (arguments.csv, arguments.json):
         _print(found)
 
 
-def write_csv(found: Iterable[Prediction], file: TextIO) -> None:
-    """Writes a line for each image and class: image, rank from 1, class, probability in [0, 1]."""
+def write_csv(found: Sequence["Prediction"], file: TextIO) -> None:
+    """Writes a line for each image and guess: image, rank from 1, then the task's columns, such as class, probability."""
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("image", "rank", "class", "probability"))
+    writer.writerow(("image", "rank", *found[0].rows[0]))
     for prediction in found:
-        for rank, (name, share) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True), 1):
-            writer.writerow((prediction.image, rank, name, f"{share:.6g}"))
+        for rank, row in enumerate(prediction.rows, 1):
+            cells = (f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row.values())
+            writer.writerow((prediction.image, rank, *cells))
 
 
-def write_json(found: Iterable[Prediction], file: TextIO) -> None:
+def write_json(found: Sequence["Prediction"], file: TextIO) -> None:
     """Writes a list of {"image", "predictions": [{"class", "probability"}, …]}."""
-    records: list[dict[str, Any]] = [
-        {
-            "image": str(image),
-            "predictions": [{"class": name, "probability": share} for name, share in zip(names, shares, strict=True)],
-        }
-        for image, names, shares in found
-    ]
+    records = [{"image": str(prediction.image), "predictions": list(prediction.rows)} for prediction in found]
     json.dump(records, file, indent=2, ensure_ascii=False)
     file.write("\n")
+
+
+def write_pictures(found: Sequence["Prediction"], folder: str) -> None:
+    """Writes the pictures of tasks whose outputs are images as NAME.png.
+
+    Raises:
+        UserError: the outputs are no images, or a file cannot be written.
+    """
+    from cnn_jax.report.figures import image_png
+
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--pictures {folder} cannot be made ({error.strerror}): name another folder") from error
+    for number, prediction in enumerate(found):
+        if prediction.picture is None:
+            raise UserError("the outputs of this run are no images: leave --pictures out")
+        name = f"{number:05d}-{prediction.image.stem}.png"
+        write_output("--pictures", str(Path(folder) / name), image_png(prediction.picture))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,18 +95,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top", type=positive, default=5, help="classes shown for each image (default: 5)")
     parser.add_argument("--csv", metavar="FILE", help="write CSV; - for stdout")
     parser.add_argument("--json", metavar="FILE", help="write JSON; - for stdout")
+    parser.add_argument("--pictures", metavar="FOLDER", help="write the images that an auto-encoder makes there")
     parser.add_argument("--batch-size", type=positive, default=256, help="images a forward pass (default: 256)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
     return parser.parse_args(argv)
 
 
-def _print(found: Sequence[Prediction]) -> None:
+def _print(found: Sequence["Prediction"]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(Column("image", overflow="fold"), "class", "probability", box=None, pad_edge=False)
-    for image, names, shares in found:
-        for rank, (name, share) in enumerate(zip(names, shares, strict=True)):
-            table.add_row(*map(Text, ("" if rank else str(image), name, f"{share:7.2%}")))
+    table = Table(Column("image", overflow="fold"), *found[0].rows[0], box=None, pad_edge=False)
+    for prediction in found:
+        for rank, row in enumerate(prediction.rows):
+            cells = (_cell(name, value) for name, value in row.items())
+            table.add_row(*map(Text, ("" if rank else str(prediction.image), *cells)))
     Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no edge
+
+
+def _cell(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:7.2%}" if name == "probability" else f"{value:.4f}"

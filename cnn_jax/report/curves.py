@@ -15,15 +15,28 @@ Row = Mapping[str, Any]  # of metrics.jsonl
 SMOOTHING_WINDOWS = 25  # each point of a smoothed curve is the mean of a 25th of the rows
 
 
+def side_by_side(rows: Sequence[Row], metrics: Mapping[str, str], best_step: int | None) -> "Figure":
+    """Draws all metrics (name → label) in one figure."""
+    figure, grid = new_axes(4.5 * len(metrics), 3.1, ncols=len(metrics), squeeze=False)
+    for axes, (quantity, label) in zip(grid[0], metrics.items(), strict=True):
+        _draw(axes, rows, quantity, label, best_step)
+    return figure
+
+
 def curve(rows: Sequence[Row], quantity: str, label: str, best_step: int | None) -> "Figure":
     """Draws a metric (accuracies in %) over the epochs: every train row, their smoothed line, validation points."""
+    figure, axes = new_axes(4.5, 3.1)
+    _draw(axes, rows, quantity, label, best_step)
+    return figure
+
+
+def _draw(axes: "Axes", rows: Sequence[Row], quantity: str, label: str, best_step: int | None) -> None:
     scale = 100.0 if quantity.endswith("accuracy") else 1.0
     if scale > 1:
         label += " (%)"
     epochs, train = _series(rows, "train", quantity)
     at, validation = _series(rows, "validation", quantity)
     train, validation = train * scale, validation * scale
-    figure, axes = new_axes(4.5, 3.1)
     axes.plot(epochs, train, color=BLUE, alpha=0.25, linewidth=0.9)
     axes.plot(epochs, _smooth(train), color=BLUE, label="train (smoothed)")
     marker = {"marker": "o", "markersize": 3.5 if len(at) <= 60 else 0}
@@ -39,7 +52,6 @@ def curve(rows: Sequence[Row], quantity: str, label: str, best_step: int | None)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.legend(loc="best")
-    return figure
 
 
 def learning_rate(rows: Sequence[Row]) -> "Figure":

@@ -230,7 +230,7 @@ def with_section(text: str, name: str, section: str) -> str:
 
 def models_table() -> str:
     """The list of `cnn_jax.models` as a Markdown table, one line a family of input size and source."""
-    from cnn_jax.commands.models import read_table, si, source
+    from cnn_jax.models.catalogue import read_table, si, source
 
     lines = ["| Model | Input | Parameters | FLOPs | Source |", "| --- | --- | ---: | ---: | --- |"]
     for row in read_table():

@@ -5,7 +5,7 @@
     classes.txt          class names, one a line, in the order of the logits
     preprocess.json      image shape, mean and standard deviation
     metrics.jsonl        one JSON object a line, see `append_metrics`
-    tensorboard/         the same for TensorBoard
+    tensorboard/, …      the same for the loggers of the config: also metrics.csv, wandb/ and mlruns/
     checkpoints/STEP/    what a resumed run starts from
     final.safetensors    the weights that were kept; written when training is over
     summary.json         the run in one object: accuracies, seconds, parameters, device, …
@@ -34,6 +34,10 @@ CLASSES = "classes.txt"
 PREPROCESS = "preprocess.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+METRICS_CSV = "metrics.csv"
+WANDB, WANDB_ID = "wandb", "wandb.id"
+MLFLOW, MLFLOW_ID = "mlruns", "mlflow.id"
+LOGGED = (TENSORBOARD, METRICS_CSV, WANDB, WANDB_ID, MLFLOW, MLFLOW_ID)
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "final.safetensors"
 SUMMARY = "summary.json"
@@ -41,7 +45,7 @@ REPORT = "report.html"
 PLOTS = "plots"
 BEFORE = ".before"  # the run that is replaced, if any, until the new one has compiled
 REMOVED = ".removed"  # the same, when it goes for good
-ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, TENSORBOARD, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
+ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, *LOGGED, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
 
 
 def write_text(path: Path, text: str) -> None:

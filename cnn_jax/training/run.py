@@ -21,7 +21,6 @@ from cnn_jax.report.filters import Filters, first_layer
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.training import runtime
-from cnn_jax.weights.trained import read_preprocess
 from cnn_jax.training.callbacks import Callback, EarlyStopping
 from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
 from cnn_jax.training.compiled import TrainStep
@@ -31,6 +30,7 @@ from cnn_jax.training.loop import STOP_CODE, StopRequest, run_loop
 from cnn_jax.training.progress import Display, in_words
 from cnn_jax.training.record import Recorder
 from cnn_jax.training.state import variables_for_evaluation
+from cnn_jax.weights.trained import read_preprocess
 
 
 def train(

@@ -1,6 +1,7 @@
 """The machine: platform checks, XLA's settings, and what is said about them before the first step."""
 
 import ctypes
+import importlib.metadata
 import os
 import platform
 import re
@@ -12,7 +13,6 @@ from typing import Any
 
 import jax
 
-import cnn_jax
 from cnn_jax.config import TrainConfig
 from cnn_jax.errors import UserError
 from cnn_jax.ops.conv import form_of_convolutions
@@ -92,7 +92,7 @@ def environment(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "commit": _commit(),
-        "cnn_jax": cnn_jax.__version__,
+        "cnn_jax": importlib.metadata.version("cnn_jax"),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "platform": jax.default_backend(),
@@ -118,7 +118,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """Short hash of the checkout this package runs from, with + if it holds changes; None outside git."""
-    here = Path(cnn_jax.__file__).parent
+    here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

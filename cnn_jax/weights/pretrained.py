@@ -25,8 +25,8 @@ from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
 from cnn_jax.weights.files import SUFFIXES, read_state
 from cnn_jax.weights.hub import CONFIG, WEIGHTS, HubFiles, hub_files, read_config, torchvision_file
 from cnn_jax.weights.naming import Naming, recognise
-from cnn_jax.weights.trained import load_trained
 from cnn_jax.weights.preprocess import PublishedPreprocess, from_timm
+from cnn_jax.weights.trained import load_trained
 
 Maker = Callable[[int | None], nn.Module]  # from K, or None for the usual number
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -199,9 +199,7 @@ def load_run(run: str | Path) -> tuple[Any, dict[str, Any], Preprocess]:
     """
     members = run_folder.read_config(run).train.members
     if members > 1:
-        raise UserError(
-            f"{run} is a run of {members} networks: train it again with one member, or name another run"
-        )
+        raise UserError(f"{run} is a run of {members} networks: train it again with one member, or name another run")
     trained = load_trained(run)
     return trained.model, trained.variables, trained.preprocess
 

@@ -39,12 +39,13 @@ class Trained:
     classes: tuple[str, ...]
 
 
-def load_trained(run: str | Path, model: nn.Module | None = None) -> Trained:
+def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | None = None) -> Trained:
     """Opens a finished run.
 
     Args:
         run: its folder.
         model: the module, for a run that was given an object; else it is made from the config.
+        task: the same of a task.
 
     Raises:
         UserError: no run folder, an unfinished run, an unknown model, or weights that are not of this model.
@@ -55,7 +56,7 @@ def load_trained(run: str | Path, model: nn.Module | None = None) -> Trained:
         again = f"python -m experiments.{config.experiment} --config {Path(run) / files.CONFIG} --workdir {run}"
         raise UserError(f"{run} is not finished (it has no {files.WEIGHTS}): continue it with {again}")
     classes, preprocess = files.read_classes(run), read_preprocess(run)
-    task = make_task(config.optim, classes)
+    task = _task(config, classes, run) if task is None else task
     module = _module(config, task, run) if model is None else model
     images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
@@ -78,6 +79,12 @@ def read_preprocess(run: str | Path) -> Preprocess:
     """Returns what turns an image into the model's input."""
     path = Path(run) / files.PREPROCESS
     return Preprocess.from_json(files.read_text(path, "the preprocessing of a run"), path)
+
+
+def _task(config: Config, classes: tuple[str, ...], run: str | Path) -> Task:
+    if config.optim.task.startswith("<"):
+        raise UserError(f"{run} was trained with a task given as an object, {config.optim.task}: pass it to load")
+    return make_task(config.optim, classes)
 
 
 def _module(config: Config, task: Task, run: str | Path) -> nn.Module:

@@ -1,0 +1,64 @@
+"""`python -m cnn_jax VERB …`, also `cnn_jax VERB …`: what can be done with data, models and finished runs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cnn_jax.commands.parser import guard, version
+from cnn_jax.errors import UserError, nearest
+
+# verb → one line for the help; the module cnn_jax.commands.VERB has main(argv).
+VERBS = {
+    "evaluate": "accuracy of finished runs on a split of their data, or on another data set",
+    "predict": "classify (or reconstruct) your own images with a finished run",
+    "committee": "average several trained networks, and say what it is worth",
+    "models": "list the networks, or print the layers of one",
+    "data": "prepare, list, show and export data sets",
+    "weights": "list public weights, or export a run's weights for PyTorch",
+    "results": "turn finished runs into tables",
+}
+
+
+def usage() -> str:
+    """The text of `--help`."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {line}" for verb, line in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: python -m cnn_jax VERB …        (or: cnn_jax VERB …)",
+            "",
+            *lines,
+            "",
+            "python -m cnn_jax VERB --help says more. Training: python -m experiments.NAME --help,",
+            "such as python -m experiments.digits_lenet5; or cnn_jax.fit in Python.",
+        ]
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs the verb that the arguments name.
+
+    Raises:
+        UserError: no such verb, or a mistake in its arguments.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return
+    verb = argv[0]
+    if verb == "--version":
+        print(version())
+        return
+    if verb not in VERBS:
+        close = " or ".join(nearest(verb, VERBS))
+        hint = f"perhaps you meant {close}" if close else f"use one of {', '.join(VERBS)}"
+        raise UserError(f"there is no verb {verb}: {hint}; see python -m cnn_jax --help")
+    importlib.import_module(f"cnn_jax.commands.{verb}").main(argv[1:])
+
+
+def main() -> None:
+    """Entry point of the console script; exits 2 on a user's mistake."""
+    guard(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

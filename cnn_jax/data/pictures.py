@@ -1,0 +1,64 @@
+"""Data sets as pictures and files: a grid of examples, an export as PNG files."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cnn_jax.data.sources import Source
+from cnn_jax.data.tfds_source import data_folder
+from cnn_jax.errors import UserError
+
+_GRID = 8  # rows and columns
+
+
+_CELL = 64  # pixels
+
+
+def export(source: Source, folder: Path) -> None:
+    """Writes example i of class NAME as `folder/NAME/i.png`: what `folder:` and `cnn_jax.runs.predict` read.
+
+    Raises:
+        UserError: images of other than 1 or 3 channels.
+        OSError: the folder cannot be written.
+    """
+    if source.image_shape[-1] not in (1, 3):
+        raise UserError(
+            f"given {source.name} with {source.image_shape[-1]} channels; expected 1 or 3, as PNG has; choose another"
+        )
+    for index in range(len(source)):
+        example = source[index]
+        place = folder / source.class_names[example["label"]].replace("/", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        image = example["image"]
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(place / f"{index:05d}.png")
+
+
+def list_datasets(data_dir: str | None) -> None:
+    """Prints the sets that need no preparing, and those prepared in the data folder."""
+    print("ship with the package: digits, xo, synthetic:HxWxC:K")
+    print("your own images:       folder:PATH, with one sub-folder a class")
+    folder = data_folder(data_dir)
+    versions = sorted({path.parent.relative_to(folder) for path in folder.glob("*/**/dataset_info.json")})
+    names = [f"{path.parent.as_posix()}:{path.name}" for path in versions]
+    print(f"prepared in {folder}: {', '.join(names) or 'none'}")
+    print("others of TFDS:        python -m cnn_jax data prepare NAME")
+
+
+def draw_grid(source: Source) -> Image.Image:
+    """Draws the first 64 examples, 8 a row, each with its class name below."""
+    line = 12
+    grid = Image.new("RGB", (_GRID * _CELL, _GRID * (_CELL + line)), "white")
+    pen = ImageDraw.Draw(grid)
+    for index in range(min(_GRID**2, len(source))):
+        example = source[index]
+        row, column = divmod(index, _GRID)
+        corner = (column * _CELL, row * (_CELL + line))
+        height, width, channels = example["image"].shape
+        pixels = example["image"][..., : 3 if channels >= 3 else 1]
+        picture = Image.fromarray(np.broadcast_to(pixels, (height, width, 3)).copy())
+        picture.thumbnail((_CELL, _CELL))
+        scale = _CELL // max(picture.size)
+        grid.paste(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), corner)
+        pen.text((corner[0] + 2, corner[1] + _CELL), source.class_names[example["label"]][:10], "black")
+    return grid

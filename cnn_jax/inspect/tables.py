@@ -1,0 +1,72 @@
+"""The list of models and the layers of one, as text."""
+
+import csv
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import LayerRow, layer_table
+from cnn_jax.models import MODELS, build, default_input_shape
+from cnn_jax.models.catalogue import COLUMNS, TABLE, read_table, si, source
+
+
+def measure_all() -> None:
+    """Computes the table of models anew and writes it into the package."""
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(measure, MODELS))
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One row of the table: name, input, classes, parameters, those without side heads, forward FLOPs of one image."""
+    model, shape = build(name), default_input_shape(name)
+    rows = layer_table(model, shape)
+    parameters = sum(row.parameters for row in rows)
+    heads = sum(row.parameters for row in rows if row.name.startswith("aux"))
+    totals = (parameters, parameters - heads, sum(row.flops for row in rows))
+    return dict(zip(COLUMNS, (name, "x".join(map(str, shape)), model.num_classes, *totals), strict=True))
+
+
+def model_list() -> str:
+    """A line for each model: name, input, classes, parameters, forward FLOPs, paper."""
+    width = max(map(len, MODELS))
+    lines = [f"{'model':<{width}} {'input':>10} {'classes':>7} {'parameters':>11} {'FLOPs':>8}  source"]
+    for row in read_table():
+        numbers = f"{row['classes']:>7} {int(row['parameters']):>11,} {si(int(row['flops'])):>8}"
+        lines.append(f"{row['model']:<{width}} {row['input']:>10} {numbers}  {source(row)}")
+    return "\n".join([*lines, "FLOPs: forward, one image, two a multiply-add."])
+
+
+def model_table(name: str, size: str | None, classes: int | None, args: Sequence[str]) -> str:
+    """A line for each layer of one model, and the totals."""
+    model = build(name, classes, args=args)
+    shape = default_input_shape(name) if size is None else _shape(size)
+    rows = layer_table(model, shape)
+    header = ("layer", "kind", "output", "parameters", "FLOPs", "sees")
+    cells = [header, ("input", "", "x".join(map(str, shape)), "", "", "1"), *map(_cells, rows)]
+    parameters, flops = sum(row.parameters for row in rows), sum(row.flops for row in rows)
+    cells.append(("total", "", "", f"{parameters:,}", si(flops), ""))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    notes = "FLOPs: forward, one image, two a multiply-add. sees: side of the receptive field in pixels."
+    return "\n".join([*(line.rstrip() for line in lines), notes])
+
+
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    field = "all" if row.receptive_field is None else str(row.receptive_field)
+    output = "x".join(map(str, row.output_shape))
+    parameters = f"{row.parameters:,}" if row.parameters else ""
+    return (row.name, row.kind, output, parameters, si(row.flops) if row.flops else "", field)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise UserError(f"given --input {text}; expected HEIGHTxWIDTHxCHANNELS; write such as 32x32x3")
+    height, width, channels = map(int, match.groups())
+    return height, width, channels

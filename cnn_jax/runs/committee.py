@@ -1,0 +1,73 @@
+"""What a committee of trained networks is worth: its accuracy beside that of its members."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn_jax.errors import UserError
+from cnn_jax.models.ensembles import average
+from cnn_jax.report.figures import BLUE, ORANGE, new_axes, png, style
+from cnn_jax.runs.evaluate import member_predictions
+from cnn_jax.storage.run_folder import read_config
+
+
+def committee_table(
+    runs: Sequence[str | Path], split: str = "test", views: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """Evaluates the members of all runs and the committees of the first 1, 2, … of them.
+
+    Args:
+        runs: folders of finished runs.
+        split: "train", "validation" or "test", or split syntax such as test[:1000].
+        views: names of `cnn_jax.models.ensembles.VIEWS` with their arguments: each member sees an image from all of them.
+
+    Returns:
+        One row a member: "run", "member" (its number in the run), "learning_rate" (None where the run has
+        one for all), "accuracy" of it alone, "committee_of" k, "committee_accuracy" of the first k members,
+        "agreement" (share of images of which they all say the same), "count" of images.
+
+    Raises:
+        UserError: the runs differ in classes or examples.
+    """
+    rows: list[dict[str, Any]] = []
+    seen: list[Any] = []
+    first: Any = None
+    for run in runs:
+        logits_MxNxK, labels_N, classes = member_predictions(run, split, views=views)
+        rates = read_config(run).optim.member_learning_rates or [None] * len(logits_MxNxK)
+        if first is None:
+            first = (classes, labels_N)
+        if classes != first[0] or not np.array_equal(labels_N, first[1]):
+            raise UserError(f"given {runs[0]} and {run}, of other classes or images; expected the same data; drop one")
+        for number, (rate, logits_NxK) in enumerate(zip(rates, logits_MxNxK, strict=True)):
+            seen.append(logits_NxK)
+            votes_MxN = np.stack(seen).argmax(axis=-1)
+            together = np.asarray(average(np.stack(seen))).argmax(axis=-1)
+            rows.append(
+                {
+                    "run": str(run),
+                    "member": number,
+                    "learning_rate": rate,
+                    "accuracy": float(np.mean(votes_MxN[-1] == labels_N)),
+                    "committee_of": len(seen),
+                    "committee_accuracy": float(np.mean(together == labels_N)),
+                    "agreement": float(np.mean((votes_MxN == votes_MxN[0]).all(axis=0))),
+                    "count": len(labels_N),
+                }
+            )
+    return rows
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Error against the size of the committee, PNG."""
+    sizes = [row["committee_of"] for row in rows]
+    with style():
+        figure, axes = new_axes(4.5, 3.1)
+        axes.plot(sizes, [100 - 100 * row["accuracy"] for row in rows], "o", color=ORANGE, label="network k alone")
+        together = [100 - 100 * row["committee_accuracy"] for row in rows]
+        axes.plot(sizes, together, "-o", color=BLUE, label="the first k together")
+        axes.set(xlabel="k networks", ylabel="error (%)", xticks=sizes[:: -(-len(sizes) // 10)])
+        axes.legend()
+        return png(figure)
