@@ -1,5 +1,6 @@
 """AlexNet, the networks that lack some of its layers, and ZFNet are the published ones, and learn."""
 
+import importlib
 from typing import Any
 
 import flax.linen as nn
@@ -13,10 +14,11 @@ from model_checks import drawn, shapes
 from cnn_jax.arguments import parse_arguments
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import count_parameters, layer_table
-from cnn_jax.models import alexnet as alexnets
 from cnn_jax.models import stages
 from cnn_jax.models.alexnet import AlexNet
 from cnn_jax.models.zfnet import ZFNet, zfnet
+
+alexnets = importlib.import_module("cnn_jax.models.alexnet")  # the package has a function of this name
 
 WIDTHS: Any = {"num_classes": 3, "features": (4, 8, 12, 8, 4), "dense": (16, 10)}
 TINY = {"alexnet": AlexNet(**WIDTHS), "zfnet": ZFNet(**WIDTHS)}

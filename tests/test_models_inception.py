@@ -1,5 +1,6 @@
 """GoogLeNet, BN-Inception and Inception-v3 are the published ones to the digit; side heads act in training only."""
 
+import importlib
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,6 @@ from model_checks import dependencies, drawn_like, shapes, volumes, without_grad
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import count_flops, count_parameters, layer_table
 from cnn_jax.layers import AvgPool, BatchNorm, Conv
-from cnn_jax.models import inception_v3 as v3
 from cnn_jax.models.googlenet import (
     Branch,
     ConvUnit,
@@ -25,6 +25,8 @@ from cnn_jax.models.googlenet import (
 )
 from cnn_jax.models.inception_bn import bn_inception
 from cnn_jax.models.inception_v3 import inception_v3
+
+v3 = importlib.import_module("cnn_jax.models.inception_v3")  # the package has a function of this name
 
 FACTORIES = {
     "googlenet": googlenet,

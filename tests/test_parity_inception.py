@@ -1,5 +1,6 @@
 """GoogLeNet and Inception-v3 compute what torchvision's do, stage by stage, side heads included."""
 
+import importlib
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch_nets import TOLERANCE, Case, compare, numpy_state, randomise, shapes,
 
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.layers import BatchNorm, Conv
-from cnn_jax.models import googlenet, inception_v3
 from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
 from cnn_jax.weights.names import googlenet as googlenet_naming
 from cnn_jax.weights.names import inception_v3 as inception_naming
+
+googlenet = importlib.import_module("cnn_jax.models.googlenet")  # the package has a function of this name
+inception_v3 = importlib.import_module("cnn_jax.models.inception_v3")  # the package has a function of this name
 
 torch = pytest.importorskip("torch")
 models: Any = torchvision().models

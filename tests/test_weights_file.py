@@ -101,7 +101,8 @@ def write_raw(path, dtype: str, content: bytes) -> None:
 
 def test_bfloat16_is_read_without_jax(tmp_path):
     write_raw(tmp_path / "w.safetensors", "BF16", b"\x00\x3f\x00\xc0")
-    code = "import sys; from cnn_jax.storage.weights_file import load_weights; print(load_weights(sys.argv[1])[0]['x'].tolist())"
+    code = "import sys; from cnn_jax.storage.weights_file import load_weights; "
+    code += "print(load_weights(sys.argv[1])[0]['x'].tolist())"
     command = [sys.executable, "-c", code + "; assert 'jax' not in sys.modules", tmp_path / "w.safetensors"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "[0.5, -2.0]\n", done.stderr

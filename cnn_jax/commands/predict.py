@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_csv(found: Sequence["Prediction"], file: TextIO) -> None:
-    """Writes a line for each image and guess: image, rank from 1, then the task's columns, such as class, probability."""
+    """Writes a line for each image and guess: image, rank from 1, and the task's columns, such as class."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("image", "rank", *found[0].rows[0]))
     for prediction in found:

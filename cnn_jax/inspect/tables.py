@@ -26,7 +26,9 @@ def measure(name: str) -> dict[str, Any]:
     parameters = sum(row.parameters for row in rows)
     heads = sum(row.parameters for row in rows if row.name.startswith("aux"))
     totals = (parameters, parameters - heads, sum(row.flops for row in rows))
-    return dict(zip(COLUMNS, (name, "x".join(map(str, shape)), model.num_classes, *totals), strict=True))
+    return dict(
+        zip(COLUMNS, (name, "x".join(map(str, shape)), getattr(model, "num_classes", None), *totals), strict=True)
+    )
 
 
 def model_list() -> str:

@@ -56,9 +56,9 @@ __all__ = [
     "images",
     "initializer",
     "linear",
-    "record",
     "scaled_tanh",
     "space_to_depth",
+    "tap",
 ]
 
 

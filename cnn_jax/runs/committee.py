@@ -21,7 +21,8 @@ def committee_table(
     Args:
         runs: folders of finished runs.
         split: "train", "validation" or "test", or split syntax such as test[:1000].
-        views: names of `cnn_jax.models.ensembles.VIEWS` with their arguments: each member sees an image from all of them.
+        views: names of `cnn_jax.models.ensembles.VIEWS` with arguments: each member sees all of these
+            views of an image.
 
     Returns:
         One row a member: "run", "member" (its number in the run), "learning_rate" (None where the run has

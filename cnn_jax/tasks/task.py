@@ -1,7 +1,7 @@
 """The seam between the engine and what a network is trained for.
 
-The step, the loop, checkpoints, the record, the progress bar, the report and the commands know `Task` and nothing of its
-kind. A task is a frozen dataclass: it is compared and hashed, and compiled programs are found again by it.
+The step, the loop, checkpoints, the record, the progress bar, the report and the commands know `Task` and nothing of
+its kind. A task is a frozen dataclass: it is compared and hashed, and compiled programs are found again by it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,8 @@ from cnn_jax.storage.run_folder import METRICS_CSV, write_text
 class CsvLogger:
     """Keeps the table in memory and writes it whole at each flush: a tag that comes later gets a column.
 
-    Numbers are written so that they read back exactly; one that is not finite, or that a step does not have, is an empty
-    cell.
+    Numbers are written so that they read back exactly. A cell is empty where a step has no such number, or one that is
+    not finite.
 
     Args:
         run: the run folder.

@@ -1,4 +1,4 @@
-"""Metrics to MLflow, through its own library; MLFLOW_TRACKING_URI says where, by default a database in the run folder."""
+"""Metrics to MLflow, through its own library; MLFLOW_TRACKING_URI says where, by default the run folder."""
 
 import math
 import os
