@@ -11,14 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.sides import CHECKED, LEARNING_RATE, MOMENTUM, Batch, Image, Side, fastest
+from cnn_jax.config import OptimConfig
 from cnn_jax.models import build
 from cnn_jax.models.small import Filters, SmallCnn
-from cnn_jax.optim.optimizers import make_optimizer
-from cnn_jax.tasks.losses import cross_entropy
+from cnn_jax.optim.optimizers import Optimizer, make_optimizer
+from cnn_jax.tasks import Classification
 from cnn_jax.training.state import init_state
 from cnn_jax.training.step import make_train_step
 
@@ -51,8 +51,10 @@ def initial_variables(model: nn.Module, image: Image) -> dict[str, Any]:
     return jax.tree.map(np.array, {name: tree for name, tree in trees.items() if tree})
 
 
-def _optimizer() -> optax.GradientTransformation:
-    return make_optimizer("nesterov", learning_rate=LEARNING_RATE, args=[f"momentum={MOMENTUM}"], total_steps=1).tx
+def _optimizer() -> Optimizer:
+    args = (f"momentum={MOMENTUM}",)
+    config = OptimConfig(optimizer="nesterov", learning_rate=LEARNING_RATE, optimizer_args=args)
+    return make_optimizer(config, total_steps=1)
 
 
 def ours(model: Any, variables: Mapping[str, Any], batch: Batch) -> Side:
@@ -64,11 +66,9 @@ def ours(model: Any, variables: Mapping[str, Any], batch: Batch) -> Side:
         batch: to train on.
     """
 
-    def targets(key: jax.Array, images: jax.Array, labels: jax.Array, first_index: Any) -> Any:
-        return images, jax.nn.one_hot(labels, model.num_classes, dtype=jnp.float32)
-
-    optimizer = _optimizer()
-    step = make_train_step(model, optimizer, cross_entropy, targets, lambda images: images, seed=0)
+    optimizer, task = _optimizer(), Classification(tuple(map(str, range(model.num_classes))))
+    # Images come as they shall be seen: neither augmented nor normalized.
+    step = make_train_step(model, task, optimizer, lambda key, batch, first_index: batch, dict)
     placed = jax.device_put({"image": batch.images, "label": batch.labels})
     state = init_state(model, optimizer, batch.images.shape[1:], 0, variables=jax.tree.map(jnp.array, dict(variables)))
     compiled, seconds, cached = compile_step(step, state, placed)

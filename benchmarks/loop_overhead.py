@@ -46,13 +46,13 @@ class Turns(Checkpoints):
     """
 
     def __init__(self, bench: Bench, folder: Path):
-        super().__init__(folder)
+        super().__init__(folder, bench.experiment.task.selection)
         self._bench, self._length = bench, bench.experiment.plan.total_steps // TURNS
         self._step, self._since, self._loop = 0, 0.0, 0.0
         self.seconds: list[tuple[float, float, float]] = []
         self.saving: list[float] = []
 
-    def run_steps(self, state: Any, items: list[Any], count: int) -> tuple[Any, Any]:
+    def train_step(self, state: Any, items: list[Any]) -> tuple[Any, Any]:
         """What the loop calls."""
         if self._step % self._length == 0:
             self._end_turn(state)
@@ -63,8 +63,8 @@ class Turns(Checkpoints):
             if self._loop:
                 self.seconds.append((bare[0], bare[1], self._loop))
             self._since, self._loop = time.perf_counter(), 0.0
-        self._step += count
-        return self._bench.steps(state, items, count)
+        self._step += len(items)
+        return self._bench.steps(state, items)
 
     def save(self, step: int, state: Any, validation: dict[str, float] | None) -> None:
         """Ends a block."""
@@ -93,7 +93,7 @@ def run(bench: Bench, blocks: int) -> Turns:
                 state,
                 0,
                 plan,
-                run_steps=turns.run_steps,
+                train_step=turns.train_step,
                 items=experiment.data["train"].train_items(0),
                 validate=lambda state: {"loss": 0.0, "accuracy": 0.0},
                 checkpoints=turns,

@@ -9,9 +9,9 @@ import jax
 
 from cnn_jax.config import Config
 from cnn_jax.training import runtime
+from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import Experiment, make_experiment
 from cnn_jax.training.progress import Display
-from cnn_jax.training.run import CompiledSteps
 
 BATCH = 128
 BASE = Config("benchmark").override(optimizer="momentum", learning_rate=0.01, batch_size=BATCH)
@@ -26,7 +26,7 @@ class Bench:
     """One training step, compiled, with a state of its own."""
 
     experiment: Experiment
-    steps: CompiledSteps
+    steps: TrainStep
     state: Any
 
     def bare(self, steps: int, ahead: int | None = None) -> float:
@@ -39,7 +39,7 @@ class Bench:
         count = self.experiment.plan.scan_steps
         item = self.steps.prepare(self.state, first_items(self.experiment))
         placed = jax.device_put(item, self.experiment.parallel.rows(stacked=count > 1))
-        call, arrays, state = self.steps.compiled[count], self.steps.arrays, self.state
+        call, arrays, state = self.steps.programs[count], self.steps.arrays, self.state
         calls, metrics = -(-steps // count), None
         start = time.perf_counter()
         for number in range(1, calls + 1):
@@ -59,7 +59,7 @@ class Bench:
     @property
     def scratch(self) -> int:
         """Bytes that a call of the compiled step needs for intermediate results, on one device."""
-        memory = self.steps.compiled[self.experiment.plan.scan_steps].memory_analysis()
+        memory = self.steps.programs[self.experiment.plan.scan_steps].memory_analysis()
         return 0 if memory is None else memory.temp_size_in_bytes
 
 
@@ -75,8 +75,12 @@ def make_bench(config: Config, steps: int = 1, turns: int = 1) -> Bench:
     unit = turns * (1 if jax.default_backend() == "cpu" else config.train.scan_steps)  # on CPU steps are not scanned
     whole = -(-steps // unit) * unit
     experiment = make_experiment(config.override(steps=whole, epochs=None, eval_every=1e9))
-    arrays, state = (experiment.parallel.place(x) for x in (experiment.data["train"].arrays, experiment.state))
-    bench = Bench(experiment, CompiledSteps(experiment, arrays, make_display(experiment)), state)
+    state, display = experiment.parallel.place(experiment.state), make_display(experiment)
+    scan = experiment.plan.scan_steps > 1
+    steps_of = TrainStep(
+        experiment.train_step, experiment.data["train"], experiment.parallel, scan=scan, say=display.say
+    )
+    bench = Bench(experiment, steps_of, state)
     bench.steps.prepare(state, first_items(experiment))
     return bench
 
@@ -91,6 +95,7 @@ def make_display(experiment: Experiment) -> Display:
     """The screen of a run that nobody watches."""
     plan, batch = experiment.plan, experiment.config.data.batch_size
     return Display(
+        metrics=list(experiment.task.metrics),
         total_steps=plan.total_steps,
         first_step=0,
         steps_per_epoch=plan.steps_per_epoch,

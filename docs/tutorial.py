@@ -30,14 +30,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import cnn_jax
+from cnn_jax.config import OptimConfig
 from cnn_jax.data import Preprocess, make_pipeline, open_source
 from cnn_jax.data.augment import make_augment
 from cnn_jax.inspect.summary import count_flops, count_parameters, layer_table
 from cnn_jax.models import build, stages
 from cnn_jax.optim.optimizers import make_optimizer
-from cnn_jax.runs.inference import predict_probabilities
-from cnn_jax.tasks.losses import cross_entropy
-from cnn_jax.training.parallel import mean_metrics
+from cnn_jax.tasks import Classification
+from cnn_jax.training.compiled import mean_metrics
 from cnn_jax.training.run import train
 from cnn_jax.training.state import TrainState, init_state, variables_for_evaluation
 from cnn_jax.training.step import make_eval_step, make_train_step
@@ -84,16 +84,18 @@ keep(figure, "digits")
 
 # %% [markdown]
 # A pipeline makes batches of a source; batch number k depends on (seed, k) and nothing else. An augmentation is a
-# pure function of a key and a batch of bytes; it returns images in [0, 1] and targets, here one-hot labels.
+# pure function of a key and a batch; its images are bytes before and numbers in [0, 1] after. The task says what is
+# learned: here it adds one-hot targets to a batch, and computes the loss.
 
 # %%
 preprocess = Preprocess.fit(train_set)
 train_data = make_pipeline(train_set, batch_size=64, seed=0)
 test_data = make_pipeline(test_set, batch_size=120, seed=0)
-augment = make_augment(["affine:degrees=15,translate=0.1"], num_classes=10)
+task = Classification(train_set.class_names)
+augment = make_augment(["affine:degrees=15,translate=0.1"])
 
 batch = train_data.gather(train_data.arrays, next(train_data.train_items()))
-augmented, targets = augment(jax.random.key(0), batch["image"], batch["label"])
+augmented = augment(jax.random.key(0), task.prepare(batch))["image"]
 figure, axes = plt.subplots(2, 10, figsize=(10, 2.2))
 for i in range(10):
     axes[0, i].imshow(batch["image"][i, ..., 0], cmap="gray")
@@ -106,12 +108,12 @@ keep(figure, "augmented")
 # %% [markdown]
 # ## A training step is a function
 #
-# `step(state, batch) -> (state, metrics)`. The state is a tree of arrays: step, parameters, optimizer state. Metrics
+# `step(state, batch) -> (state, sums)`. The state is a tree of arrays: step, seed, parameters, optimizer state. Sums
 # are pairs (sum, count). Nothing else is hidden anywhere, so `jax.jit` compiles the whole of it.
 
 # %%
 STEPS = 150
-eval_step = jax.jit(make_eval_step(model, cross_entropy, preprocess.normalize, num_classes=10))
+eval_step = jax.jit(make_eval_step(model, task, preprocess.normalize_batch))
 
 
 def evaluate(state: TrainState) -> dict[str, float]:
@@ -123,12 +125,11 @@ def evaluate(state: TrainState) -> dict[str, float]:
 
 def train_with(optimizer_name: str, learning_rate: float) -> tuple[TrainState, list[float]]:
     """Trains from the same weights on the same batches; returns the state and the loss of every step."""
-    optimizer = make_optimizer(optimizer_name, learning_rate=learning_rate, schedule="one_cycle", total_steps=STEPS)
+    config = OptimConfig(optimizer=optimizer_name, learning_rate=learning_rate, schedule="one_cycle")
+    optimizer = make_optimizer(config, total_steps=STEPS)
     print(optimizer.description)
-    step = jax.jit(
-        make_train_step(model, optimizer.tx, cross_entropy, augment, preprocess.normalize, seed=0), donate_argnums=0
-    )
-    state = init_state(model, optimizer.tx, preprocess.image_shape, seed=0)
+    step = jax.jit(make_train_step(model, task, optimizer, augment, preprocess.normalize_batch), donate_argnums=0)
+    state = init_state(model, optimizer, preprocess.image_shape, seed=0)
     losses = []
     for _, item in zip(range(STEPS), train_data.train_items()):
         state, metrics = step(state, train_data.gather(train_data.arrays, item))
@@ -212,13 +213,13 @@ print(sorted(path.name for path in run.iterdir()))
 # %% [markdown]
 # ## Load the run and predict
 #
-# The folder is all that is needed. `variables` are NumPy arrays; the preprocessing comes along.
+# The folder is all that is needed: model, weights (`trained.variables`, NumPy arrays) and preprocessing are in it.
 
 # %%
-model, variables, preprocess = cnn_jax.load(str(run))
+trained = cnn_jax.load(run)
 images = np.stack([test_set[i]["image"] for i in range(len(test_set))])
 labels = np.array([test_set[i]["label"] for i in range(len(test_set))])
-probabilities = predict_probabilities(model, variables, preprocess, images)
+probabilities = trained.predict(images)
 accuracy = np.mean(probabilities.argmax(-1) == labels)
 assert np.isclose(accuracy, summary["test_accuracy"])
 print(f"test accuracy {accuracy:.2%}")

@@ -39,7 +39,7 @@ SUMMARY = {
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 8, 8, 1) and labels (N,)."""
-    images, labels = materialize(open_source("digits", split))
+    images, labels = materialize(open_source("digits", split)).values()
     return np.asarray(images), np.asarray(labels)
 
 

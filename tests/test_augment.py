@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cnn_jax.data import augment as augmentations
 from cnn_jax.data.augment import (
     AUGMENTATIONS,
     PER_IMAGE,
@@ -12,13 +13,25 @@ from cnn_jax.data.augment import (
     cutmix,
     cutout,
     flip,
-    make_augment,
     mixup,
     pad_crop,
     pca_color,
 )
 from cnn_jax.data.warp import affine, affine_warp, elastic, random_resized_crop, warp
 from cnn_jax.errors import UserError
+
+
+def make_augment(specs, num_classes):
+    """The augmentation of a batch of images and labels, as classification prepares it."""
+    whole = augmentations.make_augment(specs)
+
+    def augment(key, images, labels, first_index=0):
+        targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+        batch = whole(key, {"image": images, "target": targets}, first_index)
+        return batch["image"], batch["target"]
+
+    return augment
+
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)

@@ -41,7 +41,7 @@ def test_three_folders(tmp_path):
     name = f"folder:{tmp_path}"
     train = open_source(name, "train")
     assert train.class_names == ("cat", "dog") and train.image_shape == (5, 7, 3)
-    images, labels = materialize(train)
+    images, labels = materialize(train).values()
     assert sorted(images[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 20, 21, 22]
     np.testing.assert_array_equal(labels, images[:, 0, 0, 0] // 20)
     assert (len(open_source(name, "validation")), len(open_source(name, "test"))) == (3, 2)
@@ -107,7 +107,7 @@ def test_mixed_sizes_and_modes(tmp_path):
 def test_files_are_read_as_grey_or_colour(tmp_path):
     grey = fill(tmp_path / "grey", {"a": 3, "b": 3}, channels=1)
     source = open_source(grey, "train", channels=3)
-    images, _ = materialize(source)
+    images, _ = materialize(source).values()
     assert images.shape[1:] == source.image_shape == (5, 7, 3) and (images == images[..., :1]).all()
     mixed = fill(tmp_path / "mixed", {"a": 3, "b": 3})
     colour = Image.new("RGB", (7, 5), (200, 100, 50))
@@ -213,7 +213,7 @@ def test_bad_images(tmp_path, capsys):
     source = open_folder(str(tmp_path), "train", None, skip_bad_images=True)
     assert len(source) == len(open_source(name, "train", skip_bad_images=True)) == 6
     assert [path.name for path in source.skipped] == ["bad.png"]
-    assert materialize(source)[0].shape == (6, 5, 7, 3)
+    assert materialize(source)["image"].shape == (6, 5, 7, 3)
     warning = capsys.readouterr().err
     assert (
         "left out 1 unreadable" in warning and "bad.png" in warning and warning.count("\n") == 2
@@ -223,8 +223,8 @@ def test_bad_images(tmp_path, capsys):
 def test_a_changed_file_is_decoded_again(tmp_path):
     fill(tmp_path / "train", {"a": 2})
     name = f"folder:{tmp_path}"
-    assert set(materialize(open_source(name, "train"))[0][:, 0, 0, 0].tolist()) == {0, 1}
+    assert set(materialize(open_source(name, "train"))["image"][:, 0, 0, 0].tolist()) == {0, 1}
     path = tmp_path / "train" / "a" / "0.png"
     Image.fromarray(np.full((5, 7, 3), 99, np.uint8)).save(path)
     os.utime(path, ns=(1, 1))
-    assert set(materialize(open_source(name, "train"))[0][:, 0, 0, 0].tolist()) == {99, 1}
+    assert set(materialize(open_source(name, "train"))["image"][:, 0, 0, 0].tolist()) == {99, 1}

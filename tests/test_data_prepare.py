@@ -90,7 +90,7 @@ def test_prepared_from_archives_and_read_back_exactly(tmp_path, monkeypatch, nam
     assert done.stdout.count(f"prepared in {tmp_path / 'data' / name}") == 2
     for part, (images, labels) in parts.items():
         source = open_source(name, part, data_dir=folders[0])
-        read_images, read_labels = materialize(source)
+        read_images, read_labels = materialize(source).values()
         expected = sorted((label, image.tobytes()) for image, label in zip(images, labels.tolist()))
         assert sorted((label, image.tobytes()) for image, label in zip(read_images, read_labels.tolist())) == expected
     if name == "cifar10":

@@ -73,8 +73,8 @@ def test_digits_are_the_published_set():
     for split, size in sizes.items():
         source = open_source("digits", split)
         assert len(source) == size and source.image_shape == (8, 8, 1)
-        images.append(materialize(source)[0])
-        labels.append(materialize(source)[1])
+        images.append(materialize(source)["image"])
+        labels.append(materialize(source)["label"])
     # Counts of each digit in the UCI documentation of optdigits.tes.
     assert np.bincount(np.concatenate(labels)).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert np.bincount(labels[1]).tolist() == [18] * 10 and np.bincount(labels[2]).tolist() == [36] * 10
@@ -143,11 +143,11 @@ def test_bad_arguments_of_built_in_sets(name):
 
 def test_synthetic_is_learnable_and_sized():
     source = open_source("synthetic:8x6x3:4:64", "train")
-    images, labels = materialize(source)
+    images, labels = materialize(source).values()
     assert images.shape == (64, 8, 6, 3) and images.dtype == np.uint8 and labels.dtype == np.int32
     assert len(open_source("synthetic:8x6x3:4", "train")) == 2048
     means = np.stack([images[labels == k].mean(0) for k in range(4)])
-    test_images, test_labels = materialize(open_source("synthetic:8x6x3:4:64", "test"))
+    test_images, test_labels = materialize(open_source("synthetic:8x6x3:4:64", "test")).values()
     nearest = ((test_images[:, None] - means[None]) ** 2).sum((2, 3, 4)).argmin(1)
     np.testing.assert_array_equal(nearest, test_labels)
     assert not np.array_equal(images[0], images[4])  # same class, other noise
@@ -167,7 +167,7 @@ def test_image_size_of_built_in_sets():
 def test_grey_sources_become_colour_by_repeating(name):
     grey, colour = open_source(name, "test[:2]"), open_source(name, "test[:2]", channels=3)
     assert colour.image_shape == (*grey.image_shape[:2], 3) and colour.class_names == grey.class_names
-    images, labels = materialize(colour)
+    images, labels = materialize(colour).values()
     for i in range(2):
         np.testing.assert_array_equal(images[i], np.repeat(grey[i]["image"], 3, axis=-1))
         np.testing.assert_array_equal(images[i], colour[i]["image"])
@@ -283,7 +283,7 @@ class Counted:
 def test_decoded_once(cache):
     first, second, changed = Counted("1"), Counted("1"), Counted("2")
     for source in (first, second, changed):
-        images, labels = materialize(source)
+        images, labels = materialize(source).values()
         assert images[:, 0, 0, 0].tolist() == [0, 1, 2] and labels.tolist() == [0, 1, 0]
     assert (first.reads, second.reads, changed.reads) == (3, 0, 3)
 
@@ -292,7 +292,7 @@ def test_converted_images_have_a_cache_of_their_own(cache):
     source = Counted("1")
     materialize(source)
     for _ in range(2):
-        images, _ = materialize(with_channels(source, 3))
+        images, _ = materialize(with_channels(source, 3)).values()
         assert images.shape == (3, 2, 2, 3) and images[2].tolist() == np.full((2, 2, 3), 2).tolist()
     assert source.reads == 6
     assert len(list(cache.iterdir())) == 2  # and no scratch folder
@@ -304,14 +304,14 @@ def test_damaged_cache_is_made_anew(cache):
     for damage in (b"", (folder / "images.npy").read_bytes()[:-1]):
         (folder / "images.npy").write_bytes(damage)
         source = Counted("1")
-        assert materialize(source)[0].shape == (3, 2, 2, 1) and source.reads == 3
+        assert materialize(source)["image"].shape == (3, 2, 2, 1) and source.reads == 3
         assert len(list(cache.iterdir())) == 1
 
 
 def test_unwritable_cache_costs_only_the_cache(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("a file where the cache's folder should be")
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "file"))
-    assert materialize(Counted("1"))[1].tolist() == [0, 1, 0]
+    assert materialize(Counted("1"))["label"].tolist() == [0, 1, 0]
 
 
 def test_importing_data_is_light():
@@ -324,7 +324,7 @@ def test_mnist(tfds_dir):
     source = open_source("mnist", "train[:55000]", data_dir=tfds_dir)
     assert (len(source), source.image_shape, source.class_names) == (55000, (28, 28, 1), tuple("0123456789"))
     assert len(open_source("mnist", "train[55000:]", data_dir=tfds_dir)) == 5000
-    images, labels = materialize(open_source("mnist:3.0.1", "test[:300]", data_dir=tfds_dir))
+    images, labels = materialize(open_source("mnist:3.0.1", "test[:300]", data_dir=tfds_dir)).values()
     assert images.shape == (300, 28, 28, 1) and set(labels.tolist()) == set(range(10))
     # The digits were put into 28x28 by their centre of mass (LeCun et al. 1998): it is at pixel 13.5 or 14.
     rows = (images.sum((2, 3)) * np.arange(28)).sum(1) / images.sum((1, 2, 3))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parts import classification, optimizer_of
 
 from cnn_jax.config import Config
 from cnn_jax.data import Preprocess, make_pipeline, open_source
@@ -23,10 +24,9 @@ from cnn_jax.data.pipeline import StreamPipeline
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.small import Filters, SmallCnn
-from cnn_jax.optim.optimizers import make_optimizer
-from cnn_jax.tasks.losses import LOSSES
+from cnn_jax.training.compiled import TrainStep, mean_metrics
 from cnn_jax.training.experiment import make_experiment
-from cnn_jax.training.parallel import Parallel, make_parallel, mean_metrics, stack
+from cnn_jax.training.parallel import Parallel, make_parallel
 from cnn_jax.training.state import TrainState, init_state, variables_for_evaluation
 from cnn_jax.training.step import make_train_step
 
@@ -45,7 +45,8 @@ CONFIG = Config("devices").override(
 CLASSES, BATCH, SEEDS = 4, 16, range(5)
 TINY_RESNET = partial(ResNet, blocks=(1, 1), width=4)
 TINY_CNN = partial(SmallCnn, blocks=((Filters(4, 3, "SAME"),),), dense=(16,))  # without BatchNorm
-TX = make_optimizer("nesterov", learning_rate=0.05, total_steps=3).tx
+TASK = classification(CLASSES)
+OPTIMIZER = optimizer_of("nesterov", learning_rate=0.05, total_steps=3)
 Outcome = tuple[TrainState, dict[str, float]]
 
 
@@ -53,17 +54,15 @@ def trained(scan: bool = False, **changes):
     """State and metrics after three steps, and the evaluation of the test split."""
     experiment = make_experiment(CONFIG.override(**changes))
     parallel, data = experiment.parallel, experiment.data["train"]
-    arrays, state = parallel.place(data.arrays), parallel.place(experiment.state)
-    source = data.train_items(0)
-    items = [next(source) for _ in range(3)]
-    items = [parallel.place_item(stack(items), stacked=True)] if scan else [parallel.place_item(i) for i in items]
-    step = parallel.compile_train(experiment.train_step, data.gather, state, arrays, items[0], scan)
+    state = parallel.place(experiment.state)
+    items = list(itertools.islice(data.train_items(0), 3))
+    step = TrainStep(experiment.train_step, data, parallel, scan=scan)
     seen = []
-    for item in items:
-        state, metrics = step(state, arrays, item)
+    for part in [items] if scan else [[item] for item in items]:
+        state, metrics = step(state, part)
         seen.append(metrics)
-    test, _, logits = experiment.evaluator("test").predictions(variables_for_evaluation(state))
-    return jax.device_get(state), mean_metrics(seen), test, logits
+    test, collected = experiment.evaluator("test").predictions(variables_for_evaluation(state))
+    return jax.device_get(state), mean_metrics(seen), test, collected["logits"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def test_eight_devices_equal_one(one_device, changes):
 
 def initial_states(model_of: Callable[..., nn.Module], ema: bool = False) -> list[TrainState]:
     """The state to start from, in float32, for each of `SEEDS`."""
-    return [init_state(model_of(num_classes=CLASSES), TX, (8, 8, 3), seed, ema=ema) for seed in SEEDS]
+    return [init_state(model_of(num_classes=CLASSES), OPTIMIZER, (8, 8, 3), seed, ema=ema) for seed in SEEDS]
 
 
 def from_seeds(
@@ -109,7 +108,7 @@ def from_seeds(
 ) -> list[Outcome]:
     """The state after `steps` steps in `dtype`, and their mean metrics, from each of `SEEDS`.
 
-    The step is compiled once: the seed of its draws is one of its arguments.
+    The step is compiled once: the seed of its draws is in the state.
 
     Args:
         parallel: the devices.
@@ -121,14 +120,12 @@ def from_seeds(
         **options: of `make_train_step`.
     """
     source = open_source("synthetic:8x8x3:4:100", "train")
-    preprocess, augment = Preprocess.fit(source), make_augment(CONFIG.data.augment, CLASSES)
+    preprocess, augment = Preprocess.fit(source), make_augment(CONFIG.data.augment)
     axis = {"axis_name": parallel.axis_name} if parallel.axis_name else {}
     model = model_of(num_classes=CLASSES, dtype=dtype, param_dtype=dtype, **axis)
 
-    def step(state: TrainState, batch: dict[str, Any]) -> Any:
-        settings = {"seed": batch["seed"], "axis_name": parallel.axis_name, **options}
-        one = make_train_step(model, TX, LOSSES["cross_entropy"], augment, preprocess.normalize, **settings)
-        return one(state, batch["examples"])
+    settings = {"axis_name": parallel.axis_name, **options}
+    step = make_train_step(model, TASK, OPTIMIZER, augment, preprocess.normalize_batch, **settings)
 
     def run(state: TrainState, seed: int) -> Outcome:
         nonlocal compiled
@@ -136,14 +133,11 @@ def from_seeds(
         # Copies: the memory of a state is given to the next.
         state = jax.tree.map(lambda x: jnp.array(x, dtype if x.dtype == jnp.float32 else x.dtype), state)
         state = parallel.place(state)
-        arrays = parallel.place({"data": data.arrays, "seed": np.uint32(seed)})
-        items = [parallel.place_item(item) for item in itertools.islice(data.train_items(), steps)]
         if compiled is None:
-            gather = lambda arrays, item: {"examples": data.gather(arrays["data"], item), "seed": arrays["seed"]}  # noqa: E731
-            compiled = parallel.compile_train(step, gather, state, arrays, items[0], False)
+            compiled = TrainStep(step, data, parallel, scan=False)
         seen = []
-        for item in items:
-            state, metrics = compiled(state, arrays, item)
+        for item in itertools.islice(data.train_items(), steps):
+            state, metrics = compiled(state, [item])
             seen.append(metrics)
         return jax.device_get(state), mean_metrics(seen)
 
@@ -190,7 +184,8 @@ def test_under_jit_dropout_draws_for_the_whole_batch():
 def test_evaluation_is_exact_on_ragged_sets_and_any_number_of_devices():
     for devices in (1, 3, 8):
         experiment = make_experiment(CONFIG.override(model="mlp", devices=devices, batch_size=24, eval_batch_size=7))
-        metrics, labels, logits = experiment.evaluator("test").predictions(variables_for_evaluation(experiment.state))
+        metrics, collected = experiment.evaluator("test").predictions(variables_for_evaluation(experiment.state))
+        labels, logits = collected["label"], collected["logits"]
         expected = np.array([experiment.sources["test"][i]["label"] for i in range(len(experiment.sources["test"]))])
         np.testing.assert_array_equal(labels, expected)
         assert metrics["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels), abs=1e-7)

@@ -74,7 +74,7 @@ def take(module: str, *arguments: str) -> None:
     if any("$" in word for word in arguments):  # names that the shell fills in
         return
     build(config.model.model, 10, args=config.model.model_args)
-    make_augment(config.data.augment, 10)
+    make_augment(config.data.augment)
     get_optimizer_spec(config.optim.optimizer)
     assert config.optim.schedule in SCHEDULES
 

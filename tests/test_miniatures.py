@@ -1,5 +1,6 @@
 """A small network of every architecture of the list, and of every kind of block, keeps the contract in numbers."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from functools import cache, partial
@@ -15,7 +16,7 @@ from model_checks import by_path, drawn, evaluated, loss, shapes, trained, witho
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.sliding import to_convolutional
 from cnn_jax.layers import INITIALIZERS
-from cnn_jax.models import MODELS, build, googlenet, inception_bn, inception_v3
+from cnn_jax.models import MODELS, build, inception_bn
 from cnn_jax.models.alexnet import AlexNet, alexnet_no_conv3_conv4_fc6_fc7, alexnet_one_tower
 from cnn_jax.models.all_cnn import AllCnn
 from cnn_jax.models.convnext import ConvNeXt
@@ -29,6 +30,9 @@ from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.speednet import SpeedNet
 from cnn_jax.models.vgg import VGG
 from cnn_jax.models.zfnet import ZFNet
+
+# The package has functions of these names.
+googlenet, inception_v3 = (importlib.import_module(f"cnn_jax.models.{name}") for name in ("googlenet", "inception_v3"))
 
 
 class Miniature(NamedTuple):

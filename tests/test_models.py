@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.commands.models import SOURCES, main, read_table
+from cnn_jax.commands.models import main
 from cnn_jax.commands.parser import guard
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import count_flops, count_parameters, layer_table
 from cnn_jax.models import MODELS, build, stages
+from cnn_jax.models.catalogue import SOURCES, read_table
 from cnn_jax.models.lenet import C3_TABLE, PartialConv, RbfOutput, prototypes
 from cnn_jax.models.resnet import ResNet
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from model_checks import drawn, evaluated, shapes, some_images, trained, volumes
 
-from cnn_jax.commands.models import read_table
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import layer_table
 from cnn_jax.models import preact_resnet, resnet, stages
+from cnn_jax.models.catalogue import read_table
 from cnn_jax.models.preact_resnet import PreActResNet
 from cnn_jax.models.resnet import ResNet
 

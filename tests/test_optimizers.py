@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parts import optimizer_of
 
 from cnn_jax.errors import UserError
-from cnn_jax.optim.optimizers import METHODS, REFUSED, Optimizer, get_optimizer_spec, make_optimizer, optax_factories
+from cnn_jax.optim.optimizers import METHODS, REFUSED, Optimizer, get_optimizer_spec, optax_factories
 from cnn_jax.optim.schedules import SCHEDULES, make_schedule
 
 GRADIENTS = [np.array([0.3, -2.0]), np.array([-0.1, -1.0]), np.array([0.7, 4.0])]
@@ -101,7 +102,7 @@ def updates_of(optimizer: Optimizer, params: Any, gradients: list) -> list:
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.__name__)
 def test_three_steps_follow_the_paper(paper: Callable):
-    optimizer = make_optimizer(paper.__name__, total_steps=3)
+    optimizer = optimizer_of(paper.__name__, total_steps=3)
     actual = updates_of(optimizer, jnp.asarray(START, jnp.float32), [jnp.asarray(g, jnp.float32) for g in GRADIENTS])
     np.testing.assert_allclose(actual, list(paper(GRADIENTS)), rtol=2e-5)  # 1 − 0.999 has few digits in float32
 
@@ -124,7 +125,7 @@ def problem() -> tuple[dict, Callable]:
 @pytest.mark.parametrize("name", sorted({*METHODS, *optax_factories()}))
 def test_every_optimizer_descends_under_jit_scan_and_donation(name: str):
     params, loss = problem()
-    optimizer = make_optimizer(name, learning_rate=get_optimizer_spec(name).learning_rate or 0.01, total_steps=20)
+    optimizer = optimizer_of(name, learning_rate=get_optimizer_spec(name).learning_rate or 0.01, total_steps=20)
     state = optimizer.tx.init(params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
 
@@ -143,7 +144,7 @@ def test_every_optimizer_descends_under_jit_scan_and_donation(name: str):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused_with_the_reason(name: str):
     with pytest.raises(UserError, match=f"given optimizer {name}, which cannot be used here: .*; (use|give) "):
-        make_optimizer(name, learning_rate=0.1, total_steps=10)
+        optimizer_of(name, learning_rate=0.1, total_steps=10)
 
 
 @pytest.mark.parametrize(
@@ -205,14 +206,14 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
 )
 def test_mistakes_are_told_in_one_line(arguments: dict, message: str):
     with pytest.raises(UserError, match=message) as error:
-        make_optimizer(**{"total_steps": 10, **arguments})
+        optimizer_of(**{"total_steps": 10, **arguments})
     assert "\n" not in str(error.value)
 
 
 def test_arguments_reach_the_factory_with_their_types():
     params = jnp.asarray(START, jnp.float32)
     gradients = [jnp.asarray(g, jnp.float32) for g in GRADIENTS]
-    ours = make_optimizer(
+    ours = optimizer_of(
         "rmsprop", learning_rate=0.5, args=["decay=0.5", "momentum=0.3", "nesterov=true"], total_steps=3
     )
     theirs = optax.rmsprop(0.5, decay=0.5, eps_in_sqrt=False, momentum=0.3, nesterov=True)
@@ -220,8 +221,8 @@ def test_arguments_reach_the_factory_with_their_types():
     for update, gradient in zip(updates_of(ours, params, gradients), gradients, strict=True):
         expected, state = theirs.update(gradient, state)
         np.testing.assert_allclose(update, jnp.asarray(expected), rtol=1e-6)
-    assert make_optimizer("prodigy", args=["betas=0.8/0.9"], total_steps=3).learning_rate == 1.0  # the factory's own
-    bf16 = make_optimizer("adam", args=["mu_dtype=bfloat16"], total_steps=3).tx.init(params)
+    assert optimizer_of("prodigy", args=["betas=0.8/0.9"], total_steps=3).learning_rate == 1.0  # the factory's own
+    bf16 = optimizer_of("adam", args=["mu_dtype=bfloat16"], total_steps=3).tx.init(params)
     assert jnp.bfloat16 in [leaf.dtype for leaf in jax.tree.leaves(bf16)]
 
 
@@ -231,7 +232,7 @@ ONE = jax.tree.map(np.ones_like, TREE)
 
 
 def one_update(gradient: dict, name: str = "sgd", **arguments) -> dict:
-    optimizer = make_optimizer(name, learning_rate=arguments.pop("learning_rate", 0.1), total_steps=10, **arguments)
+    optimizer = optimizer_of(name, learning_rate=arguments.pop("learning_rate", 0.1), total_steps=10, **arguments)
     return updates_of(optimizer, jax.tree.map(jnp.asarray, TREE), [jax.tree.map(jnp.asarray, gradient)])[0]["block1"]
 
 
@@ -256,7 +257,7 @@ def test_muon_makes_the_update_of_a_convolution_orthogonal():
     """As a (3·3·2) x 4 matrix its singular values become alike, however far apart those of the gradient are."""
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 4)) * jnp.array([[[[1.0, 0.1, 10.0, 0.3]]]])
     gradient = {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
-    update = updates_of(make_optimizer("muon", learning_rate=1.0, total_steps=10), gradient, [gradient])[0]
+    update = updates_of(optimizer_of("muon", learning_rate=1.0, total_steps=10), gradient, [gradient])[0]
     before, after = (
         np.linalg.svd(np.asarray(tree["conv"]["kernel"]).reshape(18, 4), compute_uv=False)
         for tree in (gradient, update)
@@ -294,7 +295,7 @@ def test_a_pattern_that_matches_no_parameter_is_a_mistake(arguments: dict):
 
 
 def test_the_description_tells_everything_in_one_line():
-    optimizer = make_optimizer(
+    optimizer = optimizer_of(
         "momentum",
         args=["momentum=0.8"],
         schedule="step",
@@ -341,6 +342,6 @@ def test_every_step_moves_the_weights(name: str, warmup_steps: int):
 
 
 def test_the_schedule_is_what_the_optimizer_uses():
-    optimizer = make_optimizer("sgd", learning_rate=1.0, schedule="cosine", warmup_steps=3, total_steps=8)
+    optimizer = optimizer_of("sgd", learning_rate=1.0, schedule="cosine", warmup_steps=3, total_steps=8)
     updates = updates_of(optimizer, jnp.ones(()), [jnp.ones(())] * 8)
     np.testing.assert_allclose(np.stack(updates), [-optimizer.schedule(step) for step in range(8)], rtol=1e-6)

@@ -18,7 +18,7 @@ from PIL import Image
 from cnn_jax.commands.parser import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
-from cnn_jax.runs import inference, predict
+from cnn_jax.runs import predict
 from cnn_jax.storage.run_folder import write_bytes
 
 
@@ -101,7 +101,7 @@ def test_images_are_read_and_run_batch_by_batch(run, photos, monkeypatch, capsys
     (photos / "c.png").write_bytes(b"\x89PNG not really")
     alive: list[weakref.ref] = []
     most = 0
-    read, run_model = Preprocess.read, inference.predict_probabilities
+    read, run_model = Preprocess.read, predict.predict_outputs
 
     def watched(self, path):
         nonlocal most
@@ -117,18 +117,22 @@ def test_images_are_read_and_run_batch_by_batch(run, photos, monkeypatch, capsys
         return run_model(model, variables, preprocess, images, batch_size)
 
     monkeypatch.setattr(Preprocess, "read", watched)
-    monkeypatch.setattr(inference, "predict_probabilities", measured)
+    monkeypatch.setattr(predict, "predict_outputs", measured)
     found = predict.predict(run, list(predict.find_images([photos])), batch_size=2, skip_bad_images=True)
     assert most <= 2 and sizes == [2, 2, 2]  # one shape, although the third has one image
-    assert [(path, list(names)) for path, names, _ in found] == [(path, list(names)) for path, names, _ in whole]
-    np.testing.assert_allclose([p.probabilities for p in found], [p.probabilities for p in whole], rtol=1e-5)
+    named, probabilities = (
+        lambda of: [(p.image, [row["class"] for row in p.rows]) for p in of],
+        lambda of: [[row["probability"] for row in p.rows] for p in of],
+    )
+    assert named(found) == named(whole)
+    np.testing.assert_allclose(probabilities(found), probabilities(whole), rtol=1e-5)
     assert "c.png" in capsys.readouterr().err
 
 
 def test_nothing_is_run_once_an_image_is_found_unreadable(run, photos, monkeypatch):
     (photos / "a.png").write_bytes(b"\x89PNG not really")
     (photos / "sub" / "c.PNG").write_bytes(b"")
-    monkeypatch.setattr(inference, "predict_probabilities", None)
+    monkeypatch.setattr(predict, "predict_outputs", None)
     with pytest.raises(UserError, match="a.png.*c.PNG"):
         predict.predict(run, list(predict.find_images([photos])), batch_size=2)
 

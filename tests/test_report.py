@@ -13,8 +13,10 @@ from cnn_jax.errors import UserError
 from cnn_jax.report import curves, figures, write_report
 from cnn_jax.report.filters import first_layer, pictures
 from cnn_jax.storage import run_folder as files
-from cnn_jax.storage.weights_file import save_weights
+from cnn_jax.storage.weights_file import load_weights, save_weights
 from cnn_jax.tasks import measures
+from cnn_jax.tasks.classification_figures import confusion
+from cnn_jax.tasks.classification_report import classification_findings
 
 CLASSES = ("airplane", "bird <&>", "$cat$")
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
@@ -153,15 +155,21 @@ def run(tmp_path_factory, images):
 
 
 def write(run, images, **changes):
-    arguments = {
-        "summary": SUMMARY,
-        "images": images,
-        "labels": LABELS,
-        "probabilities": PROBABILITIES,
-        "classes": CLASSES,
-        "split_name": "test",
-    }
-    return write_report(run, **(arguments | changes))
+    arguments = {"images": images, "labels": LABELS, "probabilities": PROBABILITIES, "classes": CLASSES}
+    found = classification_findings(split="test", **(arguments | changes))
+    weights = run / files.WEIGHTS
+    params = load_weights(weights)[0]["params"] if weights.is_file() else {}
+    return write_report(
+        run,
+        summary=SUMMARY,
+        metrics={"loss": "cross-entropy (nats)", "accuracy": "accuracy"},
+        split="test",
+        tiles=found.tiles,
+        found=found.sections,
+        pictures=found.pictures,
+        filters=first_layer(params, images.shape[1:]),
+        classes=CLASSES,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +242,7 @@ def test_curves_mark_the_best_epoch():
         for kind in ("train", "validation")
     ]
     with figures.style():
-        (axes,) = curves.curve(rows, "accuracy", "accuracy (%)", 20).axes
+        (axes,) = curves.curve(rows, "accuracy", "accuracy", 20).axes
     lines = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
     assert lines["best"] == [[2.0, 20.0]]
     assert lines["validation"] == [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]
@@ -243,8 +251,8 @@ def test_curves_mark_the_best_epoch():
 
 def test_matrix_shows_counts_up_to_20_classes():
     with figures.style():
-        few = figures.confusion(CONFUSION, CLASSES).axes[0]
-        many = figures.confusion(np.eye(21, dtype=int), [str(k) for k in range(21)]).axes[0]
+        few = confusion(CONFUSION, CLASSES).axes[0]
+        many = confusion(np.eye(21, dtype=int), [str(k) for k in range(21)]).axes[0]
     assert [text.get_text() for text in few.texts] == [str(n) for n in CONFUSION.ravel()]
     assert not many.texts
 

@@ -21,8 +21,8 @@ from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.training import experiment, loop, run
 from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import make_experiment
-from cnn_jax.training.progress import Display
 
 CONFIG = Config("small").override(
     dataset="synthetic:8x8x1:3:120",
@@ -62,17 +62,17 @@ def assert_same(one, other):
 
 def interrupted(monkeypatch, config, at: int):
     """Starts `config` and presses Ctrl-C while the step that follows step `at` runs."""
-    original, done = run.CompiledSteps.__call__, 0
+    original, done = TrainStep.__call__, 0
 
-    def call(steps, state, items, count):
+    def call(steps, state, items):
         nonlocal done
         if done == at:
             os.kill(os.getpid(), signal.SIGINT)
-        done += count
-        return original(steps, state, items, count)
+        done += len(items)
+        return original(steps, state, items)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.CompiledSteps, "__call__", call)
+        patch.setattr(TrainStep, "__call__", call)
         with pytest.raises(TrainingStopped, match="state saved") as stopped:
             run.train(config)
     assert stopped.value.code == 130 and at < done < 20
@@ -187,7 +187,7 @@ def test_fresh_costs_nothing_where_the_new_run_cannot_start(killed, tmp_path, mo
         raise UserError("cannot be compiled")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.CompiledSteps, "prepare", fail)
+        patch.setattr(TrainStep, "prepare", fail)
         if killed:
             patch.setattr(files, "bring_back", lambda run: None)
         with pytest.raises(UserError, match="cannot be compiled"):
@@ -203,14 +203,14 @@ def test_fresh_costs_nothing_where_the_new_run_cannot_start(killed, tmp_path, mo
 def test_ctrl_c_while_the_new_run_compiles_keeps_the_old_one(tmp_path, monkeypatch, finished):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    prepare = run.CompiledSteps.prepare
+    prepare = TrainStep.prepare
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return prepare(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="kept"):
-        patch.setattr(run.CompiledSteps, "prepare", interrupted)
+        patch.setattr(TrainStep, "prepare", interrupted)
         run.train(CONFIG.override(workdir=str(folder), steps=2, fresh=True))
     assert (folder / files.WEIGHTS).read_bytes() == (finished / files.WEIGHTS).read_bytes()
     assert (folder / files.REPORT).exists() and not (folder / files.BEFORE).exists()
@@ -243,7 +243,7 @@ def test_a_new_run_that_cannot_start_leaves_nothing(before, tmp_path, monkeypatc
         assert (folder / files.CONFIG).exists()
         raise UserError("cannot be compiled")
 
-    monkeypatch.setattr(run.CompiledSteps, "prepare", fail)
+    monkeypatch.setattr(TrainStep, "prepare", fail)
     with pytest.raises(UserError, match="cannot be compiled"):
         run.train(CONFIG.override(workdir=str(folder), model="softmax_regression", ema_decay=None))
     assert (os.listdir(folder) if folder.exists() else None) == before
@@ -261,7 +261,7 @@ def test_an_empty_summary_is_told_and_made_again_once_it_is_deleted(finished, tm
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     config = CONFIG.override(workdir=str(tmp_path / "run"), learning_rate=1e30, model="mlp", ema_decay=None)
-    with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+; .*--learning-rate") as stopped:
+    with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+; .*learning_rate") as stopped:
         run.train(config)
     assert stopped.value.code == 1
     assert list((tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")) == [], "a state after a bad loss was saved"
@@ -269,15 +269,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
 @pytest.mark.parametrize("at", [7, 10])
 def test_a_bad_loss_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, at):
-    original, done = run.CompiledSteps.__call__, 0
+    original, done = TrainStep.__call__, 0
 
-    def call(steps, state, items, count):
+    def call(steps, state, items):
         nonlocal done
-        done += count
-        state, metrics = original(steps, state, items, count)
+        done += len(items)
+        state, metrics = original(steps, state, items)
         return state, metrics | {"loss": metrics["loss"] * (np.inf if done == at else 1)}
 
-    monkeypatch.setattr(run.CompiledSteps, "__call__", call)
+    monkeypatch.setattr(TrainStep, "__call__", call)
     with pytest.raises(TrainingStopped, match=f"loss is inf at step {at}; .* last good checkpoint: step 5 in "):
         run.train(CONFIG.override(workdir=str(tmp_path / "run"), model="mlp", model_args=("hidden=8",)))
     assert [folder.name for folder in (tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")] == ["5"]
@@ -391,11 +391,9 @@ def test_the_program_of_a_run_does_not_depend_on_its_seed(members):
         parts = make_experiment(
             CONFIG.override(dataset="synthetic:28x28x1:3:120", model="mnist_cnn", seed=seed, members=members)
         )
-        arrays = parts.parallel.place(parts.data["train"].arrays)
-        display = Display(total_steps=1, first_step=0, steps_per_epoch=1, batch_size=16, flops=0.0, devices=1)
-        steps = run.CompiledSteps(parts, arrays, display)
-        _, metrics = steps(parts.parallel.place(parts.state), [next(parts.data["train"].train_items(0))], 1)
-        instructions = [line for line in steps.compiled[1].as_text().splitlines() if " = " in line]
+        steps = TrainStep(parts.train_step, parts.data["train"], parts.parallel, scan=False)
+        _, metrics = steps(parts.parallel.place(parts.state), [next(parts.data["train"].train_items(0))])
+        instructions = [line for line in steps.programs[1].as_text().splitlines() if " = " in line]
         programs.append([re.sub(r", metadata=\{.*?\}", "", line) for line in instructions])  # names lines of our files
         losses.append(float(metrics["loss"][0]))
     differing = [pair for pair in zip(*programs, strict=True) if pair[0] != pair[1]]

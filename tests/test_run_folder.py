@@ -11,9 +11,10 @@ from made_up_run import CONFIG, digits, expected_logits, make_run, row
 
 import cnn_jax
 from cnn_jax.errors import UserError
-from cnn_jax.runs.inference import predict_logits, predict_probabilities
+from cnn_jax.runs.inference import predict_outputs
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights, save_weights
+from cnn_jax.weights.trained import load_trained
 
 
 def refusal(call, *args, **kwargs):
@@ -114,8 +115,15 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("made_up") / "run")
 
 
+def opened(run):
+    """Model, variables and preprocessing of a run."""
+    trained = load_trained(run)
+    return trained.model, trained.variables, trained.preprocess
+
+
 def test_load_gives_the_trained_model(run):
-    model, variables, preprocess = cnn_jax.load(str(run))
+    loaded = cnn_jax.load(str(run))
+    model, variables, preprocess = loaded.model, loaded.variables, loaded.preprocess
     images, _ = digits("test")
     logits = model.apply(variables, preprocess.normalize(images), train=False)
     np.testing.assert_allclose(logits, expected_logits(images), atol=1e-4)
@@ -124,13 +132,13 @@ def test_load_gives_the_trained_model(run):
 @pytest.mark.parametrize("count, batch_size", [(1, 256), (5, 256), (64, 64), (65, 64), (130, 64), (3, 1)])
 def test_predictions_do_not_depend_on_the_batch(run, count, batch_size):
     images, _ = digits("train[:130]")
-    logits = predict_logits(*files.load(run), images[:count], batch_size)
+    logits = predict_outputs(*opened(run), images[:count], batch_size)
     assert logits.shape == (count, 10) and logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected_logits(images)[:count], atol=1e-4)
 
 
 def test_ragged_numbers_of_images_compile_once(run):
-    model, variables, preprocess = files.load(run)
+    model, variables, preprocess = opened(run)
     images, _ = digits("train[:100]")
     counted = []
 
@@ -141,33 +149,33 @@ def test_ragged_numbers_of_images_compile_once(run):
 
     counting = Counting(preprocess.image_shape, preprocess.mean, preprocess.std)
     for count in (100, 33, 50, 64):
-        predict_logits(model, variables, counting, images[:count], batch_size=32)
+        predict_outputs(model, variables, counting, images[:count], batch_size=32)
     assert counted == [(32, 8, 8, 1)]
 
 
 def test_probabilities_are_the_softmax(run):
     images, _ = digits("train[:20]")
-    probabilities = predict_probabilities(*files.load(run), images, 16)
+    probabilities = cnn_jax.load(run).predict(images, batch_size=16)
     odds = np.exp(expected_logits(images).astype(np.float64))
     np.testing.assert_allclose(probabilities, odds / odds.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 def test_images_of_another_shape_or_type(run):
-    parts = files.load(run)
-    assert "(N, 8, 8, 1)" in refusal(predict_logits, *parts, np.zeros((2, 9, 8, 1), np.uint8))
-    assert "uint8" in refusal(predict_logits, *parts, np.zeros((2, 8, 8, 1), np.float32))
-    assert "at least 1" in refusal(predict_logits, *parts, np.zeros((0, 8, 8, 1), np.uint8))
+    parts = opened(run)
+    assert "(N, 8, 8, 1)" in refusal(predict_outputs, *parts, np.zeros((2, 9, 8, 1), np.uint8))
+    assert "uint8" in refusal(predict_outputs, *parts, np.zeros((2, 8, 8, 1), np.float32))
+    assert "at least 1" in refusal(predict_outputs, *parts, np.zeros((0, 8, 8, 1), np.uint8))
 
 
 def test_folder_that_is_no_run(tmp_path):
-    assert "no config.json" in refusal(files.load, tmp_path)
-    assert "no config.json" in refusal(files.load, tmp_path / "absent")
+    assert "no config.json" in refusal(opened, tmp_path)
+    assert "no config.json" in refusal(opened, tmp_path / "absent")
 
 
 def test_unfinished_run_names_the_command_that_goes_on(tmp_path):
     run = make_run(tmp_path / "run")
     (run / files.WEIGHTS).unlink()
-    message = refusal(files.load, run)
+    message = refusal(opened, run)
     assert "unfinished" in message
     assert f"python -m experiments.made_up --config {run / 'config.json'} --workdir {run}" in message
 
@@ -175,34 +183,34 @@ def test_unfinished_run_names_the_command_that_goes_on(tmp_path):
 def test_classes_that_are_not_the_weights(tmp_path):
     run = make_run(tmp_path / "run")
     (run / files.CLASSES).write_text("cat\ndog\n")
-    message = refusal(files.load, run)
+    message = refusal(opened, run)
     assert "2 classes" in message and "params/output/kernel (64, 10) instead of (64, 2)" in message
 
 
 def test_unknown_model(tmp_path):
     run = make_run(tmp_path / "run", CONFIG.override(model="softmax_regresion"))
-    assert "softmax_regression" in refusal(files.load, run)
+    assert "softmax_regression" in refusal(opened, run)
 
 
 def test_model_arguments_and_precision_are_those_of_the_run(tmp_path):
     config = CONFIG.override(model="mlp", model_args=("hidden=7",), precision="bfloat16")
     run = make_run(tmp_path / "run", config)
     assert "missing: params/fc1/bias, params/fc1/kernel; wrong shape: params/output/kernel (64, 10)" in refusal(
-        files.load, run
+        opened, run
     )
     output = {"kernel": np.ones((7, 10), np.float32), "bias": np.zeros(10, np.float32)}
     first = {"kernel": np.ones((64, 7), np.float32), "bias": np.zeros(7, np.float32)}
     save_weights(run / files.WEIGHTS, {"params": {"fc1": first, "output": output}}, {})
-    model, variables, preprocess = files.load(run)
+    model, variables, preprocess = opened(run)
     assert model.dtype == jax.numpy.bfloat16
-    assert predict_logits(model, variables, preprocess, np.ones((1, 8, 8, 1), np.uint8)).shape == (1, 10)
+    assert predict_outputs(model, variables, preprocess, np.ones((1, 8, 8, 1), np.uint8)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("name", [files.CLASSES, files.PREPROCESS])
 def test_missing_files_are_named(tmp_path, name):
     run = make_run(tmp_path / "run")
     (run / name).unlink()
-    assert name in refusal(files.load, run)
+    assert name in refusal(opened, run)
 
 
 @pytest.mark.parametrize(

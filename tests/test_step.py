@@ -6,19 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parts import classification
 
 from cnn_jax.data.augment import make_augment
 from cnn_jax.models import build
 from cnn_jax.models.small import Filters, SmallCnn
-from cnn_jax.tasks.losses import LOSSES
+from cnn_jax.optim.optimizers import from_transformation
 from cnn_jax.training.state import init_state, stream, variables_for_evaluation
 from cnn_jax.training.step import make_eval_step, make_train_step
 
 CLASSES = 3
 
 
-def normalize(images):
-    return images.astype(jnp.float32) / (255.0 if images.dtype == jnp.uint8 else 1.0) - 0.5
+TASK = classification(CLASSES)
+
+
+def normalize(batch):
+    images = batch["image"]
+    return batch | {"image": images.astype(jnp.float32) / (255.0 if images.dtype == jnp.uint8 else 1.0) - 0.5}
 
 
 def batch_of(size: int, shape=(8, 8, 1), seed: int = 0) -> dict[str, jax.Array]:
@@ -28,9 +33,9 @@ def batch_of(size: int, shape=(8, 8, 1), seed: int = 0) -> dict[str, jax.Array]:
 
 
 def pieces(model: nn.Module, tx: optax.GradientTransformation, specs=(), **options):
-    augment = make_augment(specs, CLASSES)
-    step = make_train_step(model, tx, LOSSES["cross_entropy"], augment, normalize, seed=0, **options)
-    state = init_state(model, tx, (8, 8, 1), 0, ema=options.get("ema_decay") is not None)
+    optimizer = from_transformation(tx)
+    step = make_train_step(model, TASK, optimizer, make_augment(specs), normalize, **options)
+    state = init_state(model, optimizer, (8, 8, 1), 0, ema=options.get("ema_decay") is not None)
     return jax.jit(step), state
 
 
@@ -93,12 +98,12 @@ def test_mapped_parts_of_a_batch_drop_other_units():
 
 def test_masked_rows_count_nowhere():
     model = build("softmax_regression", CLASSES)
-    variables = init_state(model, optax.sgd(0.1), (8, 8, 1), 0).params
-    evaluate = jax.jit(make_eval_step(model, LOSSES["cross_entropy"], normalize, CLASSES))
+    variables = init_state(model, from_transformation(optax.sgd(0.1)), (8, 8, 1), 0).params
+    evaluate = jax.jit(make_eval_step(model, TASK, normalize))
     batch = batch_of(6)
     mask = jnp.arange(6) < 4
-    metrics, logits = evaluate({"params": variables}, batch | {"mask": mask})
-    assert logits.shape == (6, CLASSES)
+    metrics, collected = evaluate({"params": variables}, batch | {"mask": mask})
+    assert collected["logits"].shape == (6, CLASSES)
     assert float(metrics["accuracy"][1]) == 4
     assert float(metrics["accuracy"][0]) == np.sum(np.asarray(batch["label"])[:4] == 0)  # equal logits: class 0
 
@@ -109,10 +114,10 @@ GOLDEN = {"resnet20": (1.04420, 1.56124), "lenet5": (1.10320, 1.08021)}
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_values_of_two_steps(name):
     shape = (32, 32, 3)
-    model, tx = build(name, CLASSES), optax.sgd(0.05, momentum=0.9)
-    augment = make_augment(["pad_crop:padding=2", "flip"], CLASSES)
-    step = jax.jit(make_train_step(model, tx, LOSSES["cross_entropy"], augment, normalize, seed=0))
-    state = init_state(model, tx, shape, 0)
+    model, optimizer = build(name, CLASSES), from_transformation(optax.sgd(0.05, momentum=0.9))
+    augment = make_augment(["pad_crop:padding=2", "flip"])
+    step = jax.jit(make_train_step(model, TASK, optimizer, augment, normalize))
+    state = init_state(model, optimizer, shape, 0)
     losses = []
     for index in range(2):
         state, metrics = step(state, batch_of(8, shape, index))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from parts import optimizer_of
 
 import cnn_jax
 from benchmarks import transfer_labels
@@ -16,7 +17,6 @@ from cnn_jax.data import open_source
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
-from cnn_jax.optim.optimizers import make_optimizer
 from cnn_jax.optim.parameter_groups import Rule, hold_statistics
 from cnn_jax.storage import run_folder
 from cnn_jax.storage.weights_file import save_weights
@@ -128,7 +128,7 @@ def test_statistics_are_held_as_long_as_the_layer():
 
 
 def test_the_decay_of_held_parameters_fills_no_moments():
-    optimizer = make_optimizer(
+    optimizer = optimizer_of(
         "momentum", learning_rate=0.1, weight_decay=1e-2, freeze_until=[("kernel", 5)], total_steps=10
     )
     params = {"kernel": jnp.ones((2, 2))}

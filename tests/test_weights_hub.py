@@ -26,7 +26,7 @@ from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.models.vgg import VGG
-from cnn_jax.runs.inference import predict_logits
+from cnn_jax.runs.inference import predict_outputs
 from cnn_jax.storage.weights_file import load_weights, save_weights
 from cnn_jax.weights import export, load_pretrained
 from cnn_jax.weights.catalog import ARCHITECTURES, TORCHVISION, TorchvisionFile
@@ -92,7 +92,7 @@ def test_a_folder_with_the_files_of_the_hub(tmp_path):
     expected = PublishedPreprocess((16, 16, 3), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resize=20, interpolation="bicubic")
     assert preprocess is not None and preprocess == expected
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    assert predict_logits(model, variables, preprocess, images).shape == (2, 5)
+    assert predict_outputs(model, variables, preprocess, images).shape == (2, 5)
 
 
 def test_files_brought_by_hand_are_taken_before_any_network(tmp_path, monkeypatch):
@@ -365,7 +365,7 @@ def test_a_run_is_a_source(tmp_path):
         model, variables, preprocess = load_pretrained(source)
         assert isinstance(preprocess, Preprocess)
         np.testing.assert_allclose(
-            predict_logits(model, variables, preprocess, images), expected_logits(images), rtol=1e-4, atol=1e-4
+            predict_outputs(model, variables, preprocess, images), expected_logits(images), rtol=1e-4, atol=1e-4
         )
     assert load_pretrained(run, num_classes=4, classifier="replace")[1]["params"]["output"]["kernel"].shape == (64, 4)
     assert "for 10 classes; expected 4" in message(run, num_classes=4)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import pytest
 from model_checks import by_path, dependencies, loss, shapes
 
-from cnn_jax.commands.models import SOURCES, measure, read_table
 from cnn_jax.inspect.summary import count_parameters
+from cnn_jax.inspect.tables import measure
 from cnn_jax.models import MODELS, build, default_input_shape
+from cnn_jax.models.catalogue import SOURCES, read_table
 from cnn_jax.optim.optimizers import decay_mask
 
 # Sources: the papers' own numbers where they give any, the tables of torchvision and timm for what they publish weights

@@ -202,8 +202,8 @@ def make_augment(specs: Sequence[str]) -> Augment:
     Returns:
         `augment(key, batch, first_index=0) -> batch`, pure. In `batch`, "image" is uint8 BxHxWxC before and float32 in
         [0, 1] after; what mixes examples also mixes "target" (BxK); other arrays pass. Example i of the batch draws
-        from (key, position of the augmentation, first_index + i), so that a part of a batch that knows its first index is
-        augmented as within the whole; what mixes examples mixes within the part.
+        from (key, position of the augmentation, first_index + i), so that a part of a batch that knows its first index
+        is augmented as within the whole; what mixes examples mixes within the part.
 
     Raises:
         UserError: unknown name or argument, or a value of the wrong type; when it is called, a value out of range, or

@@ -165,9 +165,9 @@ def make_optimizer(
 ) -> Optimizer:
     """Builds an optimizer.
 
-    A factory with its own weight decay and mask (adamw, lion, lamb, lars, …) gets the coefficient; for the others, λ·w is
-    added to the gradient before the optimizer sees it (L2, as in the papers of the SGD family). Parameters with fewer
-    than two dimensions (biases, norms) are left out unless `decay_all` is set.
+    A factory with its own weight decay and mask (adamw, lion, lamb, lars, …) gets the coefficient; for the others, λ·w
+    is added to the gradient before the optimizer sees it (L2, as in the papers of the SGD family). Parameters with
+    fewer than two dimensions (biases, norms) are left out unless `decay_all` is set.
 
     Args:
         config: `optimizer` is a key of `METHODS`, a factory of `optax` or `optax.contrib` that takes a learning rate,

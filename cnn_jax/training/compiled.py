@@ -36,6 +36,10 @@ class TrainStep:
         scan: whether calls of several steps occur. Loop bodies do not use XLA's thread pool on CPU, so there steps are
             called one by one.
         say: where "compiling …" goes.
+
+    Attributes:
+        arrays: the pipeline's, on the devices.
+        programs: compiled ones by number of items, each `(state, arrays, placed items) -> (state, sums)`.
     """
 
     def __init__(
@@ -43,19 +47,19 @@ class TrainStep:
     ):
         self._step, self._gather, self._parallel = step, pipeline.gather, parallel
         self._scan, self._say = scan, say
-        self._arrays = parallel.place(pipeline.arrays)
-        self._compiled: dict[int, Any] = {}
+        self.arrays = parallel.place(pipeline.arrays)
+        self.programs: dict[int, Any] = {}
 
     def __call__(self, state: TrainState, items: Sequence[Item]) -> tuple[TrainState, Sums]:
         """Dispatches the steps of `items`; does not wait for the device."""
         placed = self.prepare(state, items)
-        return self._compiled[len(items)](state, self._arrays, placed)
+        return self.programs[len(items)](state, self.arrays, placed)
 
     def prepare(self, state: TrainState, items: Sequence[Item]) -> Any:
         """Puts items on the devices, and compiles for their number if that is new."""
         placed = self._parallel.place_item(stack(items) if self._scan else items[0], stacked=self._scan)
-        if len(items) not in self._compiled:
-            self._compiled[len(items)] = self._compile(state, placed)
+        if len(items) not in self.programs:
+            self.programs[len(items)] = self._compile(state, placed)
         return placed
 
     def _compile(self, state: TrainState, placed: Any) -> Any:
@@ -70,7 +74,7 @@ class TrainStep:
         program = _compile(
             self._parallel,
             many if self._scan else one,
-            (state, self._arrays, placed),
+            (state, self.arrays, placed),
             stacked=self._scan,
             rows_out=False,
             donate=True,
