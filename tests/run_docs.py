@@ -3,7 +3,7 @@
 In docs/*.md every fenced block of bash, console or python that stands directly under the line `<!-- run -->` is run,
 in one temporary folder, the pages in the order in which docs/README.md lists them: the first page trains the run that
 the others look at. A bash block is run a command at a time, a console block likewise (its lines behind `$ `), a python
-block as a script. docs/tutorial.py is run as a notebook. The first failure is printed whole and ends it.
+block as a script. docs/tutorial.py and docs/notebooks/*.py are run as notebooks. The first failure is printed whole and ends it.
 """
 
 import os
@@ -45,11 +45,13 @@ def main(names: list[str]) -> None:
     """Runs the first page and the given ones, or all of them and the tutorial; exits 1 at the first failure."""
     pages = [page for page in all_pages() if not names or page.name in (FIRST, *names)]
     commands = [command for page in pages for command in page_commands(page)]
-    if not names or "tutorial.py" in names:
-        arguments = [sys.executable, "-c", NOTEBOOK, str(DOCS / "tutorial.py")]
-        commands.append(Command("tutorial.py", "as a notebook", arguments))
-    if unknown := set(names) - {"tutorial.py", *(page.name for page in pages)}:
-        fail(f"given {', '.join(sorted(unknown))}; expected pages of {DOCS} or tutorial.py")
+    notebooks = [DOCS / "tutorial.py", *sorted((DOCS / "notebooks").glob("*.py"))]
+    for notebook in notebooks:
+        if not names or notebook.name in names:
+            arguments = [sys.executable, "-c", NOTEBOOK, str(notebook)]
+            commands.append(Command(notebook.name, "as a notebook", arguments))
+    if unknown := set(names) - {*(notebook.name for notebook in notebooks), *(page.name for page in pages)}:
+        fail(f"{', '.join(sorted(unknown))}: name pages of {DOCS} or its notebooks")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="run-docs-") as folder:
         environment = surroundings(Path(folder))

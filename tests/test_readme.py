@@ -8,19 +8,20 @@ from cnn_jax.runs.results import models_table, read_rows, with_section, with_tab
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS, ZOO = ((ROOT / "docs" / name).read_text() for name in ("results.md", "zoo.md"))
 
 
 def test_table_is_that_of_the_results():
     rows = read_rows(sorted((ROOT / "results").glob("*.csv")))
     assert rows, "results/ holds no rows"
-    assert with_table(README, rows) == README, (
-        "README.md and results/ differ; run: python -m cnn_jax results readme README.md results/*.csv"
+    assert with_table(RESULTS, rows) == RESULTS, (
+        "docs/results.md and results/ differ; run: python -m cnn_jax results readme docs/results.md results/*.csv"
     )
 
 
 def test_list_of_models_is_that_of_the_code():
-    assert with_section(README, "models", models_table()) == README, (
-        "README.md and cnn_jax/models/table.csv differ; run: python -m cnn_jax results readme README.md results/*.csv"
+    assert with_section(ZOO, "models", models_table()) == ZOO, (
+        "docs/zoo.md and cnn_jax/models/table.csv differ; run: python -m cnn_jax results readme docs/zoo.md results/*.csv"
     )
 
 

@@ -32,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         case "readme":
             path = Path(arguments.readme)
             text = path.read_text(encoding="utf-8")
-            text = with_table(text, read_rows(arguments.csv))
             if "<!-- models -->" in text:
                 text = with_section(text, "models", models_table())
+            if "<!-- results -->" in text or "<!-- models -->" not in text:
+                text = with_table(text, read_rows(arguments.csv))
             path.write_text(text, encoding="utf-8")
 
 
