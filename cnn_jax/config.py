@@ -1,7 +1,7 @@
-"""The experiment as data: frozen dataclasses that are the defaults, the command line and the saved record at once.
+"""An experiment as data: frozen dataclasses that are the defaults, the command line and the saved record at once.
 
-A field is written once, here: its name is the command-line flag (`batch_size` → `--batch-size`), the string under it is
-the help text, its value goes into `config.json`. This module imports no JAX, so that `--help` answers at once.
+Each field is defined once, here: its name is the command-line flag (`batch_size` → `--batch-size`), the string below it
+is the help text, and its value goes into `config.json`. Imports no JAX, so that `--help` answers at once.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -171,8 +172,7 @@ TRANSIENT = frozenset(
     | {"distributed", "parallel", "devices"}
 )
 
-
-_ABOVE_ZERO = (
+_MORE_THAN_0 = (
     *("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps", "members"),
     *("learning_rate", "head_learning_rate", "layer_decay", "image_size", "devices", "log_every", "clip_norm"),
     "patience",
@@ -190,7 +190,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        """A network for each of the rates, where there are any."""
+        """Sets `members` to the number of member learning rates, if there are any."""
         if rates := self.optim.member_learning_rates:
             object.__setattr__(self, "train", dataclasses.replace(self.train, members=len(rates)))
 
@@ -209,8 +209,77 @@ class Config:
             names = {f.name for f in dataclasses.fields(part)} & values.keys()
             groups[group] = dataclasses.replace(part, **{name: values.pop(name) for name in names})
         if values:
-            raise UserError(f"given unknown config fields {sorted(values)}; expected known ones; see --help")
+            name, known = next(iter(values)), self.flat()
+            hint = " or ".join(nearest(name, known)) or ", ".join(known)
+            raise UserError(f"no config field is called {name!r}; perhaps you meant {hint}")
         return dataclasses.replace(self, **groups)
+
+    def resolve(self) -> Self:
+        """Returns a copy that means the same from any folder and that `check` has passed.
+
+        `~` is expanded in every path, paths that a resumed run needs are made absolute, and `steps` replaces `epochs`.
+
+        Raises:
+            UserError: a value that no run can have.
+
+        >>> resolved = Config().override(steps=5).resolve()
+        >>> resolved.train.steps, resolved.train.epochs
+        (5, None)
+        """
+        changes: dict[str, Any] = {}
+        for name in ("data_dir", "workdir"):
+            if (path := self.flat()[name]) is not None:
+                changes[name] = os.path.expanduser(path)
+        family, _, path = self.data.dataset.partition(":")
+        if family == "folder":
+            if not path:
+                raise UserError("`dataset` is folder: without a path; write folder:PATH")
+            changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))
+        if self.model.init_from is not None:
+            source = os.path.expanduser(self.model.init_from)
+            changes["init_from"] = os.path.abspath(source) if os.path.exists(source) else source
+        if self.train.steps is not None:
+            changes["epochs"] = None
+        resolved = self.override(**changes)
+        resolved.check()
+        return resolved
+
+    def check(self) -> None:
+        """Refuses values that no run can have, before anything is loaded.
+
+        Raises:
+            UserError: naming the field, its value and the range.
+
+        >>> Config().override(epochs=0).check()
+        Traceback (most recent call last):
+            ...
+        cnn_jax.errors.UserError: `epochs` is 0: it must be more than 0
+        """
+        values = {name: value for name, value in self.flat().items() if value is not None}
+
+        def require(name: str, holds: Callable[[Any], bool], rule: str) -> None:
+            if name in values and not holds(values[name]):
+                raise UserError(f"`{name}` is {values[name]}: it must be {rule}")
+
+        for name, value in values.items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"`{name}` is {number}: it must be finite")
+        for name in _MORE_THAN_0:
+            require(name, lambda value: value > 0, "more than 0")
+        for name in ("label_smoothing", "ema_decay"):
+            require(name, lambda value: 0 <= value < 1, "at least 0 and less than 1")
+        for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
+            require(name, lambda value: value >= 0, "0 or more")
+        require("steps", lambda value: value < 2**31, "less than 2**31")
+        require("seed", lambda value: value < 2**32, "less than 2**32")
+        if "epochs" not in values and "steps" not in values:
+            raise UserError("set `epochs` or `steps`")
+        if self.data.batch_size % self.optim.accumulate:
+            raise UserError(
+                f"`batch_size` is {self.data.batch_size} and `accumulate` is {self.optim.accumulate}: "
+                "the batch size must be divisible by the number of parts"
+            )
 
     def flat(self) -> dict[str, Any]:
         """All fields of all groups by name (names are unique over the groups)."""
@@ -226,67 +295,29 @@ class Config:
             f"{n}: {ours[n]!r} here, {theirs[n]!r} there" for n in ours if n not in TRANSIENT and ours[n] != theirs[n]
         ]
 
-    def check(self) -> None:
-        """Refuses values that no run can have.
-
-        Raises:
-            UserError: naming the field.
-        """
-        values = self.flat()
-        for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"`{name}` is {value}: set it to a finite number")
-        for name in _ABOVE_ZERO:
-            if values[name] is not None and values[name] <= 0:
-                raise UserError(f"`{name}` is {values[name]}: set it above 0")
-        for name in ("label_smoothing", "ema_decay"):
-            if values[name] is not None and not 0 <= values[name] < 1:
-                raise UserError(f"`{name}` is {values[name]}: set it in [0, 1)")
-        for name in ("workers", "weight_decay", "warmup_epochs", "seed"):
-            if values[name] < 0:
-                raise UserError(f"`{name}` is {values[name]}: set it to 0 or more")
-        if values["epochs"] is None and values["steps"] is None:
-            raise UserError("set `epochs` or `steps`")
-        for name, bits in (("steps", 31), ("seed", 32)):
-            if (values[name] or 0) >= 2**bits:
-                raise UserError(f"`{name}` is {values[name]}: set it below 2**{bits}")
-        if self.data.batch_size % self.optim.accumulate:
-            raise UserError(
-                f"`batch_size` {self.data.batch_size} cannot be cut into `accumulate` {self.optim.accumulate} equal "
-                "parts: change one of them"
-            )
-
     def to_json(self) -> str:
         """The config as JSON; `load` reads it from a file."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads a file with what `to_json` gave.
+        """Reads a file that `to_json` wrote.
 
         Raises:
-            UserError: the file is absent, is no JSON, has an unknown field or a value of the wrong type.
+            UserError: the file is absent, is not JSON, has an unknown field or a value of the wrong type.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors put a byte-order mark
+            record = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors write a byte-order mark
         except OSError as error:
-            raise UserError(
-                f"given config {path}: {error.strerror}; expected a config.json of a run; give another path"
-            ) from error
+            raise UserError(f"cannot read config {path}: {error.strerror}; give the config.json of a run") from error
         except ValueError as error:
-            raise UserError(
-                f"given config {path}: not valid JSON ({error}); expected a config.json of a run; repair it"
-            ) from error
+            raise UserError(f"config {path} is not valid JSON ({error}); give the config.json of a run") from error
         if not isinstance(record, dict):
-            raise UserError(
-                f"given config {path}: expected a JSON object with the groups {', '.join(GROUPS)}; repair it"
-            )
+            raise UserError(f"config {path} is not a JSON object with the groups {', '.join(GROUPS)}")
         parts = {group: _group(group, record.pop(group, {}), path) for group in GROUPS}
         experiment = _checked("experiment", record.pop("experiment", cls.experiment), str, path)
         if record:
-            raise UserError(
-                f"given config {path}: unknown groups {sorted(record)}; expected {', '.join(GROUPS)}; correct it"
-            )
+            raise UserError(f"config {path}: unknown groups {sorted(record)}; the groups are {', '.join(GROUPS)}")
         return cls(experiment=experiment, **parts)
 
 
@@ -297,27 +328,27 @@ def _group(group: str, record: Any, path: str | Path) -> Any:
     kind = GROUPS[group]
     types_of = typing.get_type_hints(kind)
     if not isinstance(record, dict):
-        raise UserError(f"given config {path}: group {group} is no JSON object; expected its fields by name; repair it")
+        raise UserError(f"config {path}: group {group} is not a JSON object of fields by name")
     values = {}
     for name, value in record.items():
         if name not in types_of:
             hint = " or ".join(nearest(name, types_of)) or ", ".join(types_of)
-            raise UserError(f"given config {path}: unknown field {group}.{name}; perhaps you meant {hint}")
+            raise UserError(f"config {path}: unknown field {group}.{name}; perhaps you meant {hint}")
         values[name] = _checked(f"{group}.{name}", value, types_of[name], path)
     return kind(**values)
 
 
 def _checked(name: str, value: Any, hint: Any, path: str | Path) -> Any:
-    """Returns a value read from JSON as a field of the type `hint`; refuses one of another type."""
+    """Returns a value read from JSON as a field of type `hint`, or raises UserError."""
     field_value = tuple(value) if isinstance(value, list) else value
     if not _is(field_value, hint):
         given = json.dumps(value, ensure_ascii=False)
-        raise UserError(f"given config {path}: {name} = {given}; expected {_in_words(hint)}; correct it")
+        raise UserError(f"config {path}: {name} is {given}; it must be {_in_words(hint)}")
     return field_value
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint` (those that occur in this file)."""
+    """Whether `value` has the type `hint` (covers the types used in this file)."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is(value, a) for a in args)

@@ -1,4 +1,9 @@
-"""Errors that a user can act on: one line, no traceback, exit code 2 (see `cnn_jax.commands.experiment`)."""
+"""Errors that a user can act on: one line, no traceback, exit code 2 (see `guard` in `cnn_jax.commands.parser`).
+
+The library does not know whether its values came from a command line or from a notebook. So its messages name a field
+or parameter in backticks, as Python writes it: "`batch_size` is 0: it must be more than 0". Commands print that as
+"--batch-size is 0: it must be more than 0". Backticks around a single lower-case name mean nothing else in a message.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -6,10 +11,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The message is one line: what is wrong, then what to do.
-
-    Fields of the config stand in backticks, such as `batch_size`; on the command line they are shown as flags.
-    """
+    """A mistake in what the user gave. The message is one line: what is wrong, then what to do."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:

@@ -221,8 +221,7 @@ def fit(
     named["task"] = task if isinstance(task, str) else f"<{type(task).__name__}>"
     temporary = tempfile.TemporaryDirectory(prefix="cnn_jax-run-") if workdir is None else None
     folder = Path(temporary.name) if temporary else Path(str(workdir)).expanduser()
-    base = _steps_or_epochs(base.override(**named, workdir=str(folder)), fields)
-    base.check()
+    base = base.override(**named, workdir=str(folder)).resolve()
     given = Given(
         None if isinstance(model, str) else model,
         None if isinstance(optimizer, str) else optimizer,
@@ -320,10 +319,3 @@ def _model_label(model: Any) -> str:
 def _frozen(value: Any) -> Any:
     """Lists, which people write, as the tuples of the config."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _steps_or_epochs(config: Config, fields: Mapping[str, Any]) -> Config:
-    """Of `steps` and `epochs` the one that was given counts."""
-    if fields.get("steps") is not None and fields.get("epochs") is None:
-        return config.override(epochs=None)
-    return config

@@ -3,7 +3,8 @@
 In docs/*.md every fenced block of bash, console or python that stands directly under the line `<!-- run -->` is run,
 in one temporary folder, the pages in the order in which docs/README.md lists them: the first page trains the run that
 the others look at. A bash block is run a command at a time, a console block likewise (its lines behind `$ `), a python
-block as a script. docs/tutorial.py and docs/notebooks/*.py are run as notebooks. The first failure is printed whole and ends it.
+block as a script. docs/tutorial.py and docs/notebooks/*.py are run as notebooks. The first failure is printed whole and
+ends it.
 """
 
 import os

@@ -21,7 +21,8 @@ def test_table_is_that_of_the_results():
 
 def test_list_of_models_is_that_of_the_code():
     assert with_section(ZOO, "models", models_table()) == ZOO, (
-        "docs/zoo.md and cnn_jax/models/table.csv differ; run: python -m cnn_jax results readme docs/zoo.md results/*.csv"
+        "docs/zoo.md and cnn_jax/models/table.csv differ; "
+        "run: python -m cnn_jax results readme docs/zoo.md results/*.csv"
     )
 
 

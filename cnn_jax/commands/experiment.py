@@ -1,6 +1,6 @@
-"""From a command line to a trained run: what every file in `experiments/` calls.
+"""The command line of an experiment: what every file in `experiments/` calls.
 
-No JAX is imported before the arguments are known to be right, so that `--help` and most errors answer at once.
+JAX is imported only once the arguments are valid, so that `--help` and most errors answer at once.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from cnn_jax.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Start:
-    """Where the values come from before the flags below change them."""
+    """Where the defaults of the flags below come from."""
 
     config: str | None = None
     """config.json of a run to repeat."""
@@ -35,7 +35,7 @@ class _Arguments:
 
 
 def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = None) -> None:
-    """Entry point of an experiment: parses the command line and trains. Exits 2 on a user's mistake.
+    """Parses the command line of an experiment and trains. Exits with code 2 on a user's mistake.
 
     Args:
         config: defaults of the experiment.
@@ -45,7 +45,7 @@ def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = 
 
     def train() -> None:
         parsed = parse(sys.argv[1:], config, doc, presets or {})
-        from cnn_jax.training.checkpoint import quiet_failures  # from here on JAX is imported
+        from cnn_jax.training.checkpoint import quiet_failures  # imports JAX
         from cnn_jax.training.run import train as train_run
 
         quiet_failures()
@@ -55,41 +55,41 @@ def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = 
 
 
 def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Mapping[str, Config] = {}) -> Config:
-    """Turns arguments into a config: preset or saved config first, then the flags.
+    """Turns arguments into a config: the preset or saved config first, then the flags.
 
     Raises:
-        UserError: an unknown flag, preset or value; the message names the nearest flags.
-        SystemExit: `--help` was asked for (code 0).
+        UserError: an unknown preset, an unreadable saved config, or a value that no run can have.
+        SystemExit: tyro has printed the help (code 0) or what is wrong with a flag (code 2).
     """
+    argv = _plain_switches(argv)
     prog = f"python -m experiments.{base.experiment}"
-    argv = _expanded(argv)
     preset, saved = _peek(argv, "--preset"), _peek(argv, "--config")
     if preset is not None and saved is not None:
-        raise UserError("--preset and --config exclude each other: drop one")
+        raise UserError("`preset` and `config` exclude each other; drop one")
     folder = base.experiment
     if preset is not None:
         folder += f"-{preset}"
         if not presets:
-            raise UserError(f"{prog} has no presets: drop --preset {preset}")
+            raise UserError(f"{prog} has no presets; drop `preset`")
         if preset not in presets:
             raise unknown("preset", preset, presets)
         base = presets[preset]
     if saved is not None:
-        experiment, base = base.experiment, Config.load(saved)
+        experiment, base = base.experiment, Config.load(os.path.expanduser(saved))
         folder = os.path.basename(os.path.abspath(base.train.workdir or experiment)) + "-repeated"
         base = base.override(workdir=None)
         if base.experiment != experiment:
             raise UserError(
-                f"{saved} is a config of the experiment {base.experiment}: "
+                f"{saved} is a config of the experiment {base.experiment}, not {experiment}; "
                 f"run python -m experiments.{base.experiment} --config {saved}"
             )
     arguments = _parse(argv, prog, doc, base, presets)
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
-    return _resolve(chosen, base, argv, os.path.join("runs", folder))
+    return _follow(chosen, base, argv, os.path.join("runs", folder)).resolve()
 
 
 def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, presets: Mapping[str, Config]) -> Any:
-    import tyro  # here, so that commands without a config do without it
+    import tyro  # 0.1 s, which the commands without a config are spared
 
     default = _Arguments(Start(), base.data, base.model, base.optim, base.train)
     names = f"\n\nPresets: {', '.join(presets)}." if presets else ""
@@ -102,50 +102,35 @@ def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, preset
     )
 
 
-_SWITCHES = tuple(
-    "--" + field.name.replace("_", "-")
-    for group in GROUPS.values()
-    for field in dataclasses.fields(group)
-    if field.type in (bool, "bool")
-)
-_PATHS = ("--workdir", "--data-dir", "--config", "--init-from", "--dataset")
+def _plain_switches(argv: Sequence[str]) -> list[str]:
+    """Rewrites boolean flags with a value, which tyro does not take, as `--name` or `--no-name`.
 
-
-def _expanded(argv: Sequence[str]) -> list[str]:
-    """Spells arguments as tyro wants them: `--fresh=False` and `--fresh false` become `--no-fresh`, and `~` in a path
-    becomes the home folder, also after `=` and `folder:`.
-
-    >>> _expanded(["--fresh=False", "--distributed", "true", "--epochs", "3"])
-    ['--no-fresh', '--distributed', '--epochs', '3']
+    >>> _plain_switches(["--fresh=False", "--deterministic", "true", "--decay-all", "--seed", "1"])
+    ['--no-fresh', '--deterministic', '--decay-all', '--seed', '1']
     """
-    words: list[str] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
+    switches = {
+        f"--{f.name.replace('_', '-')}" for g in GROUPS.values() for f in dataclasses.fields(g) if f.type is bool
+    }
+    plain: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
-        if flag in _SWITCHES:
-            if not equals and rest and rest[0].lower() in ("true", "false"):
-                value = rest.pop(0)
-            if value.lower() not in ("true", "false", ""):
-                raise UserError(f"{flag} is {value}: write {flag} or --no-{flag.removeprefix('--')}")
-            words.append(f"--no-{flag.removeprefix('--')}" if value.lower() == "false" else flag)
-        elif flag in _PATHS:
-            given = value if equals or not rest else rest.pop(0)
-            family, colon, path = given.partition(":")
-            given = (
-                f"folder:{os.path.expanduser(path)}"
-                if (family, colon) == ("folder", ":")
-                else os.path.expanduser(given)
-            )
-            words += [f"{flag}={given}"] if given or equals else [flag]
-        else:
-            words.append(word)
-    return words
+        if flag in switches:
+            if not equals and words and words[0].lower() in _TRUTH:
+                value = words.pop(0)
+            if value.lower() in _TRUTH:
+                word = flag if _TRUTH[value.lower()] else flag.replace("--", "--no-", 1)
+        plain.append(word)
+    return plain
+
+
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def _peek(argv: Sequence[str], flag: str) -> str | None:
-    """Value of a flag that decides the defaults of all others (the last one given, as tyro does)."""
+    """Value of a flag that decides the defaults of all others (the last one given, as in tyro)."""
     value = None
     for i, word in enumerate(argv):
         if word == flag and i + 1 < len(argv) and not argv[i + 1].startswith("--"):
@@ -159,11 +144,18 @@ def _given(argv: Sequence[str], flag: str) -> bool:
     return any(word.replace("_", "-").split("=")[0] == flag for word in argv)
 
 
-def _resolve(config: Config, base: Config, argv: Sequence[str], workdir: str) -> Config:
-    """Applies the few rules that join fields; `workdir` is the one where none is given."""
+def _follow(config: Config, base: Config, argv: Sequence[str], workdir: str) -> Config:
+    """Drops the experiment's defaults that make no sense with the flags given, and refuses flags that exclude others.
+
+    Args:
+        config: what the flags say, over `base`.
+        base: the experiment's defaults.
+        argv: tells a default from a flag with the same value.
+        workdir: the run folder if none is given.
+    """
     changes: dict[str, Any] = {}
     if config.optim.optimizer != base.optim.optimizer:
-        # The experiment's rate and arguments were tuned for its own optimizer: another one starts from its paper's.
+        # Rate and arguments were tuned for the experiment's own optimizer; another starts from its paper's.
         if not _given(argv, "--learning-rate"):
             changes["learning_rate"] = None
         if not _given(argv, "--optimizer-args"):
@@ -172,31 +164,20 @@ def _resolve(config: Config, base: Config, argv: Sequence[str], workdir: str) ->
         changes["model_args"] = ()
     if config.optim.schedule != base.optim.schedule and not _given(argv, "--schedule-args"):
         changes["schedule_args"] = ()
-    family, _, path = config.data.dataset.partition(":")
-    if family == "synthetic" or (family == "xo" and "size=" in path):  # the name says the size
+    family, _, argument = config.data.dataset.partition(":")
+    if family == "synthetic" or (family == "xo" and "size=" in argument):  # the name says the size
         if not _given(argv, "--image-size"):
             changes["image_size"] = None
     if config.data.dataset != base.data.dataset:
-        # Splits, and the augmentations' sense, belong to a data set: only the splits are known to be wrong elsewhere.
-        for name in ("train_split", "validation_split", "test_split"):
+        for name in ("train_split", "validation_split", "test_split"):  # splits belong to one data set
             if not _given(argv, "--" + name.replace("_", "-")):
                 changes[name] = None
     if _given(argv, "--members") and config.optim.member_learning_rates:
-        raise UserError("each of --member-learning-rates is a member: drop --members")
+        raise UserError("`member_learning_rates` says how many members there are; drop `members`")
     if _given(argv, "--steps") and _given(argv, "--epochs"):
-        raise UserError("--steps and --epochs exclude each other: drop one")
+        raise UserError("`steps` and `epochs` exclude each other; drop one")
     if _given(argv, "--epochs"):
         changes["steps"] = None
-    elif config.train.steps is not None:
-        changes["epochs"] = None
-    if family == "folder":
-        if not path:
-            raise UserError("--dataset folder: has no path: write folder:PATH")
-        changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))  # a run is read from anywhere
     if config.train.workdir is None:
         changes["workdir"] = workdir
-    if config.model.init_from is not None and os.path.exists(config.model.init_from):
-        changes["init_from"] = os.path.abspath(config.model.init_from)
-    config = config.override(**changes)
-    config.check()
-    return config
+    return config.override(**changes)

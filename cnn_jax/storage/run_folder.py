@@ -5,7 +5,7 @@
     classes.txt          class names, one a line, in the order of the logits
     preprocess.json      image shape, mean and standard deviation
     metrics.jsonl        one JSON object a line, see `append_metrics`
-    tensorboard/, …      the same for the loggers of the config: also metrics.csv, wandb/ and mlruns/
+    tensorboard/, …      the same for the loggers of the config: also metrics.csv, wandb/ and mlflow/
     checkpoints/STEP/    what a resumed run starts from
     final.safetensors    the weights that were kept; written when training is over
     summary.json         the run in one object: accuracies, seconds, parameters, device, …
@@ -34,10 +34,10 @@ CLASSES = "classes.txt"
 PREPROCESS = "preprocess.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-METRICS_CSV = "metrics.csv"
-WANDB, WANDB_ID = "wandb", "wandb.id"
-MLFLOW, MLFLOW_ID = "mlruns", "mlflow.id"
-LOGGED = (TENSORBOARD, METRICS_CSV, WANDB, WANDB_ID, MLFLOW, MLFLOW_ID)
+CSV = "metrics.csv"
+MLFLOW, MLFLOW_ID = "mlflow", "mlflow_run.txt"
+WANDB, WANDB_ID = "wandb", "wandb_run.txt"
+LOGGED = (TENSORBOARD, CSV, MLFLOW, MLFLOW_ID, WANDB, WANDB_ID)  # what loggers write
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "final.safetensors"
 SUMMARY = "summary.json"

@@ -1,6 +1,5 @@
-"""Callbacks: what people hang on the loop."""
+"""What can be hung on the training loop, and early stopping, its first user."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -8,52 +7,56 @@ from cnn_jax.errors import UserError
 
 
 class Callback(Protocol):
-    """Called after each validation.
-
-    A run that resumes calls it first for the validations before, with state None, so that one that counts or remembers
-    ends up as if the run had not been interrupted.
-    """
+    """Called after each validation."""
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float], state: Any) -> bool | None:
-        """Looks at the validation metrics after `step` updates; True asks the run to stop, which saves and finishes it.
+        """Returns True to stop training; the state of this step is saved.
 
         Args:
             step: number of updates done.
-            metrics: of the validation split.
-            state: the `TrainState`; its arrays are reused by the next step, so copy what you keep.
+            metrics: of the validation split, such as {"loss": 0.3, "accuracy": 0.9}.
+            state: the `TrainState`; None for the validations of earlier processes, of which a resumed run tells
+                before it goes on.
         """
         ...
 
 
 class EarlyStopping:
-    """Stops when a metric has not improved on its best for `patience` validations in a row.
+    """Stops when a validation metric has not improved for `patience` evaluations in a row.
 
     A tie is no improvement, and neither is NaN.
 
     Args:
-        metric: its name.
-        higher_is_better: which way is better.
+        metric: name of a validation metric.
+        higher_is_better: its direction.
         patience: at least 1.
 
     Raises:
-        UserError: patience below 1.
+        UserError: `patience` is less than 1.
 
-    >>> stopping = EarlyStopping("loss", higher_is_better=False, patience=2)
-    >>> [stopping.on_evaluation(step, {"loss": loss}, None) for step, loss in enumerate([3.0, 2.0, 2.0, 2.5])]
+    >>> stopping = EarlyStopping("accuracy", higher_is_better=True, patience=2)
+    >>> [stopping.on_evaluation(step, {"accuracy": a}, None) for step, a in enumerate([0.5, 0.6, 0.6, 0.55])]
     [False, False, False, True]
     """
 
     def __init__(self, metric: str, higher_is_better: bool, patience: int):
         if patience < 1:
-            raise UserError(f"`patience` is {patience}: set it to 1 or more")
-        self._metric, self._sign, self._patience = metric, 1.0 if higher_is_better else -1.0, patience
-        self._best, self._waited = -math.inf, 0
+            raise UserError(f"`patience` is {patience}: set 1 or more, or leave it out")
+        self.metric, self.higher_is_better, self.patience = metric, higher_is_better, patience
+        self._best = float("-inf") if higher_is_better else float("inf")
+        self._since = 0  # evaluations since the best
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float], state: Any) -> bool:
-        """Counts the validations since the best one."""
-        score = self._sign * metrics[self._metric]
-        if score > self._best:
-            self._best, self._waited = score, 0
+        """Returns whether to stop; see `Callback`.
+
+        Raises:
+            UserError: no such metric.
+        """
+        if self.metric not in metrics:
+            raise UserError(f"early stopping on {self.metric!r}: choose one of {', '.join(sorted(metrics))}")
+        value = metrics[self.metric]
+        if value > self._best if self.higher_is_better else value < self._best:
+            self._best, self._since = value, 0
         else:
-            self._waited += 1
-        return self._waited >= self._patience
+            self._since += 1
+        return self._since >= self.patience

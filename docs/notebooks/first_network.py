@@ -32,7 +32,7 @@ settings = {
     "augment": ["affine:degrees=10,translate=0.1"],
 }
 run = cnn_jax.fit("lenet5", "digits", optimizer="adam", learning_rate=2e-3, **settings)
-run
+run  # noqa: B018
 
 # %% [markdown]
 # The report above is a page of the run's folder. The curves alone:

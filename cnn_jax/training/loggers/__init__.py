@@ -1,92 +1,123 @@
-"""Where metrics go besides metrics.jsonl. A logger is an object with `log`, `flush` and `close`."""
+"""Loggers: where a run's metrics go besides metrics.jsonl. Importing this imports none of their libraries.
 
+    tensorboard   tensorboard/, one event file a process
+    csv           metrics.csv, a row a step and a column a metric
+    mlflow        an MLflow run; by default in mlflow/, else at MLFLOW_TRACKING_URI
+    wandb         a Weights & Biases run, with its local files in wandb/
+
+A new one: a class with `log`, `flush` and `close`, a line in `LOGGERS`, and the names of its files in
+`cnn_jax.storage.run_folder.LOGGED`.
+"""
+
+import contextlib
 import importlib.util
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cnn_jax.errors import UserError, unknown
+from cnn_jax.storage.run_folder import CSV, LOGGED, MLFLOW, MLFLOW_ID, TENSORBOARD, WANDB_ID
 
 
 class Logger(Protocol):
-    """Takes scalars by their tags, such as "train/loss"."""
+    """Receives metrics as they are measured."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Adds the scalars of one step."""
+        """Adds values of `step` by tag, such as "train/loss" or "validation/accuracy"; steps never go back."""
         ...
 
     def flush(self) -> None:
-        """Makes what was logged visible to readers."""
+        """Makes what was logged visible to those who watch."""
         ...
 
     def close(self) -> None:
-        """Flushes and releases what the logger holds."""
+        """Flushes and ends."""
         ...
-
-
-Maker = Callable[[Path, int, Mapping[str, Any]], Logger]
 
 
 def _tensorboard(run: Path, first_step: int, config: Mapping[str, Any]) -> Logger:
     from cnn_jax.training.loggers.tensorboard import TensorBoardLogger
 
-    return TensorBoardLogger(run, first_step)
+    return TensorBoardLogger(run / TENSORBOARD, first_step)
 
 
 def _csv(run: Path, first_step: int, config: Mapping[str, Any]) -> Logger:
     from cnn_jax.training.loggers.csv_file import CsvLogger
 
-    return CsvLogger(run, first_step)
-
-
-def _wandb(run: Path, first_step: int, config: Mapping[str, Any]) -> Logger:
-    from cnn_jax.training.loggers.weights_and_biases import WandbLogger
-
-    return WandbLogger(run, first_step, config)
+    return CsvLogger(run / CSV, first_step)
 
 
 def _mlflow(run: Path, first_step: int, config: Mapping[str, Any]) -> Logger:
-    from cnn_jax.training.loggers.ml_flow import MlflowLogger
+    from cnn_jax.training.loggers.mlflow_run import MlflowLogger
 
-    return MlflowLogger(run, first_step, config)
+    return MlflowLogger(run, run / MLFLOW, run / MLFLOW_ID, first_step, config)
 
 
-LOGGERS: dict[str, Maker] = {"tensorboard": _tensorboard, "csv": _csv, "wandb": _wandb, "mlflow": _mlflow}
-EXTRAS = ("wandb", "mlflow")  # loggers whose library of the same name is an extra of this package
+def _wandb(run: Path, first_step: int, config: Mapping[str, Any]) -> Logger:
+    from cnn_jax.training.loggers.wandb_run import WandbLogger
+
+    return WandbLogger(run, run / WANDB_ID, first_step, config)
+
+
+# (run folder, number of updates done, config as a flat dict) → logger. Opened in this order: those that leave
+# something outside the run folder last.
+LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = {
+    "tensorboard": _tensorboard,
+    "csv": _csv,
+    "mlflow": _mlflow,
+    "wandb": _wandb,
+}
+EXTRAS = {"mlflow": "mlflow", "wandb": "wandb"}  # logger → its library, installed by the extra of the logger's name
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuses loggers that cannot work, before any data are read.
+    """Checks that the loggers are known and their libraries installed, without importing them.
 
     Raises:
-        UserError: an unknown name, or a library that is not installed.
+        UserError: one is not.
+
+    >>> check_loggers(["cvs"])
+    Traceback (most recent call last):
+    cnn_jax.errors.UserError: unknown logger 'cvs'; perhaps you meant csv (known: csv, mlflow, tensorboard, wandb)
     """
     for name in names:
         if name not in LOGGERS:
             raise unknown("logger", name, LOGGERS)
-        if name in EXTRAS and importlib.util.find_spec(name) is None:
-            raise UserError(f"the logger {name} needs a library that is not installed: pip install 'cnn_jax[{name}]'")
+        library = EXTRAS.get(name)
+        if library is not None and importlib.util.find_spec(library) is None:
+            raise UserError(f"the logger {name} needs the library {library}: pip install 'cnn_jax[{name}]'")
 
 
 def make_loggers(names: Sequence[str], run: Path, first_step: int, config: Mapping[str, Any]) -> list[Logger]:
-    """Opens loggers for a run.
+    """Opens loggers, each once, in the order of `LOGGERS`.
+
+    If one cannot be opened, the others are closed and their new files removed.
 
     Args:
-        names: keys of `LOGGERS`.
-        run: the run folder.
-        first_step: rows of later steps, left by an interrupted run, do not count.
-        config: all fields of the run's config by name.
+        names: of `LOGGERS`.
+        run: run folder; it exists.
+        first_step: number of updates done; 0 starts a new log, else the log of this run is continued.
+        config: what a service shows as the run's settings.
 
     Raises:
-        UserError: see `check_loggers`.
+        UserError: an unknown name, a library that is not installed, or a service that refuses.
+        OSError: a file cannot be written.
     """
     check_loggers(names)
-    made: list[Logger] = []
+    new = [name for name in LOGGED if not (run / name).exists()]
+    opened: list[Logger] = []
     try:
-        for name in dict.fromkeys(names):
-            made.append(LOGGERS[name](run, first_step, config))
+        for name, make in LOGGERS.items():
+            if name in names:
+                opened.append(make(run, first_step, config))
     except BaseException:
-        for logger in made:
-            logger.close()
+        for logger in opened:
+            with contextlib.suppress(Exception):  # the first error is the one to show
+                logger.close()
+        for name in new:
+            shutil.rmtree(run / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (run / name).unlink(missing_ok=True)
         raise
-    return made
+    return opened

@@ -1,0 +1,58 @@
+"""Metrics to Weights & Biases, through its own library.
+
+WANDB_MODE, WANDB_PROJECT (default: cnn_jax) and W&B's other variables count as usual. Runs of WANDB_MODE=offline are
+uploaded by `wandb sync RUN/wandb/offline-run-*`; of a resumed one with `--append`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb  # pyright: ignore[reportMissingImports]
+
+from cnn_jax.errors import UserError
+from cnn_jax.storage.run_folder import write_text
+
+
+class WandbLogger:
+    """One W&B run.
+
+    Args:
+        run: run folder; its name is that of the W&B run, whose local files go into `wandb/` in it.
+        id_file: holds the id of the W&B run, by which a resumed run continues it.
+        first_step: 0 starts a new W&B run.
+        config: the config of the W&B run.
+
+    Raises:
+        UserError: W&B refuses, or cannot be reached.
+    """
+
+    def __init__(self, run: Path, id_file: Path, first_step: int, config: Mapping[str, Any]):
+        known = id_file.read_text().strip() if first_step and id_file.exists() else None
+        try:
+            self._run = wandb.init(
+                dir=str(run.resolve()),
+                project=os.environ.get("WANDB_PROJECT", "cnn_jax"),
+                name=os.environ.get("WANDB_NAME", run.resolve().name),
+                id=known,
+                resume="allow",
+                config=dict(config),
+                settings=wandb.Settings(console="off"),  # the progress bar is no log
+            )
+        except wandb.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"W&B did not start ({reason}): run `wandb login`, or set WANDB_MODE=offline") from error
+        write_text(id_file, self._run.id + "\n")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Sends values, but for those of steps that the run had before it was interrupted."""
+        if step >= self._run.starting_step:  # W&B would warn of each, and ignore it
+            self._run.log({tag: float(value) for tag, value in values.items()}, step=step)
+
+    def flush(self) -> None:
+        """Does nothing: W&B sends in the background."""
+
+    def close(self) -> None:
+        """Waits until all is sent, or stored if offline."""
+        self._run.finish()
