@@ -1,15 +1,21 @@
 """The command line: names, defaults that follow each other, and one-line errors; no JAX is imported to answer."""
 
 import contextlib
+import importlib
 import os
 import pty
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import cnn_jax.__main__
+from cnn_jax.__main__ import VERBS
 from cnn_jax.commands.experiment import parse
-from cnn_jax.commands.parser import ArgumentParser, guard, positive
+from cnn_jax.commands.parser import ArgumentParser, guard, positive, with_flags
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 
@@ -21,6 +27,10 @@ PRESETS = {"quick": BASE.override(epochs=1)}
 
 def parsed(*argv: str) -> Config:
     return parse(argv, BASE, "What it does.", PRESETS)
+
+
+def run_code(code: str, *argv: str, **settings) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, **settings)
 
 
 def test_flags_have_the_names_of_the_fields():
@@ -94,22 +104,9 @@ def test_a_folder_is_found_from_anywhere():
     ("argv", "said"),
     [
         (["--dataset", "folder:"], "folder:PATH"),
-        (
-            ["--optimzer", "adam"],
-            "given --optimzer, which is no option; expected --name value; perhaps you meant --opti",
-        ),
-        (["--optimiser=adam"], "given --optimiser, which is no option; expected --name value; perhaps you meant --opt"),
-        (["adam"], "given adam, which is no option; expected --name value; drop it; see"),
-        (["--steps", "1.5"], "given --steps 1.5; expected a whole number; see"),
-        (["--member-learning-rates", "x"], "given --member-learning-rates x; expected a number; see"),
-        (["--pipeline", "strem"], "expected auto or resident or stream; perhaps you meant stream"),
-        (["--batch-size", "many"], "given --batch-size many; expected a whole number; see"),
-        (["--epochs", "x"], "given --epochs x; expected a number; see"),
-        (["--precision", "half"], "given --precision half; expected bfloat16 or float32; choose one"),
-        (["--batch-size", "0"], "more than 0"),
+        (["--batch-size", "0"], "--batch-size is 0: set it above 0"),
         (["--batch-size", "10", "--accumulate", "3"], "--accumulate 3"),
         (["--preset", "quik"], "quick"),
-        (["--normalize", "maybe"], "dataset"),
         (["--label-smoothing", "1"], "[0, 1)"),
         (["--learning-rate", "nan"], "finite"),
         (["--epochs", "inf"], "finite"),
@@ -117,21 +114,118 @@ def test_a_folder_is_found_from_anywhere():
         (["--steps", str(2**31)], "2**31"),
         (["--seed", "-1"], "0 or more"),
         (["--config", "absent.json"], "absent.json"),
-        (["--preset", "quick", "--config", "a.json"], "drop the other"),
+        (["--preset", "quick", "--config", "a.json"], "drop one"),
         (["--members", "3", "--member-learning-rates", "0.1", "0.2"], "drop --members"),
-        (["--preset", "--seed", "1"], "given --preset without a value; expected one after it; see"),
-        (["--epochs"], "given --epochs without a value; expected one after it; see"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(argv, said):
     with pytest.raises(UserError) as error:
         parsed(*argv)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    shown = with_flags(str(error.value))
+    assert said in shown and "\n" not in shown and "`" not in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--optimzer", "adam"], ["--optimzer", "--optimizer"]),
+        (["--optimiser=adam"], ["--optimiser=adam"]),
+        (["adam"], ["adam"]),
+        (["--steps", "1.5"], ["--steps", "1.5"]),
+        (["--member-learning-rates", "x"], ["--member-learning-rates", "x"]),
+        (["--pipeline", "strem"], ["--pipeline", "strem", "auto", "resident", "stream"]),
+        (["--batch-size", "many"], ["--batch-size", "many"]),
+        (["--epochs", "x"], ["--epochs", "x"]),
+        (["--precision", "half"], ["--precision", "half", "float32", "bfloat16"]),
+        (["--normalize", "maybe"], ["--normalize", "maybe", "dataset"]),
+        (["--preset", "--seed", "1"], ["--preset"]),
+        (["--epochs"], ["--epochs"]),
+    ],
+)
+def test_tyro_answers_what_it_cannot_parse_and_nothing_is_written(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        parsed(*argv)
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and all(word in shown for word in said), shown
+    assert os.listdir(tmp_path) == []
 
 
 def test_neither_epochs_nor_steps_is_answered_with_what_to_do():
-    with pytest.raises(UserError, match="given neither --epochs nor --steps; expected one of them; give one"):
+    with pytest.raises(UserError) as error:
         parse([], BASE.override(epochs=None, steps=None))
+    assert with_flags(str(error.value)) == "set --epochs or --steps"
+
+
+@pytest.mark.parametrize(
+    ("argv", "fresh"),
+    [
+        (["--fresh"], True),
+        (["--no-fresh"], False),
+        (["--fresh", "True"], True),
+        (["--fresh", "false"], False),
+        (["--fresh=true"], True),
+        (["--fresh=True"], True),
+        (["--fresh=False"], False),
+        (["--fresh=false"], False),
+    ],
+)
+def test_boolean_flags_mean_what_they_say(argv, fresh):
+    for base in (BASE, BASE.override(fresh=not fresh)):
+        config = parse([*argv, "--seed", "3"], base)
+        assert config.train.fresh is fresh and config.train.seed == 3
+    underscored = parsed("--skip_bad_images=True", "--decay-all", "true")
+    assert underscored.data.skip_bad_images and underscored.optim.decay_all
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_home_folder_is_expanded_in_every_path(joined, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "saved.json").write_text(BASE.to_json(), encoding="utf-8")
+
+    def given(flag: str, value: str) -> Config:
+        return parsed(f"{flag}={value}") if joined else parsed(flag, value)
+
+    assert given("--workdir", "~/run").train.workdir == f"{tmp_path}/run"
+    assert given("--data-dir", "~/sets").data.data_dir == f"{tmp_path}/sets"
+    assert given("--init-from", "~/weights").model.init_from == f"{tmp_path}/weights"
+    assert given("--dataset", "folder:~/images").data.dataset == f"folder:{tmp_path}/images"
+    assert given("--config", "~/saved.json").difference(BASE) == []
+
+
+def test_a_saved_config_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_text(BASE.to_json(), encoding="utf-8-sig")
+    assert Config.load(tmp_path / "config.json") == BASE
+    assert parsed("--config", str(tmp_path / "config.json")).difference(BASE) == []
+
+
+def test_help_lists_every_verb_and_imports_nothing_heavy():
+    heavy = "{'jax', 'numpy', 'matplotlib', 'flax', 'PIL', 'tyro'}"
+    code = f"import sys; from cnn_jax.__main__ import main; main(); assert not {heavy} & set(sys.modules)"
+    shown = run_code(code, "--help")
+    assert shown.returncode == 0, shown.stderr
+    for verb, line in VERBS.items():
+        assert re.search(rf"^ +{verb} +{re.escape(line)}$", shown.stdout, re.MULTILINE)
+    assert list(VERBS) == ["evaluate", "predict", "committee", "models", "data", "weights", "results"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_imports_no_jax(verb):
+    code = "import sys; from cnn_jax.__main__ import main\ntry: main()\nfinally: assert 'jax' not in sys.modules"
+    shown = run_code(code, verb, "--help")
+    assert shown.returncode == 0 and f"python -m cnn_jax {verb}" in shown.stdout, shown.stderr
+
+
+def test_an_unknown_verb_is_answered_with_the_nearest():
+    refused = subprocess.run([sys.executable, "-m", "cnn_jax", "evalute"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error: ") and "perhaps you meant evaluate" in refused.stderr
+
+
+def test_the_console_script_is_the_module():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, attribute = project["scripts"]["cnn_jax"].partition(":")
+    assert getattr(importlib.import_module(module), attribute) is cnn_jax.__main__.main
 
 
 @pytest.mark.parametrize(
@@ -177,19 +271,19 @@ def test_small_commands_answer_a_mistake_in_the_same_way(argv, said):
 
 def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():
     code = (
-        "import sys; from cnn_jax import cli; from experiments import digits_lenet5 as e;\n"
+        "import sys; from cnn_jax.commands import experiment as cli; from experiments import digits_lenet5 as e;\n"
         "try: cli.run(e.CONFIG, e.__doc__)\n"
         "finally: assert not {'jax', 'flax', 'grain', 'tensorflow_datasets'} & set(sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "--learning-rate" in shown.stdout and "LeNet-5" in shown.stdout, shown.stderr
-    refused = subprocess.run([sys.executable, "-c", code, "--sed", "1"], capture_output=True, text=True)
-    assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+    refused = run_code(code, "--sed", "1")
+    assert refused.returncode == 2 and "--sed" in refused.stderr and "Traceback" not in refused.stderr
+    refused = run_code(code, "--seed", "-1")
+    assert refused.returncode == 2 and refused.stderr == "error: --seed is -1: set it to 0 or more\n"
     plain = os.environ | {"PYTHONIOENCODING": "ascii"}
-    refused = subprocess.run(
-        [sys.executable, "-c", code, "--batch-size", "x"], capture_output=True, text=True, env=plain
-    )
-    assert refused.stderr.startswith("error: given --batch-size x; expected a whole number; see "), refused.stderr
+    refused = run_code(code, "--batch-size", "x", env=plain)
+    assert refused.returncode == 2 and "--batch-size" in refused.stderr, refused.stderr
 
 
 @pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 3 TiB")])
@@ -206,7 +300,7 @@ def test_too_little_memory_is_told_in_one_line(error, capsys):
 
 def test_a_run_imports_no_pytorch_and_leaves_it_to_others(tmp_path):
     (tmp_path / "torch.py").write_text("print('imported')")
-    code = "import cnn_jax.training.board; print('then'); import torch"
+    code = "import cnn_jax.training.loggers.tensorboard; print('then'); import torch"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["then", "imported"], done.stderr

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from cnn_jax.__main__ import VERBS, run
 from cnn_jax.commands import experiment as cli
+from cnn_jax.commands.parser import ArgumentParser
 from cnn_jax.config import Config
 from cnn_jax.data.augment import make_augment
 from cnn_jax.errors import UserError
@@ -23,16 +25,19 @@ from cnn_jax.optim.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PROGRAM = re.compile(r"python -m ((?:experiments|cnn_jax|benchmarks)(?:\.[a-z_0-9]+)+)(?![\w.])([^`\n]*)")
+PROGRAM = re.compile(
+    r"(?:python -m ((?:experiments|benchmarks)(?:\.[a-z_0-9]+)+|cnn_jax(?:\.[a-z_0-9]+)*)(?![\w.])"
+    rf"|(?<![\w./-])(cnn_jax)(?= (?:{'|'.join(VERBS)})\b))([^`\n]*)"
+)
 
 
 def shown(text: str) -> Iterator[tuple[str, ...]]:
     """Yields the module and the arguments of each command in the text of a page.
 
-    >>> list(shown("`python -m cnn_jax models NAME` and\\npython -m cnn_jax predict run \\\\\\n  'a b' | head  # two"))
-    [('cnn_jax.models', 'NAME'), ('cnn_jax.runs.predict', 'run', 'a b')]
+    >>> list(shown("`python -m cnn_jax models NAME` and\\ncnn_jax predict run \\\\\\n  'a b' | head  # two"))
+    [('cnn_jax', 'models', 'NAME'), ('cnn_jax', 'predict', 'run', 'a b')]
     """
-    for module, rest in PROGRAM.findall(text.replace("\\\n", " ")):
+    for module, script, rest in PROGRAM.findall(text.replace("\\\n", " ")):
         words = shlex.shlex(rest, posix=True, punctuation_chars=True)
         words.whitespace_split = True
         arguments = []
@@ -40,7 +45,7 @@ def shown(text: str) -> Iterator[tuple[str, ...]]:
             if set(word) <= set("();<>|&"):  # the shell's, not the program's
                 break
             arguments.append(word)
-        yield module, *arguments
+        yield module or script, *arguments
 
 
 COMMANDS = sorted({command for page in PAGES for command in shown(page.read_text())})
@@ -58,11 +63,17 @@ def parse_only(monkeypatch):
         argparse.ArgumentParser.parse_args(self, args, namespace)
         raise Taken
 
-    monkeypatch.setattr(cli.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse_args)
 
 
 def take(module: str, *arguments: str) -> None:
     """Has the program read its arguments; raises UserError where it does not know one."""
+    if module == "cnn_jax":
+        if not arguments or arguments[0].startswith("-") or not arguments[0].islower():  # --help, VERB
+            return
+        with pytest.raises(Taken):
+            run(arguments)
+        return
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
     program = importlib.import_module(f"{module}.__main__" if spec.submodule_search_locations else module)
@@ -92,7 +103,9 @@ def test_command_of_the_documentation_is_taken(command, parse_only, monkeypatch)
 
 def test_commands_are_found_and_wrong_ones_are_not_taken(parse_only):
     programs = {command[0] for command in COMMANDS}
-    assert len(COMMANDS) > 60 and {"experiments.cifar10_resnet", "cnn_jax.data", "benchmarks.versus_torch"} <= programs
+    verbs = {command[1] for command in COMMANDS if command[0] == "cnn_jax" and len(command) > 1}
+    assert set(VERBS) <= verbs
+    assert len(COMMANDS) > 60 and {"experiments.cifar10_resnet", "cnn_jax", "benchmarks.versus_torch"} <= programs
     for command in (
         ("experiments.digits_lenet5", "--no-such-flag", "1"),
         ("experiments.digits_lenet5", "--batch-size", "many"),
@@ -101,12 +114,14 @@ def test_commands_are_found_and_wrong_ones_are_not_taken(parse_only):
         ("experiments.digits_lenet5", "--model-args", "no_such=1"),
         ("experiments.digits_lenet5", "--augment", "no-such"),
         ("experiments.cifar10_speedrun", "--recipe", "no-such"),
-        ("cnn_jax.runs.evaluate",),
-        ("cnn_jax.data", "prepare", "mnist", "--no-such-flag"),
+        ("cnn_jax", "evaluate"),
+        ("cnn_jax", "no-such-verb"),
+        ("cnn_jax", "data", "prepare", "mnist", "--no-such-flag"),
         ("benchmarks.growth", "--no-such-flag"),
     ):
-        with pytest.raises(UserError):
+        with pytest.raises((UserError, SystemExit)) as refused:
             take(*command)
+        assert not isinstance(refused.value, SystemExit) or refused.value.code == 2
 
 
 def test_python_blocks_compile():
