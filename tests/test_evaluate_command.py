@@ -7,6 +7,7 @@ import pytest
 from made_up_run import CONFIG, digits, expected_logits, make_run
 from PIL import Image
 
+from cnn_jax.commands import evaluate as command
 from cnn_jax.commands.parser import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
@@ -35,7 +36,7 @@ def expected(split):
 def refuse(capsys, argv):
     """Runs the command, which must end with one line on stderr and exit code 2; returns the line."""
     with pytest.raises(SystemExit) as stop:
-        guard(lambda: evaluate.main([str(a) for a in argv]))
+        guard(lambda: command.main([str(a) for a in argv]))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error:")
@@ -62,7 +63,7 @@ def test_split_words_mean_the_splits_of_the_run(tmp_path):
 
 def test_command_prints_a_table_and_writes_json(run, tmp_path, capsys):
     other = make_run(tmp_path / "other")
-    evaluate.main([str(run), str(other), "--json", str(tmp_path / "scores.json")])
+    command.main([str(run), str(other), "--json", str(tmp_path / "scores.json")])
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert [row["run"] for row in scores] == [str(run), str(other)]
     assert scores[0]["accuracy"] == pytest.approx(expected("test")["accuracy"])
@@ -97,10 +98,10 @@ def test_bad_images_are_told_or_left_out(run, photos, capsys, monkeypatch, tmp_p
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
     bad = next((photos / "test" / "3").iterdir())
     bad.write_bytes(bad.read_bytes()[:40])
-    command = [str(run), "--dataset", f"folder:{photos}"]
-    line = refuse(capsys, command)
+    argv = [str(run), "--dataset", f"folder:{photos}"]
+    line = refuse(capsys, argv)
     assert str(bad) in line and "--skip-bad-images" in line
-    evaluate.main([*command, "--skip-bad-images", "--json", str(tmp_path / "scores.json")])
+    command.main([*argv, "--skip-bad-images", "--json", str(tmp_path / "scores.json")])
     assert json.loads((tmp_path / "scores.json").read_text())[0]["count"] == 19
     assert capsys.readouterr().err == f"warning: left out 1 unreadable images, such as {bad}\n"
 
@@ -121,12 +122,12 @@ def test_images_of_another_shape(run, capsys):
 
 
 def test_folder_of_other_channels_is_converted(run, photos, tmp_path, capsys):
-    command = [str(run), "--dataset", f"folder:{photos}", "--json", str(tmp_path / "scores.json")]
-    evaluate.main(command)
+    argv = [str(run), "--dataset", f"folder:{photos}", "--json", str(tmp_path / "scores.json")]
+    command.main(argv)
     grey = json.loads((tmp_path / "scores.json").read_text())
     for path in photos.rglob("*.png"):
         Image.open(path).convert("RGB").save(path)
-    evaluate.main(command)
+    command.main(argv)
     assert json.loads((tmp_path / "scores.json").read_text()) == grey
     line = refuse(capsys, [run, "--dataset", f"folder:{photos}", "--image-size", "9"])
     assert "with 9x9x1 grey images; expected 8x8x1 grey" in line and line.endswith("; add --image-size 8")
@@ -137,7 +138,7 @@ def test_folder_of_other_channels_is_converted(run, photos, tmp_path, capsys):
     (colour / "preprocess.json").write_text(Preprocess((8, 8, 3), (0.0,) * 3, (1.0,) * 3).to_json())
     kernel, bias = np.zeros((192, 10), np.float32), np.zeros(10, np.float32)
     save_weights(colour / "final.safetensors", {"params": {"output": {"kernel": kernel, "bias": bias}}}, {})
-    evaluate.main([str(colour), *command[1:]])
+    command.main([str(colour), *argv[1:]])
     assert json.loads((tmp_path / "scores.json").read_text())[0]["count"] == grey[0]["count"]
 
 
@@ -167,7 +168,7 @@ def test_folder_that_is_no_finished_run(run, tmp_path, capsys):
 @pytest.mark.parametrize("argv", [[], ["run", "--batch-size", "0"], ["run", "--nonsense"]])
 def test_wrong_usage_is_one_line(argv):
     with pytest.raises(UserError) as error:
-        evaluate.main(argv)
+        command.main(argv)
     assert "--help" in str(error.value) and "\n" not in str(error.value)
 
 

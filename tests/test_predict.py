@@ -15,6 +15,8 @@ import pytest
 from made_up_run import digits, expected_logits, make_run
 from PIL import Image
 
+from cnn_jax.commands import output
+from cnn_jax.commands import predict as command
 from cnn_jax.commands.parser import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
@@ -43,7 +45,7 @@ def photos(tmp_path):
 def refuse(capsys, argv):
     """Runs the command, which must end with exit code 2 and one line that begins with "error:"; returns the line."""
     with pytest.raises(SystemExit) as stop:
-        guard(lambda: predict.main([str(a) for a in argv]))
+        guard(lambda: command.main([str(a) for a in argv]))
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
     assert line.startswith("error:")
@@ -51,7 +53,7 @@ def refuse(capsys, argv):
 
 
 def test_csv_holds_the_models_probabilities(run, photos, capsys):
-    predict.main([str(run), str(photos), "--csv", "-", "--top", "3"])
+    command.main([str(run), str(photos), "--csv", "-", "--top", "3"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     images, _ = digits("test[:5]")
     odds = np.exp(expected_logits(images).astype(np.float64))
@@ -68,7 +70,7 @@ def test_csv_holds_the_models_probabilities(run, photos, capsys):
 
 def test_json_and_csv_files_agree_and_the_table_is_shown(run, photos, tmp_path, capsys):
     out = tmp_path / "out.json", tmp_path / "out.csv"
-    predict.main([str(run), str(photos / "a.png"), "--top", "99", "--json", str(out[0]), "--csv", str(out[1])])
+    command.main([str(run), str(photos / "a.png"), "--top", "99", "--json", str(out[0]), "--csv", str(out[1])])
     (record,) = json.loads(out[0].read_text())
     assert record["image"] == str(photos / "a.png")
     assert len(record["predictions"]) == 10
@@ -85,7 +87,7 @@ def open_text(path):
 def test_class_names_are_shown_as_they_are(tmp_path, photos, capsys):
     run = make_run(tmp_path / "run")
     (run / "classes.txt").write_text("".join(f"[red]class {k}[/red]\n" for k in range(10)))
-    predict.main([str(run), str(photos / "a.png"), "--top", "1"])
+    command.main([str(run), str(photos / "a.png"), "--top", "1"])
     assert "[red]class" in capsys.readouterr().out
 
 
@@ -143,7 +145,7 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
         assert path.parent != Path("/dev"), "a device is written to, not replaced"
         write_bytes(path, data)
 
-    monkeypatch.setattr(predict, "write_bytes", replace)
+    monkeypatch.setattr(output, "write_bytes", replace)
     line = refuse(capsys, [run, photos, flag, "/dev/full"])
     assert f"given {flag} /dev/full" in line and "No space left on device" in line
     line = refuse(capsys, [run, photos, flag, tmp_path / "absent" / "out"])
@@ -152,7 +154,7 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
 
     (tmp_path / "target").write_text("earlier")
     (tmp_path / "link").symlink_to("target")
-    predict.main([str(run), str(photos), flag, str(tmp_path / "link")])
+    command.main([str(run), str(photos), flag, str(tmp_path / "link")])
     assert (tmp_path / "link").is_symlink() and "a.png" in (tmp_path / "target").read_text()
 
     def fill_up(path, data):
@@ -170,11 +172,11 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
 
 def test_unreadable_images_can_be_skipped(run, photos, capsys):
     (photos / "f.png").write_bytes(b"\x89PNG not really")
-    predict.main([str(run), str(photos), "--skip-bad-images", "--csv", "-", "--top", "1"])
+    command.main([str(run), str(photos), "--skip-bad-images", "--csv", "-", "--top", "1"])
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 1 + 5
     assert output.err.startswith("warning:") and "f.png" in output.err
-    assert "unreadable" in refuse(capsys, [run, photos / "f.png", "--skip-bad-images"])
+    assert "none of the 1 images can be read" in refuse(capsys, [run, photos / "f.png", "--skip-bad-images"])
 
 
 def test_mistakes_in_the_arguments(run, photos, tmp_path, capsys):
@@ -188,7 +190,7 @@ def test_mistakes_in_the_arguments(run, photos, tmp_path, capsys):
 @pytest.mark.parametrize("argv", [[], ["run"], ["run", "a.png", "--top", "0"], ["run", "a.png", "--top", "x"]])
 def test_wrong_usage_is_one_line(argv):
     with pytest.raises(UserError) as error:
-        predict.main(argv)
+        command.main(argv)
     assert "--help" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -196,13 +198,13 @@ def test_wrong_usage_is_one_line(argv):
 def test_help_needs_no_jax(command):
     code = f"""
 import runpy, sys
-sys.argv = ["x", "--help"]
+sys.argv = ["x", "{command}", "--help"]
 try:
-    runpy.run_module("cnn_jax.{command}", run_name="__main__")
+    runpy.run_module("cnn_jax", run_name="__main__")
 except SystemExit as stop:
     assert stop.code == 0
 assert "jax" not in sys.modules and "flax" not in sys.modules
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    assert f"python -m cnn_jax.{command}" in said.stdout
+    assert f"python -m cnn_jax {command}" in said.stdout

@@ -7,6 +7,7 @@ import statistics
 import pytest
 from made_up_run import CONFIG, make_run
 
+from cnn_jax.commands import results as command
 from cnn_jax.commands.parser import guard
 from cnn_jax.errors import UserError
 from cnn_jax.runs import results
@@ -33,14 +34,14 @@ def runs(tmp_path):
 def refuse(capsys, argv):
     """Runs the command, which must end with one line on stderr and exit code 2; returns the line."""
     with pytest.raises(SystemExit) as stop:
-        guard(lambda: results.main([str(a) for a in argv]))
+        guard(lambda: command.main([str(a) for a in argv]))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
 
 def test_collect_groups_seeds(runs, tmp_path):
-    results.main(["collect", *map(str, runs), "--output", str(tmp_path / "new" / "made_up.csv")])
+    command.main(["collect", *map(str, runs), "--output", str(tmp_path / "new" / "made_up.csv")])
     with open(tmp_path / "new" / "made_up.csv", newline="") as file:
         rows = {row["seeds"]: row for row in csv.DictReader(file)}
     assert rows.keys() == {"3", "1"}
@@ -95,7 +96,7 @@ def test_readme_is_filled_and_then_agrees(runs, tmp_path):
     results.write_rows(path, results.collect(runs[:1]))
     rows = results.read_rows([path])
     assert results.with_table(readme.read_text(), rows) != readme.read_text()
-    results.main(["readme", str(readme), str(path)])
+    command.main(["readme", str(readme), str(path)])
     text = readme.read_text()
     assert results.with_table(text, rows) == text
     assert text.startswith("# Title\n<!-- results -->\n\n| Experiment |") and text.endswith("<!-- /results -->\nend\n")
@@ -136,5 +137,5 @@ def test_a_summary_without_its_numbers(runs, tmp_path, capsys):
 def test_table_of_several_files_is_printed(runs, tmp_path, capsys):
     for i in (0, 3):
         results.write_rows(tmp_path / f"{i}.csv", results.collect([runs[i]]))
-    results.main(["table", str(tmp_path / "0.csv"), str(tmp_path / "3.csv")])
+    command.main(["table", str(tmp_path / "0.csv"), str(tmp_path / "3.csv")])
     assert capsys.readouterr().out.strip() == results.table(results.collect([runs[0]]) + results.collect([runs[3]]))
