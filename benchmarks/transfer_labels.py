@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def digits_folder(path: Path) -> Path:
     """Writes the small digits to PATH/SPLIT/CLASS/NUMBER.png, unless they are there; returns the absolute path."""
-    from cnn_jax.commands.data import export
     from cnn_jax.data import open_source
+    from cnn_jax.data.pictures import export
 
     if not path.exists():
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,11 @@ class Run:
         trained: Trained,
         *,
         interrupted: bool = False,
-        temporary: "tempfile.TemporaryDirectory[str] | None" = None,
+        temporary: bool = False,
     ):
-        self.folder, self.interrupted = folder, interrupted
-        self._trained, self._temporary = trained, temporary
+        self.folder, self.interrupted, self._trained = folder, interrupted, trained
+        # A temporary folder goes with the last reference to its run.
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True) if temporary else None
 
     @property
     def model(self) -> Network:
@@ -151,7 +153,9 @@ class Run:
             scratch.rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        self.folder, self._temporary = target, None
+        if self._remove is not None:
+            self._remove()
+        self.folder, self._remove = target, None
         return target
 
     def __repr__(self) -> str:
@@ -177,8 +181,8 @@ def fit(
     *,
     validation: OwnData | str | float | None = None,
     test: OwnData | str | None = None,
-    optimizer: optax.GradientTransformation | str = "adam",
-    task: Task | str = "classification",
+    optimizer: optax.GradientTransformation | str | None = None,
+    task: Task | str | None = None,
     classes: Sequence[str] | None = None,
     workdir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
@@ -196,8 +200,9 @@ def fit(
         validation: a share of the training data, other arrays, a `Source` or a split; default: the data set's own, of
             arrays a tenth.
         test: read once, at the end: arrays, a `Source` or a split; default: the data set's own; of arrays none.
-        optimizer: an Optax transformation, a name (see docs/optimizers.md) or `package.module:attribute`.
-        task: "classification", "reconstruction" or a `Task`.
+        optimizer: an Optax transformation, a name (see docs/optimizers.md) or `package.module:attribute`; default:
+            adam.
+        task: "classification" (the default), "reconstruction" or a `Task`.
         classes: names of the classes of arrays; default: "0" to the largest label.
         workdir: run folder; default: a temporary one, see `Run.save`.
         callbacks: `on_evaluation(step, metrics, state)` is called after each validation; True stops.
@@ -217,11 +222,11 @@ def fit(
         named["model"] = model
     else:
         named["model"] = _model_label(model)
-    named["optimizer"] = optimizer if isinstance(optimizer, str) else f"<{type(optimizer).__name__}>"
-    named["task"] = task if isinstance(task, str) else f"<{type(task).__name__}>"
-    temporary = tempfile.TemporaryDirectory(prefix="cnn_jax-run-") if workdir is None else None
-    folder = Path(temporary.name) if temporary else Path(str(workdir)).expanduser()
-    base = base.override(**named, workdir=str(folder)).resolve()
+    for field, value in (("optimizer", optimizer), ("task", task)):
+        if value is not None:
+            named[field] = value if isinstance(value, str) else f"<{type(value).__name__}>"
+    temporary = workdir is None
+    folder = Path(tempfile.mkdtemp(prefix="cnn_jax-run-") if temporary else str(workdir)).expanduser()
     given = Given(
         None if isinstance(model, str) else model,
         None if isinstance(optimizer, str) else optimizer,
@@ -229,9 +234,12 @@ def fit(
         None if isinstance(task, str) else task,
     )
     try:
+        base = base.override(**named, workdir=str(folder)).resolve()
         train_run(base, given, callbacks, command="cnn_jax.fit(…)")
     except TrainingStopped as stop:
         if stop.state is None or stop.experiment is None:
+            if temporary:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         print(stop)
         experiment, variables = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
@@ -239,6 +247,10 @@ def fit(
             experiment.network, variables, experiment.preprocess, experiment.task, base, experiment.class_names
         )
         return Run(folder, trained, interrupted=True, temporary=temporary)
+    except BaseException:
+        if temporary:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return Run(folder, load_trained(folder, given.model, given.task), temporary=temporary)
 
 

@@ -68,7 +68,7 @@ def test_a_size_in_the_name_of_a_data_set_is_the_size():
 def test_steps_replace_epochs_and_both_are_refused():
     config = parsed("--steps", "5")
     assert (config.train.steps, config.train.epochs) == (5, None)
-    with pytest.raises(UserError, match="--steps and --epochs"):
+    with pytest.raises(UserError, match="`steps` and `epochs`"):
         parsed("--steps", "5", "--epochs", "1")
 
 
@@ -104,10 +104,10 @@ def test_a_folder_is_found_from_anywhere():
     ("argv", "said"),
     [
         (["--dataset", "folder:"], "folder:PATH"),
-        (["--batch-size", "0"], "--batch-size is 0: set it above 0"),
-        (["--batch-size", "10", "--accumulate", "3"], "--accumulate 3"),
+        (["--batch-size", "0"], "--batch-size is 0: it must be more than 0"),
+        (["--batch-size", "10", "--accumulate", "3"], "--accumulate is 3"),
         (["--preset", "quik"], "quick"),
-        (["--label-smoothing", "1"], "[0, 1)"),
+        (["--label-smoothing", "1"], "at least 0 and less than 1"),
         (["--learning-rate", "nan"], "finite"),
         (["--epochs", "inf"], "finite"),
         (["--seed", str(2**32)], "2**32"),
@@ -280,7 +280,7 @@ def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():
     refused = run_code(code, "--sed", "1")
     assert refused.returncode == 2 and "--sed" in refused.stderr and "Traceback" not in refused.stderr
     refused = run_code(code, "--seed", "-1")
-    assert refused.returncode == 2 and refused.stderr == "error: --seed is -1: set it to 0 or more\n"
+    assert refused.returncode == 2 and refused.stderr == "error: --seed is -1: it must be 0 or more\n"
     plain = os.environ | {"PYTHONIOENCODING": "ascii"}
     refused = run_code(code, "--batch-size", "x", env=plain)
     assert refused.returncode == 2 and "--batch-size" in refused.stderr, refused.stderr

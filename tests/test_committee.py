@@ -50,7 +50,8 @@ def test_members_are_the_networks_of_their_seeds():
 
 def test_a_committee_is_evaluated_as_the_mean_of_its_members():
     experiment, state, _ = trained(members=2)
-    metrics, labels, logits = experiment.evaluator("test").predictions({"params": state.params})
+    metrics, collected = experiment.evaluator("test").predictions({"params": state.params})
+    labels, logits = collected["label"], collected["logits"]
     source = experiment.sources["test"]
     images = experiment.preprocess.normalize(np.stack([source[i]["image"] for i in range(len(source))]))
     network: Any = experiment.model

@@ -39,21 +39,21 @@ def test_weights_to_start_from_may_be_named_by_another_path(monkeypatch, tmp_pat
     ("record", "said"),
     [
         ("{", "not valid JSON"),
-        ("[]", "expected a JSON object"),
+        ("[]", "is not a JSON object"),
         (json.dumps({"optim": {"optimzer": "adam"}}), "perhaps you meant optimizer"),
-        (json.dumps({"data": {"batch_size": "many"}}), 'data.batch_size = "many"; expected a whole number'),
-        (json.dumps({"data": {"batch_size": 1.5}}), "data.batch_size = 1.5; expected a whole number"),
-        (json.dumps({"data": {"batch_size": True}}), "data.batch_size = true; expected a whole number"),
-        (json.dumps({"data": {"image_size": "8"}}), 'data.image_size = "8"; expected a whole number or null'),
-        (json.dumps({"data": {"augment": "flip"}}), 'data.augment = "flip"; expected a list of strings'),
-        (json.dumps({"data": {"augment": ["flip", 3]}}), 'data.augment = ["flip", 3]; expected a list of strings'),
-        (json.dumps({"data": {"skip_bad_images": None}}), "data.skip_bad_images = null; expected true or false"),
-        (json.dumps({"model": {"model": 5}}), "model.model = 5; expected a string"),
-        (json.dumps({"optim": {"weight_decay": None}}), "optim.weight_decay = null; expected a number"),
-        (json.dumps({"optim": {"clip_norm": [1]}}), "optim.clip_norm = [1]; expected a number or null"),
-        (json.dumps({"train": {"select": "worst"}}), 'train.select = "worst"; expected one of best, last'),
-        (json.dumps({"train": {"require": 3}}), "train.require = 3; expected one of cpu, gpu, tpu or null"),
-        (json.dumps({"experiment": 3}), "experiment = 3; expected a string"),
+        (json.dumps({"data": {"batch_size": "many"}}), 'data.batch_size is "many"; it must be a whole number'),
+        (json.dumps({"data": {"batch_size": 1.5}}), "data.batch_size is 1.5; it must be a whole number"),
+        (json.dumps({"data": {"batch_size": True}}), "data.batch_size is true; it must be a whole number"),
+        (json.dumps({"data": {"image_size": "8"}}), 'data.image_size is "8"; it must be a whole number or null'),
+        (json.dumps({"data": {"augment": "flip"}}), 'data.augment is "flip"; it must be a list of strings'),
+        (json.dumps({"data": {"augment": ["flip", 3]}}), 'data.augment is ["flip", 3]; it must be a list of strings'),
+        (json.dumps({"data": {"skip_bad_images": None}}), "data.skip_bad_images is null; it must be true or false"),
+        (json.dumps({"model": {"model": 5}}), "model.model is 5; it must be a string"),
+        (json.dumps({"optim": {"weight_decay": None}}), "optim.weight_decay is null; it must be a number"),
+        (json.dumps({"optim": {"clip_norm": [1]}}), "optim.clip_norm is [1]; it must be a number or null"),
+        (json.dumps({"train": {"select": "worst"}}), 'train.select is "worst"; it must be one of best, last'),
+        (json.dumps({"train": {"require": 3}}), "train.require is 3; it must be one of cpu, gpu, tpu or null"),
+        (json.dumps({"experiment": 3}), "experiment is 3; it must be a string"),
         (json.dumps({"other": {}}), "unknown groups ['other']"),
     ],
 )
@@ -71,7 +71,7 @@ def test_every_field_has_a_type_that_can_be_said_in_plain_words(tmp_path):
             (tmp_path / "config.json").write_text(json.dumps({group: {name: {}}}))
             with pytest.raises(UserError) as error:
                 Config.load(tmp_path / "config.json")
-            expected = str(error.value).partition("; expected ")[2]
+            expected = str(error.value).partition("; it must be ")[2]
             assert expected.startswith(("a ", "one of ", "true or ")), (name, expected)
 
 

@@ -109,9 +109,9 @@ def test_worker_processes_are_kept_from_pass_to_pass_and_end_with_the_reader():
 
 
 def test_auto_is_resident_where_it_fits():
-    source = numbered(10)  # 40 bytes
-    assert make_pipeline(source, batch_size=2, seed=0, max_resident_bytes=40).arrays != ()
-    assert make_pipeline(source, batch_size=2, seed=0, max_resident_bytes=39).arrays == ()
+    source = numbered(10)  # images and labels: 80 bytes
+    assert make_pipeline(source, batch_size=2, seed=0, max_resident_bytes=80).arrays != ()
+    assert make_pipeline(source, batch_size=2, seed=0, max_resident_bytes=79).arrays == ()
 
 
 def test_bad_arguments():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from made_up_run import CONFIG, digits, expected_logits, make_run
+from parts import classification
 from PIL import Image
 
 from cnn_jax.commands import evaluate as command
@@ -176,5 +177,7 @@ def test_loss_is_that_of_the_run():
     logits = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], np.float32)
     labels = np.array([0, 2])
     squares = np.mean([[1.0, 0, 1], [0, 9, 1]])
-    assert evaluate.score(logits, labels, "mse")["loss"] == pytest.approx(squares)
-    assert "top5_accuracy" not in evaluate.score(logits, labels, "mse")
+    assert classification(3, loss_name="mse").measures({"logits": logits, "label": labels})["loss"] == pytest.approx(
+        squares
+    )
+    assert "top5_accuracy" not in classification(3, loss_name="mse").measures({"logits": logits, "label": labels})

@@ -60,7 +60,7 @@ def test_a_network_that_diverges_is_left_out():
     experiment, state, metrics = trained(config)
     assert not np.isfinite(jax.tree.leaves(member(state.params, 1))[0]).all()
     assert all(np.isfinite(pair).all() for pair in metrics.values()) and metrics["loss"][1] == 16
-    validation, labels, logits = experiment.evaluator("validation").predictions({"params": state.params})
+    validation, _ = experiment.evaluator("validation").predictions({"params": state.params})
     alone = make_experiment(config.override(member_learning_rates=(0.01,)))
     expected, *_ = alone.evaluator("validation").predictions({"params": member(state.params, 0)})
     assert validation == pytest.approx(expected)
@@ -81,7 +81,7 @@ def test_there_is_a_network_for_each_rate(tmp_path):
     record = json.loads(config.to_json())
     record["optim"]["member_learning_rates"] = ["much"]
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="member_learning_rates = .* expected a list of numbers"):
+    with pytest.raises(UserError, match="member_learning_rates is .* it must be a list of numbers"):
         Config.load(tmp_path / "config.json")
 
 
@@ -90,9 +90,12 @@ def test_there_is_a_network_for_each_rate(tmp_path):
     [
         (
             {"member_learning_rates": (0.1, 0.0)},
-            "given --member-learning-rates 0.1 0.0; expected finite numbers above 0",
+            "`member_learning_rates` are 0.1 0.0: make them finite and above 0",
         ),
-        ({"member_learning_rates": (0.1, 0.2), "head_learning_rate": 0.1}, "and --head-learning-rate; expected one"),
+        (
+            {"member_learning_rates": (0.1, 0.2), "head_learning_rate": 0.1},
+            "and `head_learning_rate` exclude each other",
+        ),
     ],
 )
 def test_wrong_rates_are_refused(changes, said):

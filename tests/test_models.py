@@ -305,10 +305,10 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
         (["resnet21"], "unknown model 'resnet21'"),
         (["lenet5", "--input", "28x28"], "given --input 28x28; expected HEIGHTxWIDTHxCHANNELS"),
         (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
-        (["lenet5", "--classes", "0"], "given 0 classes"),
+        (["lenet5", "--classes", "0"], "0 classes for lenet5"),
         (["lenet5", "--classes", "ten"], "given --classes ten; expected a whole number; correct it; see"),
         (["lenet5", "--model-args", "pool"], "expected key=value"),
-        (["--input", "8x8x1"], "options without a model"),
+        (["--input", "8x8x1"], "these options are of one model"),
         (["--foo"], "given --foo, which is no option; expected --name value; drop it; see"),
     ],
 )

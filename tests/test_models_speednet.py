@@ -23,6 +23,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.models import speednet
 from cnn_jax.models.speednet import SpeedNet, partial_dirac, whitened, whitening
+from cnn_jax.optim.optimizers import from_transformation
 from cnn_jax.training.state import init_state
 
 TINY = SpeedNet(3, widths=(6, 8), depth=3, residual=True)
@@ -128,7 +129,9 @@ def test_every_parameter_gets_a_gradient_and_the_whitening_stays():
 
 
 def test_training_state_has_the_whitening_but_the_optimizer_has_not():
-    state = jax.eval_shape(lambda: init_state(TINY, optax.sgd(0.1, momentum=0.9), (16, 16, 3), seed=0))
+    state = jax.eval_shape(
+        lambda: init_state(TINY, from_transformation(optax.sgd(0.1, momentum=0.9)), (16, 16, 3), seed=0)
+    )
     assert state.batch_stats["whiten"]["kernel"].shape == (2, 2, 3, 24)
     assert {leaf.shape for leaf in jax.tree.leaves(state.params["whiten"])} == {(24,)}
     momenta = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}

@@ -19,6 +19,7 @@ from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights
+from cnn_jax.tasks import Selection
 from cnn_jax.training import experiment, loop, run
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.compiled import TrainStep
@@ -49,7 +50,7 @@ def finished(tmp_path_factory):
 
 
 def state_at(folder, step):
-    with Checkpoints(folder / files.CHECKPOINTS) as checkpoints:
+    with Checkpoints(folder / files.CHECKPOINTS, Selection("accuracy", True)) as checkpoints:
         parts = make_experiment(CONFIG)
         restored = checkpoints.restore(parts.state, parts.parallel.replicated, step)
         assert restored is not None and restored[0] == step
@@ -121,7 +122,7 @@ def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
 
 
 def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(finished):
-    with pytest.raises(UserError, match=r"learning_rate: 0.1 here, 0.05 there.*--fresh"):
+    with pytest.raises(UserError, match=r"learning_rate: 0.1 here, 0.05 there.*`fresh`"):
         run.train(CONFIG.override(workdir=str(finished), learning_rate=0.1))
 
 
@@ -138,7 +139,7 @@ def test_a_run_that_failed_at_its_start_can_be_corrected_in_its_folder(tmp_path)
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_file_in_the_place_of_the_folder(tmp_path, fresh):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match="which is a file; expected a folder; give another"):
+    with pytest.raises(UserError, match="is a file: name a folder"):
         run.train(CONFIG.override(workdir=str(tmp_path / "run"), fresh=fresh))
     assert (tmp_path / "run").read_text() == "mine"
 
@@ -146,7 +147,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, fresh):
 def test_a_damaged_config_of_the_folder_is_named_with_the_ways_out(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / files.CONFIG).write_text((finished / files.CONFIG).read_text()[:50])
-    with pytest.raises(UserError, match=r"given config .*config.json: not valid JSON .*; repair it, or give --fresh"):
+    with pytest.raises(UserError, match=r"config .*config.json is not valid JSON .*, or set `fresh`"):
         run.train(CONFIG.override(workdir=str(tmp_path)))
 
 
@@ -156,14 +157,14 @@ def test_a_run_that_goes_on_does_not_need_the_weights_that_it_began_with(tmp_pat
     run.train(small.override(workdir="source", steps=2))
     config = small.override(init_from=str(tmp_path / "source"), normalize="half", ema_decay=None)
     run.train(config.override(workdir="whole"))
-    began = cnn_jax.load("source")[2]
-    assert cnn_jax.load("whole")[2] == began, "mean and deviation come with the weights"
+    began = cnn_jax.load("source").preprocess
+    assert cnn_jax.load("whole").preprocess == began, "mean and deviation come with the weights"
     interrupted(monkeypatch, config.override(workdir="parts"), 9)
     shutil.rmtree("source")
     run.train(config.override(workdir="parts", init_from="source"))  # named as the user names it, though it is gone
     weights = [load_weights(tmp_path / name / files.WEIGHTS)[0] for name in ("whole", "parts")]
     assert_same(*weights)
-    assert cnn_jax.load("parts")[2] == began
+    assert cnn_jax.load("parts").preprocess == began
     with pytest.raises(UserError, match="source"):
         run.train(config.override(workdir="anew"))
 
@@ -376,11 +377,11 @@ def test_checkpoints_of_an_unknown_run_or_of_other_classes_are_not_gone_on_with(
     shutil.copytree(finished, folder)
     (folder / files.SUMMARY).unlink()
     (folder / files.CLASSES).write_text("\n".join("abcdefghij") + "\n")
-    with pytest.raises(UserError, match="whose classes are now 0, 1, .*; expected those .* a, b, .*--fresh"):
+    with pytest.raises(UserError, match="now has the classes 0, 1, .* trained on a, b, .*`fresh`"):
         run.train(CONFIG.override(workdir=str(folder)))
     assert (folder / files.CLASSES).read_text().startswith("a")
     (folder / files.CONFIG).unlink()
-    with pytest.raises(UserError, match="no config.json; expected that of their run; put it back, or give --fresh"):
+    with pytest.raises(UserError, match="no config.json: put it back, set `fresh`"):
         run.train(CONFIG.override(workdir=str(folder)))
 
 

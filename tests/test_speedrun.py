@@ -253,6 +253,8 @@ def test_lookahead_by_hand():
     def state(step: int) -> TrainState:
         return TrainState(
             jnp.int32(step),
+            seed=jnp.uint32(0),
+            learning_rate=jnp.float32(0),
             params=jnp.float32(2.0),
             batch_stats=jnp.float32(6.0),
             opt_state=(),

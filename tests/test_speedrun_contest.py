@@ -15,9 +15,9 @@ import pytest
 from benchmarks import speed, speedrun
 from cnn_jax.data import ArraySource
 from cnn_jax.errors import UserError
-from experiments import cifar10_speedrun
 from experiments.cifar10_speedrun import command, contest, program, torch_script
 from experiments.cifar10_speedrun import data as speedrun_data
+from experiments.cifar10_speedrun.__main__ import PRESETS, RECIPE, main
 from experiments.cifar10_speedrun.contest import Program, Run, alternate, p_below, ratios
 from experiments.cifar10_speedrun.data import Data, load_data
 from experiments.cifar10_speedrun.program import Outcome
@@ -213,8 +213,8 @@ def test_too_little_memory_is_said_in_one_line():
 
 
 def parsed(*argv: str) -> Any:
-    parser = command.make_parser(None, cifar10_speedrun.RECIPE, cifar10_speedrun.PRESETS)
-    return command.parse(parser, cifar10_speedrun.PRESETS, argv)
+    parser = command.make_parser(None, RECIPE, PRESETS)
+    return command.parse(parser, PRESETS, argv)
 
 
 def test_preset_gives_defaults_and_flags_win():
@@ -242,7 +242,7 @@ def test_wrong_flags_are_refused(argv, message):
 
 def test_other_platform_is_refused(small_cifar10):
     with pytest.raises(UserError, match="given --require gpu; found cpu"):
-        cifar10_speedrun.main(["--require", "gpu"])
+        main(["--require", "gpu"])
 
 
 @pytest.fixture
@@ -330,12 +330,12 @@ def test_images_that_the_device_cannot_hold_are_streamed(small_cifar10, monkeypa
     monkeypatch.setattr(contest, "Resident", resident)
     monkeypatch.setattr(contest, "Streamed", _Runner)
     tiny = ["--runs", "1", "--batch-size", "20", "--width-factor", "0.04"]
-    cifar10_speedrun.main(tiny)
+    main(tiny)
     said = capsys.readouterr().out
     assert "muon94: the device cannot hold all images; streaming them from the host, 2796 steps at a time" in said
     assert "accuracy 20.00 %" in said and "12.00 %" in said
-    cifar10_speedrun.main([*tiny, "--stream", "7"])
+    main([*tiny, "--stream", "7"])
     assert "muon94: as was asked for; streaming them from the host, 7 steps at a time" in capsys.readouterr().out
     monkeypatch.setattr(contest, "Streamed", resident)
     with pytest.raises(UserError, match="given batches of 20; expected a device that holds the activations of one"):
-        cifar10_speedrun.main(tiny)
+        main(tiny)

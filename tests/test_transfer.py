@@ -76,7 +76,7 @@ def test_head_rate_and_layer_decay_scale_the_first_step():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"freeze_until": ("conv",)}, "given --freeze-until 'conv'; expected regex=epochs"),
+        ({"freeze_until": ("conv",)}, "given `freeze_until` 'conv'; expected regex=epochs"),
         ({"freeze_until": ("convv=1",)}, "given --freeze-until 'convv'; expected a regular expression found in a path"),
         ({"freeze": "("}, r"given --freeze '\('; expected a regular expression for parameter paths .*; correct it"),
         ({"rate_groups": ("[=2",)}, r"given --rate-groups '\['; expected a regular expression"),
@@ -149,7 +149,7 @@ def test_a_run_from_published_weights_takes_only_their_mean_and_deviation(tmp_pa
     run.train(config)
     monkeypatch.undo()
     for _ in range(2):  # finished, and opened again
-        _, _, preprocess = cnn_jax.load(tmp_path / "run")
+        preprocess = cnn_jax.load(tmp_path / "run").preprocess
         assert type(preprocess) is Preprocess and preprocess == Preprocess((16, 16, 1), (0.4,), (0.2,))
         run.train(config)
 

@@ -332,7 +332,7 @@ def test_types_of_the_numbers(tmp_path, variables):
 
 def test_a_run_of_several_networks_is_refused(tmp_path):
     run = make_run(tmp_path / "two", CONFIG_OF_RUN.override(members=2))
-    assert "given two, a run of 2 networks; expected one" in message("two")
+    assert "two is a run of 2 networks" in message("two")
     assert "a run of 2 networks" in message(run / "final.safetensors")
     with pytest.raises(UserError, match="a run of 2 networks"):
         export(run, tmp_path / "out.safetensors")
@@ -384,8 +384,8 @@ def test_a_run_is_exported_and_comes_back(tmp_path):
     assert len(json.loads(metadata["cnn_jax"])["classes"]) == 10
     model, variables, preprocess = load_pretrained(path)
     original = cnn_jax.load(str(run))
-    assert (model, preprocess) == (original[0], original[2])
-    assert_same(variables, original[1])
+    assert (model, preprocess) == (original.model, original.preprocess)
+    assert_same(variables, original.variables)
     with pytest.raises(UserError, match="unknown naming 'torchvision'"):
         export(run, path, "torchvision")
     with pytest.raises(UserError, match="given w.pth; expected a file ending in .safetensors"):

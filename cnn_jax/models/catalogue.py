@@ -54,8 +54,8 @@ SOURCES = {
     "efficientnet_b0": "Tan and Le 2019, table 1",
     **{f"convnext_{size}": "Liu et al. 2022, section 3" for size in ("tiny", "small", "base")},
     **{f"speednet{kind}": "Jordan 2024, CIFAR-10 speed records" for kind in ("94", "94_muon", "95", "96")},
-    "conv_autoencoder": "Masci et al. 2011, stacked convolutional auto-encoders; no classes",
     "pattern": "any network of the lectures' pattern: --model-args pattern=…",
+    "conv_autoencoder": "Masci et al. 2011, stacked convolutional auto-encoders; no classes",
 }
 
 

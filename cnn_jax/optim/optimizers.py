@@ -198,7 +198,7 @@ def make_optimizer(
         raise UserError(f"{name} has no usual learning rate: set learning_rate")
 
     def scheduled(peak: Any) -> Schedule:
-        with naming("schedule_args"):
+        with naming("`schedule_args`"):
             return make_schedule(
                 config.schedule, config.schedule_args, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps
             )
@@ -311,7 +311,7 @@ def _build(
     takes_schedule = "Callable" in str(inspect.signature(method.factory).parameters["learning_rate"].annotation)
     if callable(rate) and not takes_schedule:
         raise UserError(f"given a schedule or a warm-up for {name}, which takes a constant rate; leave them out")
-    with naming("optimizer_args"):
+    with naming("`optimizer_args`"):
         given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
         _check_ranges(name, given)
         try:

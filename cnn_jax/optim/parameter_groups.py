@@ -43,8 +43,8 @@ class Rule:
 
 def frozen_rules(freeze: str | None, freeze_until: Sequence[tuple[str, int]]) -> tuple[Rule, ...]:
     """What does not move: ever, and before a step. See `cnn_jax.optim.optimizers.make_optimizer`."""
-    always = () if freeze is None else (Rule(freeze, 0.0, flag="--freeze"),)
-    return always + tuple(Rule(regex, 0.0, until, flag="--freeze-until") for regex, until in freeze_until)
+    always = () if freeze is None else (Rule(freeze, 0.0, flag="`freeze`"),)
+    return always + tuple(Rule(regex, 0.0, until, flag="`freeze_until`") for regex, until in freeze_until)
 
 
 def freeze_until_steps(pairs: Sequence[str], steps_per_epoch: float) -> list[tuple[str, int]]:
@@ -53,7 +53,7 @@ def freeze_until_steps(pairs: Sequence[str], steps_per_epoch: float) -> list[tup
     Raises:
         UserError: one is not regex=epochs.
     """
-    parsed = [parse_pair(text, "freeze_until", "regex=epochs, such as stage1=3") for text in pairs]
+    parsed = [parse_pair(text, "`freeze_until`", "regex=epochs, such as stage1=3") for text in pairs]
     return [(regex, round(epochs * steps_per_epoch)) for regex, epochs in parsed]
 
 
@@ -90,7 +90,7 @@ def parse_rule(text: str) -> Rule:
     Raises:
         UserError: it is something else, or the multiplier is negative.
     """
-    flag = "--rate-groups"
+    flag = "`rate_groups`"
     return Rule(*parse_pair(text, flag, "regex=multiplier, such as backbone=0.1"), flag=flag)
 
 

@@ -97,7 +97,7 @@ def member_predictions(
 
 
 def _with_views(model: Network, views: Sequence[str]) -> Network:
-    with naming("views"):
+    with naming("`views`"):
         return Views(model, tuple(views)) if views else model
 
 

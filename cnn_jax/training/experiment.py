@@ -189,7 +189,7 @@ def check_names(config: Config, given: Given = Given()) -> None:
         get_optimizer_spec(config.optim.optimizer)
     if given.task is None:
         make_task(config.optim, ())
-    with naming("augment"):
+    with naming("`augment`"):
         for spec in config.data.augment:
             parse_spec(spec)
 
@@ -201,7 +201,7 @@ def _batch_shapes(source: Source, size: int) -> dict[str, Any]:
 
 def _augment(config: Config, parallel: Parallel, train: Source, task: Task) -> Augment:
     specs, batch = config.data.augment, _batch_shapes(train, config.data.batch_size)
-    with naming("augment"):
+    with naming("`augment`"):
         augment = make_augment(specs)
         # Values that these images cannot take are found out here.
         jax.eval_shape(lambda batch: augment(jax.random.key(0), task.prepare(batch)), batch)
@@ -217,7 +217,7 @@ def _augment(config: Config, parallel: Parallel, train: Source, task: Task) -> A
 def _model(config: Config, given: Given, task: Task, parallel: Parallel) -> nn.Module:
     if given.model is not None:
         return check_module(given.model)
-    with naming("model_args"):
+    with naming("`model_args`"):
         return make_model(
             config.model.model,
             task.outputs,

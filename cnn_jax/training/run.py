@@ -104,18 +104,18 @@ def _is_finished(run: Path, config: Config) -> bool:
         return False
     if not (run / files.CONFIG).exists():
         raise UserError(
-            f"given run folder {run}, with checkpoints or weights and no {files.CONFIG}; expected that of their run; "
-            "put it back, or give --fresh to start over, or another --workdir"
+            f"{run} holds checkpoints or weights of a run, but no {files.CONFIG}: put it back, set `fresh` to start "
+            "over, or set another `workdir`"
         )
     try:
         saved = Config.load(run / files.CONFIG)
     except UserError as error:
-        raise UserError(f"{error}, or give --fresh to start over, or another --workdir") from error
+        raise UserError(f"{error}, or set `fresh` to start over, or another `workdir`") from error
     differences = config.difference(saved)
     if differences:
         raise UserError(
-            f"given run folder {run}, which holds a run with another config ({'; '.join(differences)}); "
-            "give another --workdir, the same values, or --fresh to start over"
+            f"{run} holds a run with another config ({'; '.join(differences)}): set another `workdir`, the same "
+            "values, or `fresh` to start over"
         )
     return (run / files.SUMMARY).exists() and (run / files.WEIGHTS).exists()  # lost weights are written again
 

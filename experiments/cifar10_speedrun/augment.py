@@ -4,12 +4,13 @@ An image is mirrored in every second epoch, from the first or from the second on
 2024, §3.6): two epochs show every image in both forms. It is shifted at random in every epoch, the border mirrored.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.training.state import stream
-from cnn_jax.training.step import Augment
 from experiments.cifar10_speedrun.recipe import MEAN, STD, Plan, Recipe
 
 
@@ -76,8 +77,11 @@ def jitter(key: jax.Array, images_BxHxWxC: jax.Array, brightness: float, contras
     return mean + factor * (images_BxHxWxC - mean + shift * std)
 
 
+Augment = Callable[..., tuple[jax.Array, jax.Array]]
+
+
 def make_augment(recipe: Recipe, num_classes: int) -> Augment:
-    """Returns `augment(key, padded images_BxHxWxC uint8, labels_B, first_index=0)`, as `training.step` takes it.
+    """Returns `augment(key, padded images_BxHxWxC uint8, labels_B, first_index=0)`.
 
     It gives images float32, in [0, 1] where colours stay, shifted and perhaps with a square cut out or with other
     brightness and contrast, and one-hot targets.

@@ -45,8 +45,8 @@ def load_data(
     """
 
     def read(name: str) -> Split:
-        images, labels = materialize(open_source("cifar10", name, data_dir=data_dir))
-        return np.asarray(images), np.asarray(labels)
+        arrays = materialize(open_source("cifar10", name, data_dir=data_dir))
+        return np.asarray(arrays["image"]), np.asarray(arrays["label"])
 
     def first(part: Split, count: int | None) -> Split:
         return part[0][:count], part[1][:count]

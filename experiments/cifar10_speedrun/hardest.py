@@ -45,6 +45,7 @@ def make_choose(recipe: Recipe, plan: Plan, hardest: Hardest) -> Choose:
             return state.params, state.opt_state, seen
 
         params, opt_state, (batch_stats, rows_N) = jax.lax.cond(state.step % hardest.every == 0, learn, watch)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, state.ema), rows_N
+        new = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+        return new, rows_N
 
     return choose

@@ -4,20 +4,22 @@ Whitening, all steps in two `lax.scan`s (with the whitening bias trained, and wi
 nothing is sent to the host in between.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cnn_jax.inspect.summary import layer_table
 from cnn_jax.models import ensembles as committee
 from cnn_jax.models.speednet import whitened
-from cnn_jax.tasks.losses import cross_entropy
+from cnn_jax.optim.optimizers import Optimizer
+from cnn_jax.tasks import Batch, Classification, Sums
 from cnn_jax.training.state import TrainState, init_state, stream, variables_for_evaluation
-from cnn_jax.training.step import Batch, make_train_step
+from cnn_jax.training.step import make_train_step
 from experiments.cifar10_speedrun.augment import batch_rows, first_flips, make_augment, mirrored, padded
 from experiments.cifar10_speedrun.data import Split
 from experiments.cifar10_speedrun.hardest import make_choose
@@ -146,7 +148,8 @@ def start(recipe: Recipe, plan: Plan, seed: jax.Array, images_NxHxWxC: jax.Array
         shape = (height, width, channels)
         variables = model.init(stream(seed, draws), jnp.zeros((1, *shape), jnp.float32), train=False)
         variables = whitened(variables, normalize(images_NxHxWxC))
-        return init_state(model, make_optimizer(recipe, plan), shape, seed, ema=recipe.lookahead, variables=variables)
+        optimizer = _bare(make_optimizer(recipe, plan))
+        return init_state(model, optimizer, shape, seed, ema=recipe.lookahead, variables=variables)
 
     small = None if recipe.hardest is None else one(recipe.small(recipe.hardest), "small")
     return Networks(one(recipe, "init"), small)
@@ -168,6 +171,26 @@ def oriented(plan: Plan, step: jax.Array, images_BxHxWxC: jax.Array, flips_B: ja
     return mirrored(images_BxHxWxC, flips_B ^ odd)
 
 
+class SummedLoss(Classification):
+    """Classification whose loss is the sum over the batch; its batches bring their targets."""
+
+    def prepare(self, batch: Batch) -> dict[str, jax.Array]:
+        """Adds nothing."""
+        return dict(batch)
+
+    def loss(
+        self, outputs: Any, batch: Batch, *, train: bool, auxiliary: Mapping[str, Any] = {}
+    ) -> tuple[jax.Array, Sums]:
+        """The sum, and the same sums as those of the mean."""
+        mean, sums = super().loss(outputs, batch, train=train, auxiliary=auxiliary)
+        return len(outputs) * mean, sums
+
+
+def _bare(tx: optax.GradientTransformation) -> Optimizer:
+    """An optimizer of a transformation that has its rates inside."""
+    return Optimizer(tx, None, None, lambda rate: tx, (), "speed run")
+
+
 def make_step(recipe: Recipe, plan: Plan, seed: jax.Array, *, train_whitening_bias: bool) -> Step:
     """Returns `step(networks, batch) -> (networks, mean loss)`: augmentation, the choice of the hardest images if the
     recipe has one, the step of `cnn_jax.training`, the lookahead.
@@ -176,17 +199,12 @@ def make_step(recipe: Recipe, plan: Plan, seed: jax.Array, *, train_whitening_bi
     be lost below the smallest number.
     """
 
-    def summed(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
-        return len(logits_BxK) * cross_entropy(logits_BxK, targets_BxK)  # the step takes the mean of it
-
     one = make_train_step(
         network(recipe).clone(train_whitening_bias=train_whitening_bias),
-        make_optimizer(recipe, plan),
-        summed,
-        lambda key, images, targets, first_index: (images, targets),  # they are augmented before
-        normalize,
-        seed=seed,
-        label_smoothing=recipe.label_smoothing,
+        SummedLoss(tuple(map(str, range(NUM_CLASSES))), label_smoothing=recipe.label_smoothing),
+        _bare(make_optimizer(recipe, plan)),
+        lambda key, batch, first_index: batch,  # augmented before
+        lambda batch: {**batch, "image": normalize(batch["image"])},
     )
     augment = make_augment(recipe, NUM_CLASSES)
     choose = None if recipe.hardest is None else make_choose(recipe, plan, recipe.hardest)
@@ -197,11 +215,11 @@ def make_step(recipe: Recipe, plan: Plan, seed: jax.Array, *, train_whitening_bi
         if choose is not None and small is not None:
             small, rows_N = choose(small, images, targets)
             images, targets = images[rows_N], targets[rows_N]
-        state, metrics = one(state, {"image": images, "label": targets})
+        state, sums = one(state, {"image": images, "target": targets})
         if recipe.lookahead:
             state = lookahead(state, plan.total_steps)
-        total, count = metrics["loss"]
-        return Networks(state, small), total / (count * len(images))
+        total, count = sums["loss"]
+        return Networks(state, small), total / count
 
     return step
 

@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
-from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
-from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
-
 from cnn_jax.errors import UserError
 from cnn_jax.storage.run_folder import write_text
 
@@ -31,6 +27,11 @@ class MlflowLogger:
     """
 
     def __init__(self, run: Path, store: Path, id_file: Path, first_step: int, config: Mapping[str, Any]):
+        from mlflow import entities  # pyright: ignore[reportMissingImports]
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        self._entities = entities
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             # The light client knows no database, and MLflow refuses a folder unless this is set.
@@ -56,7 +57,9 @@ class MlflowLogger:
         now = int(time.time() * 1000)
         new = {tag: float(value) for tag, value in values.items() if step > self._logged.get(tag, -1)}
         if new:
-            self._client.log_batch(self._id, metrics=[Metric(tag, value, now, step) for tag, value in new.items()])
+            self._client.log_batch(
+                self._id, metrics=[self._entities.Metric(tag, value, now, step) for tag, value in new.items()]
+            )
 
     def flush(self) -> None:
         """Does nothing: `log` waits until the values are stored."""
@@ -69,7 +72,7 @@ class MlflowLogger:
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment)
         started = self._client.create_run(number, run_name=name).info.run_id
-        params = [Param(key, str(value)) for key, value in config.items()]
+        params = [self._entities.Param(key, str(value)) for key, value in config.items()]
         for first in range(0, len(params), BATCH):
             self._client.log_batch(started, params=params[first : first + BATCH])
         return started

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import wandb  # pyright: ignore[reportMissingImports]
-
 from cnn_jax.errors import UserError
 from cnn_jax.storage.run_folder import write_text
 
@@ -29,6 +27,8 @@ class WandbLogger:
     """
 
     def __init__(self, run: Path, id_file: Path, first_step: int, config: Mapping[str, Any]):
+        import wandb  # pyright: ignore[reportMissingImports]
+
         known = id_file.read_text().strip() if first_step and id_file.exists() else None
         try:
             self._run = wandb.init(

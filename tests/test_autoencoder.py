@@ -1,0 +1,118 @@
+"""The auto-encoder and its task: sizes, gradients, and a run through the same commands."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_checks import by_path
+
+import cnn_jax
+from cnn_jax.commands import evaluate, predict
+from cnn_jax.data import open_source
+from cnn_jax.data.pictures import export
+from cnn_jax.errors import UserError
+from cnn_jax.models import create_model
+from cnn_jax.storage import run_folder as files
+from cnn_jax.tasks import Classification, Reconstruction
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (9, 7, 3), (8, 8, 1), (1, 2, 1)])
+def test_outputs_have_the_size_of_the_inputs(shape):
+    model, x = create_model("conv_autoencoder"), jnp.ones((2, *shape))
+    variables = model.init(jax.random.key(0), x, train=False)
+    outputs, state = model.apply(variables, x, train=False, mutable=["stages"])
+    assert outputs.shape == x.shape and outputs.dtype == jnp.float32
+    height, width = (-(-side // 4) for side in shape[:2])
+    assert state["stages"]["code"].shape == (2, height, width, 8)
+
+
+def test_every_parameter_gets_a_gradient():
+    model, task = create_model("conv_autoencoder", features=(4, 6), code=3), Reconstruction()
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    params = model.init(jax.random.key(0), x, train=False)["params"]
+
+    def loss(params):
+        return task.loss(model.apply({"params": params}, x, train=True), {"image": x}, train=True)[0]
+
+    gradients = by_path(jax.grad(loss)(params))
+    assert len(gradients) == 12
+    assert [path for path, gradient in gradients.items() if not np.any(np.asarray(gradient))] == []
+
+
+def test_it_is_no_classifier():
+    with pytest.raises(UserError, match="conv_autoencoder has no classes"):
+        create_model("conv_autoencoder", 10)
+    outputs = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    with pytest.raises(UserError, match=r"array of shape \(2, 8, 8, 1\).* \(2, 3\), \(batch, classes\)"):
+        Classification(("a", "b", "c")).check(outputs, {"image": outputs})
+
+
+@pytest.mark.parametrize(("error", "expected"), [("mse", (1 + 9) / 2), ("l1", (1 + 3) / 2)])
+def test_errors_by_hand(error, expected):
+    task = Reconstruction(error)
+    images = jnp.array([0.0, 0.0]).reshape(1, 1, 2, 1)
+    outputs = jnp.array([1.0, -3.0]).reshape(1, 1, 2, 1)
+    loss, sums = task.loss(outputs, {"image": images}, train=True)
+    assert float(loss) == expected and sums["loss"].tolist() == [expected, 1.0]
+    rows = task.rows(np.asarray(outputs[0]), np.asarray(images[0]), top=5)
+    assert rows == [{"error": pytest.approx(expected)}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("auto") / "run"
+    fields = {"task": "reconstruction", "batch_size": 64, "learning_rate": 5e-3, "eval_every": 0.5}
+    return cnn_jax.fit("conv_autoencoder", "digits", epochs=2, workdir=folder, **fields)
+
+
+def test_it_learns_and_the_best_is_the_lowest(run):
+    validation = [row["loss"] for row in run.history if row["kind"] == "validation"]
+    assert len(validation) == 4 and validation[-1] < 0.7 * validation[0]
+    assert run.summary["validation_loss"] == min(validation) and "test_accuracy" not in run.summary
+
+
+def test_the_report_shows_inputs_above_reconstructions(run):
+    page = (run.folder / files.REPORT).read_text()
+    assert "<h2>Reconstructions</h2>" in page and "Confusion" not in page
+    assert {"reconstructions.png", "worst.png", "loss.png"} <= {
+        path.name for path in (run.folder / files.PLOTS).iterdir()
+    }
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(run, tmp_path):
+    class Stop:
+        def on_evaluation(self, step, metrics, state):
+            if state is not None and step == seen[0]:
+                raise KeyboardInterrupt
+
+    seen = [row["step"] for row in run.history if row["kind"] == "validation"][1:2]
+    again = run.config.override(workdir=None)
+    with pytest.raises(KeyboardInterrupt):
+        cnn_jax.fit("conv_autoencoder", "digits", workdir=tmp_path / "run", config=again, callbacks=[Stop()])
+    resumed = cnn_jax.fit("conv_autoencoder", "digits", workdir=tmp_path / "run", config=again)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, run.variables)
+
+
+def test_commands_evaluate_and_predict(run, tmp_path, capsys):
+    evaluate.main([str(run.folder)])
+    assert f"{run.summary['test_loss']:.4f}" in capsys.readouterr().out
+    export(open_source("digits", "test[:3]"), tmp_path / "images")
+    predict.main([str(run.folder), str(tmp_path / "images"), "--pictures", str(tmp_path / "made")])
+    assert "error" in capsys.readouterr().out
+    assert len(list((tmp_path / "made").glob("*.png"))) == 3
+
+
+def test_several_at_once_are_averaged():
+    outputs = jnp.stack([jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1))])
+    assert np.all(np.asarray(Reconstruction().combine(outputs)) == 0.5)
+
+
+def test_what_does_not_fit_is_refused(capsys):
+    for fields, said in (
+        ({"augment": ["mixup"]}, "mixup changes target"),
+        ({"loss": "hinge"}, "unknown loss of reconstruction 'hinge'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            cnn_jax.fit("conv_autoencoder", "digits", task="reconstruction", **fields)
+    with pytest.raises(UserError, match="reconstruction needs the images' shape"):
+        cnn_jax.fit("softmax_regression", "digits", task="reconstruction")
