@@ -1,4 +1,4 @@
-"""Augmentation on the device: named, composed, pure.
+"""Pure augmentation functions that run on the device, selected by name and composed.
 
 An augmentation of one image is `f(key, image_HxWxC, *, …) -> image_HxWxC`; one of a batch is
 `f(key, images_BxHxWxC, targets_BxK, *, …) -> (images, targets)`. Images are float32 in [0, 1] before and after.
@@ -20,7 +20,7 @@ Augment = Callable[..., dict[str, jax.Array]]  # (key, batch, first_index) → b
 
 
 def flip(key: jax.Array, image_HxWxC: jax.Array, *, p: float = 0.5) -> jax.Array:
-    """Mirrors left and right with probability `p`."""
+    """Flips the image horizontally with probability `p`."""
     if not 0 <= p <= 1:
         raise UserError(f"given p={p} for flip; expected a probability, 0 to 1; change it")
     return jnp.where(jax.random.bernoulli(key, p), image_HxWxC[:, ::-1], image_HxWxC)
@@ -29,7 +29,7 @@ def flip(key: jax.Array, image_HxWxC: jax.Array, *, p: float = 0.5) -> jax.Array
 def pad_crop(
     key: jax.Array, image_HxWxC: jax.Array, *, padding: int = 4, mode: Literal["zero", "reflect"] = "zero"
 ) -> jax.Array:
-    """Pads every side by `padding` pixels and cuts the old size out at a random place (He et al. 2016, §4.2)."""
+    """Pads every side by `padding` pixels, then crops back to the original size at random (He et al. 2016, §4.2)."""
     height, width, channels = image_HxWxC.shape
     least = 0 if mode == "zero" else min(height, width) - 1
     if padding < 0 or (mode == "reflect" and padding > least):
@@ -45,7 +45,7 @@ def pad_crop(
 
 
 def cutout(key: jax.Array, image_HxWxC: jax.Array, *, size: int = 16) -> jax.Array:
-    """Blackens a square of `size` pixels around a random pixel, cut at the edges (DeVries & Taylor 2017, §3)."""
+    """Zeroes a `size`×`size` square centred on a random pixel, clipped at the edges (DeVries & Taylor 2017, §3)."""
     if size < 1:
         raise UserError(f"given size={size} for cutout; expected 1 pixel or more; change it")
     height, width, _ = image_HxWxC.shape
@@ -60,7 +60,7 @@ def _between(length: int, start: jax.Array, size: int | jax.Array) -> jax.Array:
     return (position >= start) & (position < start + size)
 
 
-# Rec. 601 luma and the two chroma axes of YIQ: in that plane a change of hue is a rotation.
+# Rec. 601 luma and the two chroma axes of YIQ, where a hue shift is a rotation.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
@@ -77,12 +77,12 @@ def color_jitter(
     """Changes brightness, contrast, saturation and hue, in this order (Howard 2013).
 
     Args:
-        key: of this image.
-        image_HxWxC: in [0, 1]. Saturation and hue concern images of three channels only.
-        brightness: the image is multiplied by a number in [1 − brightness, 1 + brightness].
-        contrast: the same for its differences from its mean luma.
-        saturation: the same for the differences of each pixel's channels from its luma.
-        hue: rotation in the colour circle in [−hue, hue] turns.
+        key: random key for this image.
+        image_HxWxC: in [0, 1]. Saturation and hue apply only to three-channel images.
+        brightness: the image is scaled by a factor in [1 − brightness, 1 + brightness].
+        contrast: deviations from the image's mean luma are scaled likewise.
+        saturation: deviations of each pixel's channels from its luma are scaled likewise.
+        hue: the hue is rotated by an angle in [−hue, hue] turns.
     """
     if min(brightness, contrast, saturation, hue) < 0:
         raise UserError("given a negative argument for color_jitter; expected 0 or more; change it")
@@ -101,8 +101,8 @@ def color_jitter(
     return jnp.clip(image @ (_FROM_YIQ @ rotation @ _TO_YIQ).T, 0.0, 1.0)
 
 
-# Principal components of the colours of ImageNet's training images, RGB in [0, 1]: directions in columns, and the λ of
-# each. Published with Facebook's ResNets (fb.resnet.torch, 2016).
+# Principal components of the RGB values, in [0, 1], of ImageNet's training images: directions in columns, and their
+# λ. Published with Facebook's ResNets (fb.resnet.torch, 2016).
 _COLOR_DIRECTIONS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
 )
@@ -112,8 +112,8 @@ _COLOR_LAMBDAS = np.array([0.2175, 0.0188, 0.0045], np.float32)
 def pca_color(key: jax.Array, image_HxWxC: jax.Array, *, sigma: float = 0.1) -> jax.Array:
     """Adds one random colour to all pixels: Σ αᵢ λᵢ pᵢ with αᵢ ~ N(0, sigma) (Krizhevsky et al. 2012, §4.1).
 
-    The paper takes directions pᵢ and λᵢ from its own training set, ImageNet; here they are ImageNet's, whatever the
-    images. What leaves [0, 1] is cut.
+    The paper computes pᵢ and λᵢ on its training set, ImageNet; these values are used here for every data set. The
+    result is clipped to [0, 1].
     """
     if sigma < 0 or image_HxWxC.shape[-1] != 3:
         raise UserError(
@@ -127,7 +127,7 @@ def pca_color(key: jax.Array, image_HxWxC: jax.Array, *, sigma: float = 0.1) -> 
 def mixup(
     key: jax.Array, images_BxHxWxC: jax.Array, targets_BxK: jax.Array, *, alpha: float = 0.2
 ) -> tuple[jax.Array, jax.Array]:
-    """λx + (1−λ)x′ of the batch and a shuffled batch, λ ~ Beta(alpha, alpha) once a batch (Zhang et al. 2018)."""
+    """Mixes the batch with a shuffled copy, λx + (1−λ)x′, one λ ~ Beta(alpha, alpha) per batch (Zhang et al. 2018)."""
     share, partner_B = _share_and_partners(key, alpha, images_BxHxWxC.shape[0])
 
     def mix(x: jax.Array) -> jax.Array:
@@ -139,10 +139,10 @@ def mixup(
 def cutmix(
     key: jax.Array, images_BxHxWxC: jax.Array, targets_BxK: jax.Array, *, alpha: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Pastes one box of a shuffled batch into the batch; targets mix by area (Yun et al. 2019, §3.1).
+    """Pastes a box from a shuffled copy into the batch and mixes targets by area (Yun et al. 2019, §3.1).
 
-    The box has the batch's aspect and the area 1−λ, λ ~ Beta(alpha, alpha), around a random pixel, and is cut at the
-    edges; the targets' λ is then counted in pixels.
+    The box has the images' aspect ratio and relative area 1−λ, λ ~ Beta(alpha, alpha). It is centred on a random pixel
+    and clipped at the edges; targets are mixed by the clipped area.
     """
     key, box_key = jax.random.split(key)
     size, height, width, _ = images_BxHxWxC.shape
@@ -189,25 +189,25 @@ def parse_spec(spec: str) -> tuple[str, Callable[..., Any]]:
 
 
 def changes(name: str) -> tuple[str, ...]:
-    """The arrays of a batch that an augmentation changes."""
+    """Names of the batch arrays that an augmentation changes."""
     return ("image", "target") if name in PER_BATCH else ("image",)
 
 
 def make_augment(specs: Sequence[str]) -> Augment:
-    """Composes augmentations, in order, into one function of a batch.
+    """Composes augmentations, in order, into one function on batches.
 
     Args:
         specs: each a name of `AUGMENTATIONS`, with arguments as in "affine:degrees=15,scale=0.8/1.2".
 
     Returns:
         `augment(key, batch, first_index=0) -> batch`, pure. In `batch`, "image" is uint8 BxHxWxC before and float32 in
-        [0, 1] after; what mixes examples also mixes "target" (BxK); other arrays pass. Example i of the batch draws
-        from (key, position of the augmentation, first_index + i), so that a part of a batch that knows its first index
-        is augmented as within the whole; what mixes examples mixes within the part.
+        [0, 1] after; augmentations that mix examples also mix "target" (BxK); other arrays pass through unchanged. The
+        randomness of example i comes from (key, position of the augmentation, first_index + i), so a shard that knows
+        its first index is augmented as in the full batch. Examples are mixed only within their shard.
 
     Raises:
-        UserError: unknown name or argument, or a value of the wrong type; when it is called, a value out of range, or
-            an augmentation that changes an array which the batch lacks.
+        UserError: unknown name or argument, or a value of the wrong type. The returned function raises it for a value
+            out of range, or when an augmentation changes an array that is not in the batch.
 
     >>> augment = make_augment([])
     >>> augment(jax.random.key(0), {"image": jnp.full((1, 1, 2, 1), 255, jnp.uint8)})["image"].ravel()

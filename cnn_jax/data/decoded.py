@@ -1,4 +1,4 @@
-"""Decoding a whole source once, to arrays that are kept on disk: reading them again takes no time."""
+"""Decodes a source once into memory-mapped arrays, cached on disk."""
 
 import contextlib
 import hashlib
@@ -17,21 +17,20 @@ from cnn_jax.data.sources import ArraySource, Source, example_spec
 from cnn_jax.errors import UserError
 from cnn_jax.storage.cache import cache_folder
 
-MAX_DECODED_BYTES = 2**30  # of a source that is decoded whole, unless the user asks for it
-_ROWS_A_TASK = 100  # that a thread decodes at a time
+MAX_DECODED_BYTES = 2**30  # largest source that is decoded in full unless the user asks for it
+_ROWS_A_TASK = 100  # examples decoded per thread at a time
 
-_DECODING = 2  # to be raised when the same file is decoded to other pixels than before
+_DECODING = 2  # increment when the same file decodes to different pixels
 
 
 def materialize(source: Source) -> dict[str, np.ndarray]:
     """Decodes every example of `source`.
 
-    Arrays of a source with a fingerprint are kept in CNN_JAX_CACHE, else ~/.cache/cnn_jax, under `decoded`, and mapped
-    from there the next time. A cache that cannot be written is done without.
+    Arrays of a source with a fingerprint are cached in `decoded` under CNN_JAX_CACHE, or ~/.cache/cnn_jax, and
+    memory-mapped on later calls. If the cache cannot be written, it is skipped.
 
     Returns:
-      The arrays of all N examples by the names of `example_spec`, perhaps read-only: "image" uint8 NxHxWxC, "label"
-      int32 N.
+      Arrays of all N examples, keyed as in `example_spec`, possibly read-only: "image" uint8 NxHxWxC, "label" int32 N.
 
     Raises:
       UserError: when an example cannot be read, or has no label among the source's classes.
@@ -45,13 +44,13 @@ def materialize(source: Source) -> dict[str, np.ndarray]:
     if cached is not None:
         return cached
     arrays = _decode(source)
-    with contextlib.suppress(OSError):  # a full or read-only disk costs the cache, not the run
+    with contextlib.suppress(OSError):  # a full or read-only disk must not stop the run
         _save(folder, arrays)
     return arrays
 
 
 def check_labels(source: Source, labels: np.ndarray, first_index: int = 0) -> np.ndarray:
-    """Returns `labels`, of examples from `first_index` on, as int32; raises UserError where one is not a class."""
+    """Returns labels of the examples starting at `first_index` as int32; raises UserError if one is not a class."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(source.class_names)))
     if len(wrong):
         index, label = first_index + wrong[0], labels[wrong[0]]
@@ -65,7 +64,7 @@ def check_labels(source: Source, labels: np.ndarray, first_index: int = 0) -> np
 def _decode(source: Source) -> dict[str, np.ndarray]:
     spec = example_spec(source)
     arrays = {name: np.empty((len(source), *array.shape), array.dtype) for name, array in spec.items()}
-    if "label" in arrays:  # wide enough for whatever the source has, until it has been checked
+    if "label" in arrays:  # wide enough for any label until they are checked
         arrays["label"] = arrays["label"].astype(np.int64)
 
     def read(start: int) -> None:
@@ -74,7 +73,7 @@ def _decode(source: Source) -> dict[str, np.ndarray]:
             for name, array in arrays.items():
                 array[index] = example[name]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # image decoders release the interpreter lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # image decoders release the GIL
         for _ in pool.map(read, range(0, len(source), _ROWS_A_TASK)):
             pass
     if "label" in arrays:
@@ -104,13 +103,13 @@ def _load(folder: Path, source: Source) -> dict[str, np.ndarray] | None:
 
 
 def _save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes all arrays, or nothing: another process never sees a part of them."""
+    """Writes the arrays atomically: other processes see all of them or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     try:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array)
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been used
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged: an intact one would have been used
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Optimizers by name: the classical nine with the values of their papers, and any other factory of Optax.
+"""Optimizers by name: nine classics with the hyperparameters of their papers, and any other Optax factory.
 
-The gradient passes, in this order: clipping to a global norm, L2 weight decay, the optimizer with its schedule, the
-learning-rate multipliers of groups of parameters. Frozen parameters take no part in any of it.
+In order: clipping by global norm, L2 weight decay, the optimizer with its schedule, and per-group learning-rate
+multipliers. Frozen parameters are excluded from all four.
 """
 
 import functools
@@ -30,12 +30,12 @@ class Optimizer:
     """What `make_optimizer` returns.
 
     Attributes:
-        tx: the whole transformation; its state is arrays and nothing else, none shared with the parameters.
-        schedule: step → learning rate, for the record; None where it is inside a finished transformation.
-        learning_rate: the peak rate; None where it is inside.
-        at: peak rate, which may be traced → the same transformation with this rate.
-        frozen: rules of the parameters that do not move; BatchNorm layers among them hold their statistics.
-        description: one line for people.
+        tx: the complete transformation; its state holds only arrays, none shared with the parameters.
+        schedule: step → learning rate, for logging; None for a finished transformation, which has its own.
+        learning_rate: the peak rate; None for a finished transformation.
+        at: maps a peak rate, which may be traced, to the same transformation with that rate.
+        frozen: rules that select frozen parameters; BatchNorm layers among them keep their running statistics.
+        description: a one-line summary.
     """
 
     tx: optax.GradientTransformation
@@ -48,13 +48,13 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Method:
-    """A factory of Optax with the values and the rate that its paper gives.
+    """An Optax factory with the hyperparameters and learning rate of its paper.
 
     Attributes:
         factory: called with learning_rate and keyword arguments.
         reference: the paper.
-        learning_rate: default peak rate; None if there is none to speak of.
-        values: keyword arguments other than the factory's defaults.
+        learning_rate: default peak rate; None if there is no usual one.
+        values: keyword arguments that differ from the factory's defaults.
     """
 
     factory: Callable[..., optax.GradientTransformation]
@@ -63,9 +63,9 @@ class Method:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-# Plain gradient descent, momentum and Nesterov have no rate of their own: 0.01 is what Keras gives them. RMSProp was
-# never published; its rate is that of the lecture. AdaGrad's δ and RMSProp's ε stand beside the root there, and Optax
-# puts AdaGrad's below it, hence the square. Nadam is without Dozat's schedule of the momentum.
+# The sources of SGD, momentum and Nesterov give no rate: 0.01 is Keras's default. RMSProp was never published; its rate
+# is from Hinton's lecture. AdaGrad's δ and RMSProp's ε are added outside the square root there, but Optax adds AdaGrad's
+# inside it, hence the square. Nadam omits Dozat's momentum schedule.
 _DESCENT = Method(optax.sgd, "Robbins & Monro 1951", 0.01)
 METHODS: dict[str, Method] = {
     "gradient_descent": _DESCENT,
@@ -114,7 +114,7 @@ _NOT_NEGATIVE = ("eps_root", "initial_accumulator_value", "initial_scale")
 
 @functools.cache
 def optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """The factories of `optax` and `optax.contrib` that take a learning rate, by name; `REFUSED` is left out."""
+    """Factories of `optax` and `optax.contrib` that take a learning rate, by name, except those in `REFUSED`."""
     found = {}
     for module in (optax.contrib, optax):
         for name, member in vars(module).items():
@@ -165,21 +165,21 @@ def make_optimizer(
 ) -> Optimizer:
     """Builds an optimizer.
 
-    A factory with its own weight decay and mask (adamw, lion, lamb, lars, …) gets the coefficient; for the others, λ·w
-    is added to the gradient before the optimizer sees it (L2, as in the papers of the SGD family). Parameters with
-    fewer than two dimensions (biases, norms) are left out unless `decay_all` is set.
+    Factories with built-in weight decay and a mask (adamw, lion, lamb, lars, …) receive the coefficient; for the others,
+    λ·w is added to the gradient before the optimizer (L2, as in the SGD papers). Parameters with fewer than two
+    dimensions (biases, norms) are not decayed unless `decay_all` is set.
 
     Args:
         config: `optimizer` is a key of `METHODS`, a factory of `optax` or `optax.contrib` that takes a learning rate,
             or `package.module:attribute`: such a factory, or a finished transformation.
-        total_steps: steps of the whole run.
-        steps_per_epoch: what `warmup_epochs` and `freeze_until` are counted in.
+        total_steps: number of steps in the run.
+        steps_per_epoch: converts `warmup_epochs` and `freeze_until` to steps.
         rate_groups: each regex=multiplier, the first that matches a path multiplies the update of that parameter;
             default: those of the config.
 
     Raises:
-        UserError: something unknown, of the wrong type or out of range. `tx.init` raises it too, when `freeze` or a
-            group matches no parameter.
+        UserError: an unknown name or argument, or a value of the wrong type or out of range. `tx.init` also raises it
+            when `freeze` or a group matches no parameter.
 
     >>> adam = OptimConfig(optimizer="adam", optimizer_args=("b1=0.95",), schedule="cosine")
     >>> make_optimizer(adam, total_steps=100).description
@@ -232,10 +232,10 @@ def from_transformation(
     frozen: Sequence[Rule] = (),
     groups: Sequence[Rule] = (),
 ) -> Optimizer:
-    """Makes an optimizer of a finished Optax transformation, whose learning rate and decay are its own.
+    """Wraps a finished Optax transformation, which sets its own learning rate and weight decay.
 
     Raises:
-        UserError: the config sets a rate, a schedule or a decay besides, which would change nothing.
+        UserError: the config also sets a rate, schedule or decay, which would have no effect.
     """
     usual, ignored = OptimConfig(), ("learning_rate", "optimizer_args", "schedule", "weight_decay", "warmup_epochs")
     if given := [field for field in ignored if getattr(config, field) != getattr(usual, field)]:
@@ -246,7 +246,7 @@ def from_transformation(
 
 
 def check_update(optimizer: Optimizer, params: Tree) -> None:
-    """Tries an update on shapes alone.
+    """Traces one update without computing it.
 
     Raises:
         UserError: the transformation needs more than gradients and parameters, or does not fit these parameters.
@@ -269,7 +269,7 @@ def check_update(optimizer: Optimizer, params: Tree) -> None:
 
 
 def _restrictions(config: OptimConfig, until: Sequence[tuple[str, int]], groups: Sequence[Rule]) -> list[str]:
-    """What clips or holds the updates, in words."""
+    """Describes clipping, freezing and group multipliers."""
     rates = " ".join(f"{rule.pattern.pattern}={rule.multiplier}" for rule in groups)
     parts = [
         f"clipped to {config.clip_norm:g}" if config.clip_norm is not None else "",
@@ -292,12 +292,12 @@ def _chain(
     l2: float | None,
     mask: Callable[[Tree], Tree],
 ) -> optax.GradientTransformation:
-    """What happens to a gradient, in order."""
+    """Chains the transformations of a gradient, in order."""
     return optax.chain(
         multiply(frozen),
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
         optax.add_decayed_weights(l2, mask=mask) if l2 is not None else optax.identity(),
-        multiply(frozen),  # the decay of what does not move must not fill the optimizer's moments, either
+        multiply(frozen),  # weight decay of frozen parameters must not enter the optimizer's moments either
         optimizer,
         multiply(frozen),
         multiply(groups),
@@ -307,7 +307,7 @@ def _chain(
 def _build(
     name: str, method: Method, args: Sequence[str], own: dict[str, Any], rate: float | Schedule
 ) -> optax.GradientTransformation:
-    """Calls the factory: the method's values, over them the user's, over them ours."""
+    """Calls the factory with the spec's values, overridden by the user's, then by ours."""
     takes_schedule = "Callable" in str(inspect.signature(method.factory).parameters["learning_rate"].annotation)
     if callable(rate) and not takes_schedule:
         raise UserError(f"given a schedule or a warm-up for {name}, which takes a constant rate; leave them out")
@@ -323,7 +323,7 @@ def _build(
 
 
 def _check_ranges(name: str, given: Mapping[str, Any]) -> None:
-    """Refuses values of usual arguments with which no optimizer works: 2 as a decay rate, -1 as an epsilon."""
+    """Rejects values of common arguments that no optimizer accepts, such as a decay rate of 2 or an epsilon of -1."""
     for key, value in given.items():
         if value is None:
             continue
@@ -339,7 +339,7 @@ def _check_ranges(name: str, given: Mapping[str, Any]) -> None:
 
 
 def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) -> dict[str, Any]:
-    """Keyword arguments of a factory that decays weights by itself; {} for one that does not (or cannot mask)."""
+    """Weight-decay arguments for a factory with built-in, maskable decay; otherwise {}."""
     names = inspect.signature(method.factory).parameters
     decay = next((n for n in _OWN_DECAY if n in names), None)
     mask = next((n for n in _OWN_MASK if n in names), None)
@@ -353,20 +353,20 @@ def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) 
 
 
 def _muon_dimensions(params: Tree) -> Tree:
-    """Every kernel is a matrix (all axes but the last) x (last) to Muon; Optax would give convolutions to Adam."""
+    """Makes Muon treat each kernel as a matrix (all other axes × last axis); Optax would use Adam for convolutions."""
     numbers = optax.contrib.MuonDimensionNumbers
     return jax.tree.map(lambda p: numbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None, params)
 
 
 def decay_mask(params: Tree, decay_all: bool = False) -> Tree:
-    """Which parameters weight decay pulls on: kernels; biases and the scales of norms, of one dimension, are left out.
+    """Selects the parameters to decay: kernels, but not one-dimensional biases and norm scales.
 
     Args:
         params: arrays or their shapes.
-        decay_all: leave none out.
+        decay_all: select every parameter.
 
     Returns:
-        The same tree of booleans.
+        A tree of booleans with the same structure.
 
     >>> decay_mask({"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)})
     {'bias': False, 'kernel': True}
@@ -375,10 +375,10 @@ def decay_mask(params: Tree, decay_all: bool = False) -> Tree:
 
 
 def _contain(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Gives Optax the type promotion that it counts on, and makes its state arrays that nobody else owns.
+    """Allows Optax's implicit type promotion, and copies its state into arrays shared with nothing else.
 
-    Optax mixes integers and floats, which fails where strict promotion is on. Some optimizers keep the initial
-    parameters themselves in their state, and a buffer that is donated must be there once.
+    Optax mixes integers and floats, which fails under strict promotion. Some optimizers keep the initial parameters in
+    their state, but a buffer may be donated only once.
     """
 
     def init(params: Tree) -> Tree:
