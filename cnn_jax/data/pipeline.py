@@ -1,8 +1,8 @@
-"""From a source to batches. Which examples batch k holds depends on (seed, k) alone: not on how they are read, on the
-number of workers, or on where a run was interrupted, so nothing of the data's position needs to be saved.
+"""Turns a source into batches. The examples in batch k depend only on (seed, k), not on how they are read, the number
+of workers or where a run was interrupted, so checkpoints need no data position.
 
-Two pipelines give the same batches: *resident* keeps all images as uint8 on the device and sends indices; *stream*
-reads each batch with Grain. Nothing here imports JAX: Grain's worker processes import this module.
+Two pipelines produce the same batches: *resident* keeps all images as uint8 on the device and sends indices; *stream*
+reads each batch with Grain. This module imports no JAX because Grain's worker processes import it.
 """
 
 import signal
@@ -19,9 +19,9 @@ from cnn_jax.data.sources import Source, example_spec
 from cnn_jax.errors import UserError, unknown
 
 MODES = ("auto", "resident", "stream")
-_ENDLESS = 2**48  # examples or steps; no run is longer, and Grain wants a length
-MAX_BATCH = 2**16  # where there are fewer examples: a batch then repeats them, and has to fit the memory
-_READ_AHEAD = 16  # batches, each read by a thread of its own; Grain's own 500 would not fit in memory
+_ENDLESS = 2**48  # examples or steps: Grain needs a length, and no run is longer
+MAX_BATCH = 2**16  # limit when a batch exceeds the number of examples: it repeats them, and must fit in memory
+_READ_AHEAD = 16  # batches, one thread each; Grain's default of 500 would not fit in memory
 
 Item = dict[str, np.ndarray]
 Items = Generator[Item, None, None]
@@ -30,8 +30,8 @@ Items = Generator[Item, None, None]
 class Pipeline(Protocol):
     """Batches of one source.
 
-    `arrays` is put on the device once; `item`s come from the generators, NumPy arrays whose leading axis is the batch;
-    `gather(arrays, item)` makes the batch of both, inside `jax.jit`. Closing a generator ends what reads for it.
+    `arrays` is copied to the device once. The generators yield `item`s, NumPy arrays whose leading axis is the batch,
+    and `gather(arrays, item)` builds the batch inside `jax.jit`. Closing a generator stops its readers.
     """
 
     @property
@@ -51,13 +51,14 @@ class Pipeline(Protocol):
         ...
 
     def train_items(self, first_step: int = 0) -> Items:
-        """Yields items without end, shuffled, from step `first_step` on. Item k is the same wherever one began."""
+        """Yields shuffled items forever, starting at `first_step`; item k does not depend on where iteration started."""
         ...
 
     def eval_items(self, *, repeat: bool = False) -> Items:
         """Yields every example exactly once, in order; the last item is padded, with "mask" False on the padding.
 
-        With `repeat` all this again and again, `eval_steps` items a pass: processes that read take seconds to start.
+        With `repeat`, passes of `eval_steps` items follow one another forever, because reader processes take seconds to
+        start.
         """
         ...
 
@@ -74,13 +75,13 @@ def make_pipeline(
     """Makes the pipeline of a source.
 
     Args:
-      batch_size: examples a batch, on all devices together; may exceed the number of examples.
-      seed: of the shuffling.
+      batch_size: global batch size, over all devices; may exceed the number of examples.
+      seed: for shuffling.
       mode: `resident`, `stream`, or `auto`: resident when the decoded images take at most `max_resident_bytes`.
-      workers: processes that read when streaming; 0 reads in threads of this process.
+      workers: reader processes when streaming; 0 reads in threads of this process.
 
     Raises:
-      UserError: when an argument makes no sense, or (resident) an example cannot be read.
+      UserError: an argument is out of range, or (resident) an example cannot be read.
     """
     if mode not in MODES:
         raise unknown("data mode", mode, MODES)
@@ -107,8 +108,8 @@ def is_resident(source: Source, mode: str = "auto", max_resident_bytes: int = MA
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of the examples in one epoch, int32.
 
-    Sorts raw Philox words, which NumPy promises never to change; it does not promise that of `Generator.permutation`.
-    Equal words, which a sort might put in either order, are not to be expected in 10^7 epochs of ImageNet.
+    Sorts raw Philox words, which NumPy guarantees never to change; `Generator.permutation` has no such guarantee. Equal
+    words, whose order a sort leaves open, are not expected within 10^7 epochs of ImageNet.
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     order = np.argsort(np.random.Philox(key=key).random_raw(num_examples)).astype(np.int32)
@@ -119,8 +120,8 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
     """Returns the examples of batch `step`, int32 (batch_size,).
 
-    They are rows [step * batch_size, (step + 1) * batch_size) of the endless stream of permutations, one an epoch: each
-    example comes once an epoch, and a batch may hold the end of one epoch and the start of the next.
+    They are rows [step * batch_size, (step + 1) * batch_size) of the endless stream of permutations, one per epoch.
+    Each example occurs once per epoch, and a batch may span two epochs.
 
     >>> sorted(np.concatenate([batch_indices(0, step, 6, 4) for step in range(3)]).tolist())
     [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
@@ -135,14 +136,14 @@ def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> n
 
 
 def _eval_rows(start: int, num_examples: int, batch_size: int) -> Item:
-    """The rows of one evaluation batch; the padding repeats the last example."""
+    """The rows of one evaluation batch; padding repeats the last example."""
     rows = np.arange(start, start + batch_size, dtype=np.int32)
     return {"index": np.minimum(rows, np.int32(num_examples - 1)), "mask": rows < num_examples}
 
 
 @dataclass(frozen=True)
 class ResidentPipeline:
-    """All examples in memory: `arrays` of `materialize`. Items hold "index" int32 B, perhaps "mask"."""
+    """All examples in memory, as `arrays` from `materialize`. Items hold "index" int32 B, and "mask" in evaluation."""
 
     arrays: Mapping[str, np.ndarray]
     batch_size: int
@@ -173,7 +174,7 @@ class ResidentPipeline:
 
 @dataclass(frozen=True)
 class StreamPipeline:
-    """Images read as they are needed. Items are the batches themselves."""
+    """Images read on demand. Items are the batches themselves."""
 
     source: Source
     batch_size: int
@@ -202,12 +203,12 @@ class StreamPipeline:
         if self.workers:
             yield from self._read(_EvalRows(self.source, padded, passes=_ENDLESS // padded if repeat else 1))
             return
-        # Threads start at once; kept, they would hold the batches that they read ahead until the next pass.
+        # Threads start quickly; kept alive, they would hold their prefetched batches until the next pass.
         for _ in range(_ENDLESS if repeat else 1):
             yield from self._read(_EvalRows(self.source, padded))
 
     def _read(self, rows: Any, first_step: int = 0) -> Items:
-        """Reads `rows` in batches from `first_step` on, by slicing: a Grain iterator's state depends on the workers."""
+        """Reads `rows` in batches from `first_step` by slicing, since a Grain iterator's state depends on the workers."""
         import grain  # slow to import, and only streaming needs it
         from absl import flags
 
@@ -224,7 +225,7 @@ class StreamPipeline:
             with _interrupts_blocked():
                 item = next(items, None)  # starts the workers
             while item is not None:
-                # Copied: it lies in memory that a worker shares with us, and JAX would hold on to it.
+                # Copied: it lies in memory shared with a worker, and JAX would keep a reference to it.
                 item = {name: np.array(value) for name, value in item.items()}
                 yield item
                 item = next(items, None)
@@ -232,7 +233,7 @@ class StreamPipeline:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """What starts within inherits a blocked SIGINT: Ctrl-C is for the process that trains, which needs it to save."""
+    """Processes started here inherit a blocked SIGINT: Ctrl-C must reach only the training process, which then saves."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -242,7 +243,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _TrainRows:
-    """The endless stream of shuffled examples, as a sequence: row k of it is example k of `batch_indices`' stream."""
+    """The endless stream of shuffled examples as a sequence: row k is example k of the `batch_indices` stream."""
 
     source: Source
     seed: int
@@ -257,7 +258,7 @@ class _TrainRows:
 
 @dataclass(frozen=True)
 class _EvalRows:
-    """Every example once, then padding up to `padded` rows; and so on for `passes`."""
+    """Every example once, then padding up to `padded` rows; repeated for `passes`."""
 
     source: Source
     padded: int

@@ -1,4 +1,4 @@
-"""What every data set offers, whatever it is read from: `Source`; and the words that name a part of it: splits."""
+"""`Source`, the interface of every data set, and split syntax."""
 
 import re
 from collections.abc import Mapping
@@ -33,17 +33,17 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The data set, as the user wrote it."""
+        """Data set name as given by the user."""
         ...
 
     @property
     def split(self) -> str:
-        """The part of it, as the user wrote it, such as `train[:90%]`."""
+        """Split as given by the user, such as `train[:90%]`."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of class k at position k."""
+        """Class names, indexed by label."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """Changes whenever the decoded pixels may change; None where decoding is so cheap that no cache is kept."""
+        """Changes whenever the decoded pixels may change; None if decoding is too cheap to cache."""
         ...
 
     def __len__(self) -> int: ...
@@ -119,14 +119,14 @@ def parse_split(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:
 
     Args:
       split: such as `train`, `train[:55000]`, `train[-100:]` or `train[90%:]`.
-      sizes: number of examples of each split there is.
+      sizes: number of examples in each available split.
 
     Returns:
-      The split's name and the examples of it, a range that is not empty. Per cent are rounded to the nearest example,
-      so `[:90%]` and `[90%:]` share none and leave none out.
+      The split's name and a non-empty range of its examples. Percentages are rounded to the nearest example, so `[:90%]`
+      and `[90%:]` are disjoint and together complete.
 
     Raises:
-      UserError: when the split is unknown, malformed, empty, or reaches beyond the examples there are.
+      UserError: the split is unknown, malformed, empty or out of range.
 
     >>> parse_split("train[90%:]", {"train": 200})
     ('train', range(180, 200))

@@ -64,8 +64,8 @@ class Method:
 
 
 # The sources of SGD, momentum and Nesterov give no rate: 0.01 is Keras's default. RMSProp was never published; its rate
-# is from Hinton's lecture. AdaGrad's δ and RMSProp's ε are added outside the square root there, but Optax adds AdaGrad's
-# inside it, hence the square. Nadam omits Dozat's momentum schedule.
+# is from Hinton's lecture. AdaGrad's δ and RMSProp's ε are added outside the square root there, but Optax adds
+# AdaGrad's inside it, hence the square. Nadam omits Dozat's momentum schedule.
 _DESCENT = Method(optax.sgd, "Robbins & Monro 1951", 0.01)
 METHODS: dict[str, Method] = {
     "gradient_descent": _DESCENT,
@@ -165,7 +165,7 @@ def make_optimizer(
 ) -> Optimizer:
     """Builds an optimizer.
 
-    Factories with built-in weight decay and a mask (adamw, lion, lamb, lars, …) receive the coefficient; for the others,
+    Factories with built-in weight decay and a mask (adamw, lion, lamb, lars, …) receive the coefficient; for others,
     λ·w is added to the gradient before the optimizer (L2, as in the SGD papers). Parameters with fewer than two
     dimensions (biases, norms) are not decayed unless `decay_all` is set.
 

@@ -1,4 +1,4 @@
-"""Groups of parameters, told by regular expressions on their paths, such as "block1/conv/kernel"; freezing."""
+"""Parameter groups and freezing, selected by regular expressions on paths such as "block1/conv/kernel"."""
 
 import math
 import re
@@ -19,12 +19,12 @@ Tree = Any
 
 
 class Rule:
-    """A multiplier for the parameters in whose path `regex` is found.
+    """A learning-rate multiplier for parameters whose path matches `regex`.
 
     Args:
         regex: searched for anywhere in the path.
         multiplier: at least 0.
-        until: the rule holds in the first `until` steps only; None: always.
+        until: the rule applies only to the first `until` steps; None: always.
         flag: what messages call the origin of the expression.
 
     Raises:
@@ -42,7 +42,7 @@ class Rule:
 
 
 def frozen_rules(freeze: str | None, freeze_until: Sequence[tuple[str, int]]) -> tuple[Rule, ...]:
-    """What does not move: ever, and before a step. See `cnn_jax.optim.optimizers.make_optimizer`."""
+    """Rules for parameters frozen for good or until a step. See `cnn_jax.optim.optimizers.make_optimizer`."""
     always = () if freeze is None else (Rule(freeze, 0.0, flag="`freeze`"),)
     return always + tuple(Rule(regex, 0.0, until, flag="`freeze_until`") for regex, until in freeze_until)
 
@@ -58,7 +58,7 @@ def freeze_until_steps(pairs: Sequence[str], steps_per_epoch: float) -> list[tup
 
 
 def first_rule(rules: Sequence[Rule], path: str) -> Rule | None:
-    """The rule that counts for a path."""
+    """The first rule that matches a path."""
     return next((rule for rule in rules if rule.pattern.search(path)), None)
 
 
@@ -95,15 +95,15 @@ def parse_rule(text: str) -> Rule:
 
 
 class Steps(NamedTuple):
-    """State of `multiply` where a rule ends: int32 number of updates done."""
+    """State of `multiply` when a rule expires: int32 count of updates."""
 
     done: jax.Array
 
 
 def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
-    """Multiplies each update by the number of the first rule that is for its path; by 1 if none is.
+    """Scales each update by the multiplier of the first rule that matches its path; by 1 if none does.
 
-    Its `init` raises UserError if a rule is for no parameter at all.
+    Its `init` raises UserError if a rule matches no parameter.
     """
     timed = any(rule.until is not None for rule in rules)
 
@@ -136,13 +136,13 @@ def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
 
 
 def hold_statistics(rules: Sequence[Rule], step: jax.Array) -> AbstractContextManager[Any]:
-    """Within it, a BatchNorm layer whose parameters are held normalizes by its running statistics, as in evaluation.
+    """Context in which frozen BatchNorm layers normalize by their running statistics, as in evaluation.
 
-    Otherwise the features of a frozen network would drift, and change with every batch.
+    Otherwise the features of a frozen network would drift and depend on the batch.
 
     Args:
-        rules: of parameters that do not move. A layer is held while all its parameters are.
-        step: int32 scalar, number of updates done.
+        rules: rules for frozen parameters. A layer is frozen while all its parameters are.
+        step: int32 scalar, number of updates so far.
     """
     if not rules:
         return nullcontext()

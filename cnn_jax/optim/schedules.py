@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the progress of training, in [0, 1], to a factor of the peak rate."""
+"""Learning-rate schedules: pure functions from training progress in [0, 1] to a factor of the peak rate."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ def constant(progress: jax.Array) -> jax.Array:
 
 
 def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1) -> jax.Array:
-    """Multiplied by `factor` at each of the `boundaries`, fractions of training (He et al. 2016, §4.2: at 1/2, 3/4)."""
+    """Multiplies the rate by `factor` at each boundary, a fraction of training (He et al. 2016, §4.2: 1/2, 3/4)."""
     if not all(0 <= boundary <= 1 for boundary in boundaries):
         raise UserError(
             f"given boundaries={'/'.join(map(str, boundaries))}; expected fractions of training in [0, 1]; change them"
@@ -33,7 +33,7 @@ def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), fa
 
 
 def cosine(progress: jax.Array, *, final: float = 0.0) -> jax.Array:
-    """Half a period of the cosine from 1 down to `final` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    """Cosine decay from 1 to `final` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
     _not_negative("cosine", final=final)
     return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(np.pi * progress))
 
@@ -41,7 +41,7 @@ def cosine(progress: jax.Array, *, final: float = 0.0) -> jax.Array:
 def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.04, final: float = 0.0) -> jax.Array:
     """Triangle: linear from `initial` up to 1 at the fraction `peak`, linear down to `final` (Smith 2018).
 
-    The first step has the rate `initial`: from 0 it would move nothing. 1/25 is what PyTorch and Optax start from.
+    The first step uses `initial`, since a rate of 0 would waste it. 1/25 is the default of PyTorch and Optax.
     `final` is reached after the last step.
     """
     if not 0 < peak < 1:
@@ -85,8 +85,8 @@ def make_schedule(
         name: a key of `SCHEDULES`.
         args: its arguments, each key=value; parts of a tuple are separated by "/".
         peak: the rate that the factors multiply.
-        warmup_steps: the rate is peak·(step + 1)/(warmup_steps + 1) before this step, never 0.
-        total_steps: the schedule spans the steps from warmup_steps to here, and stays at its end value after.
+        warmup_steps: before this step the rate is peak·(step + 1)/(warmup_steps + 1), never 0.
+        total_steps: the schedule runs from warmup_steps to this step, then stays at its final value.
 
     Raises:
         UserError: unknown name or argument, a value out of range, or a warm-up that is as long as the run.
@@ -111,5 +111,5 @@ def make_schedule(
         factor = shape(jnp.clip((step - warmup_steps) / span, 0.0, 1.0), **values)
         return peak * jnp.where(step < warmup_steps, (step + 1.0) / (warmup_steps + 1.0), factor)
 
-    jax.eval_shape(schedule, 0)  # values out of range are found now, not when training starts
+    jax.eval_shape(schedule, 0)  # find out-of-range values now, not when training starts
     return schedule

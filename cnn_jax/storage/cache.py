@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again: compiled programs and decoded images."""
+"""Cache directory for compiled programs and decoded images; safe to delete."""
 
 import os
 from pathlib import Path
