@@ -51,7 +51,7 @@ class Pipeline(Protocol):
         ...
 
     def train_items(self, first_step: int = 0) -> Items:
-        """Yields shuffled items forever, starting at `first_step`; item k does not depend on where iteration started."""
+        """Yields shuffled items forever from `first_step`; item k does not depend on where iteration started."""
         ...
 
     def eval_items(self, *, repeat: bool = False) -> Items:
@@ -208,7 +208,7 @@ class StreamPipeline:
             yield from self._read(_EvalRows(self.source, padded))
 
     def _read(self, rows: Any, first_step: int = 0) -> Items:
-        """Reads `rows` in batches from `first_step` by slicing, since a Grain iterator's state depends on the workers."""
+        """Reads `rows` in batches from `first_step`, by slicing: a Grain iterator's state depends on the workers."""
         import grain  # slow to import, and only streaming needs it
         from absl import flags
 
@@ -233,7 +233,7 @@ class StreamPipeline:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started here inherit a blocked SIGINT: Ctrl-C must reach only the training process, which then saves."""
+    """Processes started here inherit a blocked SIGINT: only the training process handles Ctrl-C, to save its state."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -122,8 +122,8 @@ def parse_split(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:
       sizes: number of examples in each available split.
 
     Returns:
-      The split's name and a non-empty range of its examples. Percentages are rounded to the nearest example, so `[:90%]`
-      and `[90%:]` are disjoint and together complete.
+      The split's name and a non-empty range of its examples. Percentages are rounded to the nearest example, so
+      `[:90%]` and `[90%:]` are disjoint and together complete.
 
     Raises:
       UserError: the split is unknown, malformed, empty or out of range.

@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, its metrics, and the trained model in it.
+"""The run folder: file names, metrics and config.
 
     config.json          the whole config (`cnn_jax.config.Config`)
     environment.json     versions, devices, command, commit
@@ -6,12 +6,12 @@
     preprocess.json      image shape, mean and standard deviation
     metrics.jsonl        one JSON object a line, see `append_metrics`
     tensorboard/, …      the same for the loggers of the config: also metrics.csv, wandb/ and mlflow/
-    checkpoints/STEP/    what a resumed run starts from
-    final.safetensors    the weights that were kept; written when training is over
+    checkpoints/STEP/    train state to resume from
+    final.safetensors    the selected weights; written when training ends
     summary.json         the run in one object: accuracies, seconds, parameters, device, …
-    report.html, plots/  the report, and its pictures one by one
+    report.html, plots/  the report, and its figures as separate files
 
-`load` needs nothing but this folder. The module itself imports no JAX.
+`load` needs only this folder. This module imports no JAX.
 """
 
 import json
@@ -43,8 +43,8 @@ WEIGHTS = "final.safetensors"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PLOTS = "plots"
-BEFORE = ".before"  # the run that is replaced, if any, until the new one has compiled
-REMOVED = ".removed"  # the same, when it goes for good
+BEFORE = ".before"  # the replaced run, kept until the new one has compiled
+REMOVED = ".removed"  # the replaced run while it is being deleted
 ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, *LOGGED, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
 
 
@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a small file whole or not at all; one that holds the same already is left alone."""
+    """Writes a small file atomically, unless it already has this content."""
     if path.is_file() and path.read_bytes() == data:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -66,9 +66,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def set_aside(run: Path) -> None:
-    """Moves the files of a run, and no others, into a folder inside, for a new run in their place; see `forget`.
+    """Moves only the run's files into a subfolder, to make way for a new run; see `forget`.
 
-    Of a run that is not there yet this makes the folder.
+    Creates the run folder if there is none.
     """
     there = [name for name in ALL if (run / name).exists()]
     (run / BEFORE).mkdir(parents=True)
@@ -77,7 +77,7 @@ def set_aside(run: Path) -> None:
 
 
 def bring_back(run: Path) -> None:
-    """Undoes `set_aside`, if that has been done: what has been written since is removed."""
+    """Undoes `set_aside`, if it was called, and removes what has been written since."""
     if (run / BEFORE).is_dir():
         for name in ALL:
             _remove(run / name)
@@ -87,10 +87,10 @@ def bring_back(run: Path) -> None:
 
 
 def forget(run: Path) -> None:
-    """Removes for good what `set_aside` has moved."""
+    """Deletes what `set_aside` moved."""
     _remove(run / REMOVED)
     if (run / BEFORE).is_dir():
-        os.replace(run / BEFORE, run / REMOVED)  # at once: half of it must not be brought back
+        os.replace(run / BEFORE, run / REMOVED)  # rename first: a half-deleted run must not be restored
         _remove(run / REMOVED)
 
 
@@ -102,7 +102,7 @@ def _remove(path: Path) -> None:
 
 
 def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:
-    """Adds a line to `metrics.jsonl`; half a line that a crash left at its end is cut off first.
+    """Appends a line to `metrics.jsonl`, after removing a partial last line left by a crash.
 
     Args:
         run: the run folder.
@@ -113,20 +113,20 @@ def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def open_metrics(run: str | Path) -> BinaryIO:
-    """Opens `metrics.jsonl` for `write_metrics`; half a line that a crash left at its end is cut off."""
+    """Opens `metrics.jsonl` for `write_metrics` and removes a partial last line left by a crash."""
     file = open(Path(run) / METRICS, "ab+")
     file.truncate(_end_of_last_line(file))
     return file
 
 
 def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
-    """Adds a line at once, for those who watch.
+    """Appends a line and flushes it, so that the file can be followed live.
 
     Args:
-        file: of `open_metrics`.
+        file: from `open_metrics`.
         row: `kind` ("train", "validation" or "test"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since the start of
-            training, and for "train" `learning_rate` and `images_per_second`. A number that is not finite is written
-            as null, which JSON knows.
+            training, and for "train" `learning_rate` and `images_per_second`. Non-finite numbers are
+            written as null, since JSON has no NaN.
     """
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
     plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
@@ -137,12 +137,12 @@ def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """Returns the rows that `append_metrics` wrote, in order; null is read as NaN.
 
-    A resumed run repeats the steps after its checkpoint. Of these only the last telling counts: a train row whose step
-    is not after the row before it drops everything later than its step, and of several rows with the same kind and step
-    the last one is kept. Half a last line (the run is being written, or crashed) is ignored.
+    A resumed run repeats the steps after its checkpoint; only its latest rows count. A train row whose step is not
+    later than that of the preceding row discards all rows after its own step, and of rows with equal kind and step the last
+    is kept. A partial last line (the run is still writing, or crashed) is ignored.
 
     Raises:
-        UserError: there is no such file, or a line inside it is damaged.
+        UserError: the file is missing, or a line in it is damaged.
     """
     path = Path(run) / METRICS
     lines = read_text(path, "the metrics of a run").split("\n")[:-1]
@@ -191,7 +191,7 @@ def read_config(run: str | Path) -> Config:
     """Returns the config of the run.
 
     Raises:
-        UserError: `run` is no run folder, or its config is damaged.
+        UserError: `run` is not a run folder, or its config is damaged.
     """
     if not (Path(run) / CONFIG).is_file():
         raise UserError(
@@ -201,10 +201,10 @@ def read_config(run: str | Path) -> Config:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Returns a text file of a run; `what` says what it should be.
+    """Reads a text file of a run; messages call it `what`.
 
     Raises:
-        UserError: it is absent, or not UTF-8.
+        UserError: the file is missing or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -214,7 +214,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def _mend(name: str) -> str:
-    """What to do about a file of a run that is absent or damaged. The summary can be made again: it is the last one."""
+    """Advice for a missing or damaged run file. The summary can be regenerated, because it is written last."""
     if name == SUMMARY:
         return "delete it and give the command of the run again, which goes on from its last checkpoint"
     return "put it back, or train again by the command of the run with --fresh"

@@ -1,35 +1,35 @@
-"""Weights on disk: one `.safetensors` file, no pickle, readable anywhere, with keys such as `params/conv1/kernel`."""
+"""Saves and loads weights as one `.safetensors` file, with keys such as `params/conv1/kernel`."""
 
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (importing it teaches NumPy bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from cnn_jax.errors import UserError
 
-Tree = Mapping[str, Any]  # nested mappings with arrays (or anything that has a shape) at the leaves
-LISTED = 12  # differences of one kind that an error names before it only counts
+Tree = Mapping[str, Any]  # nested mappings whose leaves are arrays or anything with a shape
+LISTED = 12  # differences of one kind that an error lists; the rest are counted
 
 
 def save_weights(path: str | Path, variables: Tree, metadata: Mapping[str, str]) -> None:
-    """Writes `variables` whole or not at all: a reader never meets half a file.
+    """Writes `variables` atomically: readers never see a partial file.
 
     Args:
         path: the file; an existing one is replaced.
         variables: `{"params": …, "batch_stats": …}`, arrays of NumPy or JAX.
-        metadata: texts kept in the file's header.
+        metadata: strings stored in the file's header.
     """
     path = Path(path)
-    # safetensors stores the bytes as they lie: a transposed array must be put in order first.
+    # safetensors stores memory as it is laid out: transposed arrays must be made contiguous first.
     arrays = {key: np.asarray(leaf, order="C") for key, leaf in _leaves(variables)}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # Not `save_file`, which gives the file to its owner alone whatever the umask is.
+        # Not `save_file`, which makes the file readable only by its owner, whatever the umask.
         partial.write_bytes(safetensors.numpy.save(arrays, metadata=dict(metadata)))
         os.replace(partial, path)
     finally:
@@ -40,7 +40,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the variables as nested dictionaries of NumPy arrays, and the metadata.
 
     Raises:
-        UserError: the file is absent, cut short, of another format, or holds numbers that NumPy does not know.
+        UserError: the file is missing, truncated, in another format, or has a dtype that NumPy does not support.
     """
     try:
         with safetensors.safe_open(path, "np") as file:
@@ -69,17 +69,17 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 def check_same_structure(
     variables: Tree, expected: Tree, *, given: str = "weights", wanted: str = "the model's variables"
 ) -> None:
-    """Checks that `variables` are exactly the leaves of `expected`: same names, same shapes, only finite numbers.
+    """Checks that `variables` has exactly the leaves of `expected`: same names and shapes, and finite values.
 
-    Another floating type is no difference, if the numbers are finite in the expected one too.
+    Floating types may differ, as long as the values stay finite in the expected type.
 
     Args:
         variables: nested arrays, as from `load_weights`.
         expected: nested arrays or `jax.ShapeDtypeStruct`s, as from `jax.eval_shape` of a model's `init`.
-        given, wanted: what the two are, for the message.
+        given, wanted: what messages call the two.
 
     Raises:
-        UserError: they differ; the message names the differences of every kind at once.
+        UserError: they differ; the message lists differences of every kind.
     """
     have, want = dict(_leaves(variables)), dict(_leaves(expected))
     common = sorted(have.keys() & want.keys())
@@ -120,7 +120,7 @@ def _whole(array: Any) -> bool:
 
 
 def _finite(array: Any, dtype: Any) -> bool:
-    with np.errstate(over="ignore"):  # what is too large becomes infinite
+    with np.errstate(over="ignore"):  # values that are too large become infinite
         return bool(np.isfinite(np.asarray(array).astype(dtype, copy=False)).all())
 
 

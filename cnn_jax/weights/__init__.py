@@ -1,4 +1,4 @@
-"""Weights from elsewhere and for elsewhere: PyTorch's files, the Hugging Face hub, torchvision; export of runs."""
+"""Imports weights from PyTorch files, the Hugging Face hub and torchvision; exports the weights of runs."""
 
 from cnn_jax.weights.export import export
 from cnn_jax.weights.pretrained import load_pretrained

@@ -1,4 +1,4 @@
-"""The public weights by name: which network of ours they are for, where they lie, how they want their images."""
+"""Published weights by name: their architecture, location and preprocessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from cnn_jax.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn
 from cnn_jax.weights.names.googlenet import MEAN as HALF
 from cnn_jax.weights.preprocess import IMAGENET_MEAN, IMAGENET_STD, PublishedPreprocess
 
-# The networks that public weights are for, by the name that their source gives them. With `head_map` images may have
-# any size, as in PyTorch; side heads serve training from scratch only.
+# Architectures with published weights, by their source's name. `head_map` allows images of any size, as in PyTorch;
+# side heads are used only to train from scratch.
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "alexnet": partial(alexnet_one_tower, head_map=6),
     "vgg11": partial(vgg11, head_map=7),
@@ -68,13 +68,13 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 @dataclass(frozen=True)
 class TorchvisionFile:
-    """Weights that torchvision publishes; the first eight digits of the file's SHA-256 are in its name.
+    """Weights published by torchvision; the file name holds the first eight digits of its SHA-256.
 
     Attributes:
         architecture: a key of `ARCHITECTURES`.
         file: name at download.pytorch.org/models.
         top1, top5: accuracies on ImageNet's 50,000 validation images in %, by torchvision's own evaluation.
-        preprocess: of this evaluation.
+        preprocess: used in this evaluation.
     """
 
     architecture: str

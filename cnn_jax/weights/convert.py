@@ -1,4 +1,4 @@
-"""PyTorch's weights and ours: other names, other order of the axes, the same numbers.
+"""Converts weights between PyTorch's names and axis order and ours.
 
 A family's naming (`cnn_jax/weights/FAMILY.py`) is a pure function from the path of our module, such as
 "stage1_block1/conv1", to PyTorch's, such as "layer1.0.conv1". The leaves are the same for all:
@@ -9,9 +9,9 @@ A family's naming (`cnn_jax/weights/FAMILY.py`) is a pure function from the path
 | scale, bias | weight, bias | |
 | mean, var | running_mean, running_var | |
 
-A leaf of another name (ConvNeXt's layer scale) is given to the naming function with its whole path, and the answer is
-the whole name. PyTorch flattens maps channels first, we channels last: `flattened_maps` finds the layers that this
-concerns. `num_batches_tracked` counts steps, which nothing here needs; it is dropped.
+For any other leaf (ConvNeXt's layer scale), the naming function gets its full path and returns the full name. PyTorch
+flattens maps channels first, we channels last: `flattened_maps` finds the affected layers. `num_batches_tracked` counts
+steps and is dropped, since nothing here needs it.
 """
 
 import math
@@ -48,15 +48,15 @@ def from_torch(
     """Converts a PyTorch state dict.
 
     Args:
-        state: arrays by PyTorch's names; any floating type.
+        state: arrays by PyTorch name; any floating type.
         like: our variables, or their shapes, such as `jax.eval_shape` of a model's `init`.
-        names: from our module paths to PyTorch's.
+        names: maps our module paths to PyTorch's.
         flattened: our dense layers that read a flattened map, and its (C, H, W); see `flattened_maps`.
-        ignore: regular expressions, searched in PyTorch's names; what they find is left out if we have no place for it.
-        given, wanted: what the two are, for the message.
+        ignore: regular expressions searched in PyTorch's names; matching arrays that the model lacks are skipped.
+        given, wanted: what messages call the two.
 
     Returns:
-        Nested dictionaries of NumPy arrays, with names, shapes and types of `like`.
+        Nested dictionaries of NumPy arrays, with the names, shapes and types of `like`.
 
     Raises:
         UserError: the names or shapes differ, or a number is not finite as the model's type; all differences are in one
@@ -67,7 +67,7 @@ def from_torch(
     unused = [name for name in state if name not in wants and any(re.search(p, name) for p in (_COUNTER, *ignore))]
     have = {name: array for name, array in state.items() if name not in unused}
     form = {name: _torch_form(path, leaves[path], flattened) for name, path in wants.items()}
-    # A dense layer may be stored as the convolution that it is, and the other way round: the same numbers in line.
+    # A dense layer may be stored as its equivalent convolution, or vice versa: the flattened values are the same.
     other = [n for n in form if n in have and _squeezed(have[n], form[n]) and have[n].ndim != form[n].ndim]
     form |= {n: jax.ShapeDtypeStruct(have[n].shape, form[n].dtype) for n in other}
     check_same_structure(have, form, given=given, wanted=wanted)
@@ -84,7 +84,7 @@ def to_torch(
     them at 0, and they matter with `momentum=None` only.
 
     Raises:
-        UserError: two arrays get the same name, as in a network that is deeper than the one the naming is for.
+        UserError: two arrays get the same name, as in a network deeper than its naming allows.
     """
     leaves = traverse_util.flatten_dict(dict(variables), sep="/")
     named = _torch_names(leaves, names, given)
@@ -144,7 +144,7 @@ def flattened_maps(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> d
 
 
 def _torch_form(path: str, leaf: Any, flattened: Mapping[str, Map]) -> Any:
-    """The shape that `leaf` has in PyTorch, as something with a shape."""
+    """`leaf`'s shape in PyTorch, as a shape struct."""
     return jax.eval_shape(lambda: _theirs(jnp.zeros(leaf.shape, leaf.dtype), path, flattened))
 
 
@@ -172,5 +172,5 @@ def _ours(array: np.ndarray, path: str, leaf: Any, flattened: Mapping[str, Map])
 
 
 def _squeezed(a: Any, b: Any) -> bool:
-    """Whether two kernels hold as many numbers for each output, in whatever shape."""
+    """Whether two kernels have equally many values per output, whatever their shapes."""
     return a.ndim > 0 and a.shape[:1] == b.shape[:1] and math.prod(a.shape) == math.prod(b.shape)
