@@ -138,8 +138,8 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """Returns the rows that `append_metrics` wrote, in order; null is read as NaN.
 
     A resumed run repeats the steps after its checkpoint; only its latest rows count. A train row whose step is not
-    later than that of the preceding row discards all rows after its own step, and of rows with equal kind and step the last
-    is kept. A partial last line (the run is still writing, or crashed) is ignored.
+    later than that of the row before it discards all rows after its own step, and of rows with equal kind and step the
+    last is kept. A partial last line (the run is still writing, or crashed) is ignored.
 
     Raises:
         UserError: the file is missing, or a line in it is damaged.

@@ -17,16 +17,17 @@ def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:
 
     Args:
         run: folder of a finished run.
-        path: the `.safetensors` file. In PyTorch, `safetensors.torch.load_file(path)` is the state dict. Its header
-            tells model, preprocessing and class names, so that `load_pretrained(path)` needs nothing else.
-        names: "torchvision" or "timm", where these have such a model, or "plain": our names with dots. Default: the
-            first of these that there is.
+        path: the `.safetensors` file. In PyTorch, `safetensors.torch.load_file(path)` returns the state dict. Its
+            header stores model, preprocessing and class names, so that `load_pretrained(path)` needs nothing else.
+        names: "torchvision" or "timm", if they have such a model, or "plain": our names with dots. Default: the first
+            one available.
 
     Returns:
         The path.
 
     Raises:
-        UserError: no finished run of one network, no such names for its model, or another ending than `.safetensors`.
+        UserError: `run` is not a finished run of one network, `names` has no names for its model, or `path` does not
+            end in `.safetensors`.
     """
     if Path(path).suffix != ".safetensors":
         raise UserError(f"given {path}; expected a file ending in .safetensors, which is what is written; name another")

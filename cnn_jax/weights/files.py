@@ -1,9 +1,9 @@
-"""Weight files as arrays by name: `.safetensors`, and PyTorch's `.pth` without PyTorch and without running anything.
+"""Reads weight files: `.safetensors`, and PyTorch's `.pth` without PyTorch and without executing any code in them.
 
-A `.pth` file is a pickle: a program that may call whatever it likes. Here it meets a reader that knows a dozen words
-(ordered dictionaries, and what describes a tensor) and stops at any other. Both forms are read: the zip archive of
-`torch.save` since PyTorch 1.6 (`data.pkl` and one file for each storage), and the one before (pickles, then the
-storages), in which some of the best known weights still lie.
+A `.pth` file is a pickle, which can call arbitrary code. This reader allows only about a dozen globals (ordered
+dictionaries and tensor descriptions) and rejects all others. It reads both formats: the zip archive that `torch.save`
+writes since PyTorch 1.6 (`data.pkl` and one file per storage) and the older one (pickles, then the storages), still
+used by some well-known weights.
 """
 
 import functools
@@ -42,7 +42,7 @@ _TYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Where training scripts put the state dict in a checkpoint, and what wrappers put before its names.
+# Checkpoint keys under which training scripts store the state dict, and name prefixes added by wrappers.
 _INSIDE = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -52,10 +52,10 @@ def read_state(path: str | Path) -> tuple[State, dict[str, str]]:
 
     Args:
         path: `.safetensors`, or a state dict saved by `torch.save`, bare or in a checkpoint under "state_dict",
-            "model_state_dict" or "model"; "module." before all its names is left out.
+            "model_state_dict" or "model"; a "module." prefix of all names is removed.
 
     Raises:
-        UserError: the file is absent, cut short, of another format, or holds more than tensors. Nothing in it is run.
+        UserError: the file is missing, truncated, in another format, or holds more than tensors. No code in it runs.
     """
     path = Path(path)
     if path.suffix in _SAFETENSORS:
@@ -68,7 +68,7 @@ def read_state(path: str | Path) -> tuple[State, dict[str, str]]:
 
 
 class _Storage(NamedTuple):
-    """Numbers of one type, in a row."""
+    """A flat buffer of one element type."""
 
     type: np.dtype
     count: int
@@ -76,7 +76,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage. Not yet an array: the reader must not meet objects that a pickle could change."""
+    """A view of a storage. Not yet an array, since the pickle must not be able to modify it."""
 
     storage: _Storage
     offset: int
@@ -98,15 +98,15 @@ class _Tensor(NamedTuple):
 
 
 class _Damaged(Exception):
-    """The file is not what `torch.save` writes."""
+    """The file is not in a format that `torch.save` writes."""
 
 
 class _Forbidden(Exception):
-    """The file wants to call what is none of a tensor's business."""
+    """The file calls a global that no tensor needs."""
 
 
 class _Callable:
-    """A function that a pickle may call; without attributes that it could change."""
+    """A function that a pickle may call; it has no attributes to modify."""
 
     __slots__ = ("_function",)
 
@@ -135,12 +135,12 @@ _WORDS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _Callable(_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): _Callable(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Callable(_parameter),
-    **{("torch", name): name for name in _TYPES},  # texts: nothing that could be called
+    **{("torch", name): name for name in _TYPES},  # strings, not callables
 }
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that knows `_WORDS` only."""
+    """An unpickler that allows only the globals in `_WORDS`."""
 
     def __init__(self, file: Any, storage: Callable[[Any], _Storage]):
         super().__init__(file, encoding="utf-8")
@@ -190,7 +190,7 @@ def _arrays(value: Any) -> Any:
 
 def _read_zip(file: BinaryIO) -> Any:
     """NAME/data.pkl, and NAME/data/KEY for each storage."""
-    if not zipfile.is_zipfile(file):  # the list of the members, at its end, is missing
+    if not zipfile.is_zipfile(file):  # the member list at the end is missing
         raise _Damaged("cut short")
     with zipfile.ZipFile(file) as archive:
         members = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
@@ -213,7 +213,7 @@ def _read_zip(file: BinaryIO) -> Any:
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    """Pickles of a magic number, a version, the machine, the object and the storages' keys; then the storages."""
+    """Pickles of magic number, version, machine, object and storage keys, followed by the storages."""
     kinds: dict[str, tuple[np.dtype, int]] = {}
     storages: dict[str, np.ndarray] = {}
 
@@ -244,7 +244,7 @@ def _read_legacy(file: BinaryIO) -> Any:
 
 
 def _state_dict(value: Any, path: Path) -> State:
-    """Finds the state dict in what a file holds."""
+    """Finds the state dict in a file's contents."""
     for name in _INSIDE:
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]

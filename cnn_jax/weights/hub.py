@@ -1,6 +1,6 @@
-"""Fetches public weights: from the Hugging Face hub by `huggingface_hub` (extra `hub`), torchvision's by plain HTTPS.
+"""Downloads published weights: from the Hugging Face hub (extra `hub`), torchvision's over plain HTTPS.
 
-Without a network the answer comes at once, and says where files that were brought by other means are looked for.
+Offline it fails at once, and the error says where to place files by hand.
 """
 
 import hashlib
@@ -19,30 +19,30 @@ from cnn_jax.weights.catalog import TorchvisionFile
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-_SECONDS = 10.0  # without an answer
+_SECONDS = 10.0  # timeout
 _CHUNK = 1 << 20
 
 
 class HubFiles(NamedTuple):
-    """A model on the hub: its weights, and what config.json says of them."""
+    """A model on the hub: its weights and the contents of config.json."""
 
     weights: Path
     config: dict[str, Any]
 
 
 def hand_folder(name: str) -> Path:
-    """Where files of the public weights `name` are looked for before any network: $CNN_JAX_CACHE/weights/NAME."""
+    """Folder searched for the published weights `name` before downloading: $CNN_JAX_CACHE/weights/NAME."""
     return cache_folder() / "weights" / name
 
 
 def hub_files(name: str) -> HubFiles:
-    """Returns config.json and model.safetensors of a repository: brought by hand, kept from before, or downloaded.
+    """Returns config.json and model.safetensors of a repository: placed by hand, cached or downloaded.
 
     Args:
         name: OWNER/REPOSITORY, such as "timm/resnet50.a1_in1k"; "@REVISION" after it: a commit, tag or branch.
 
     Raises:
-        UserError: no library, no network, no such repository or file.
+        UserError: `huggingface_hub` is not installed, there is no network, or no such repository or file.
     """
     config = _hub_file(name, CONFIG)
     return HubFiles(_hub_file(name, WEIGHTS), read_config(config))
@@ -96,10 +96,10 @@ def _hub_file(name: str, file: str) -> Path:
 
 
 def torchvision_file(name: str, entry: TorchvisionFile) -> Path:
-    """Returns a weights file of torchvision's: brought by hand, kept from before, or downloaded and verified.
+    """Returns a torchvision weights file: placed by hand, cached, or downloaded and verified.
 
     Raises:
-        UserError: no network, or a file with other content than its name says.
+        UserError: there is no network, or the checksum does not match the file name.
     """
     path = hand_folder("torchvision") / entry.file
     if path.is_file():

@@ -1,4 +1,4 @@
-"""How published networks want their images: resized by Pillow, cut in the middle, normalised."""
+"""Preprocessing for published weights: resize with Pillow, centre crop, normalise."""
 
 import json
 import math
@@ -57,7 +57,7 @@ class PublishedPreprocess(Preprocess):
             ) from error
 
     def fit(self, image: Image.Image) -> np.ndarray:
-        """Resizes and cuts one image; returns uint8 HxWxC."""
+        """Resizes and crops one image; returns uint8 HxWxC."""
         height, width, channels = self.image_shape
         pixels = fit_image(image, (image.height, image.width, channels))  # colours and transparency only
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

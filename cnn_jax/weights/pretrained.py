@@ -1,4 +1,4 @@
-"""Opens weights of any source as a model that works."""
+"""Loads weights from any source into a ready-to-use model."""
 
 import importlib.util
 import json
