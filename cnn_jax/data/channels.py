@@ -1,4 +1,4 @@
-"""Grey images as colour ones and the reverse: `--channels`, for weights trained on images of the other kind."""
+"""Converts between grey and colour images (`channels`), to match what the weights were trained on."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ _LUMA = np.array([19595, 38470, 7471])  # 0.299, 0.587 and 0.114 of ITU-R BT.601
 
 @dataclass(frozen=True)
 class ConvertedSource:
-    """`source`, whose images have 1 or 3 channels, with images of `channels`."""
+    """`source`, which has 1 or 3 channels, converted to `channels`."""
 
     source: Source
     channels: int

@@ -5,8 +5,8 @@ Repository, 1998, https://doi.org/10.24432/C50P49, under the Creative Commons At
 the order in which scikit-learn ships them. Changed here: grey levels 0 to 16 are scaled to 0 to 255.
 
 Splits, fixed and stratified: of each digit 18 examples are `validation` (180), 36 are `test` (360), and the rest
-`train` (1,257). They are drawn at random, so the same writers are in all three: figures on `digits` say that code
-works, not how well a model would read a stranger's hand.
+`train` (1,257). They are drawn at random, so all three share writers: results on `digits` show that the code
+works, not how well a model reads unseen writers.
 """
 
 from pathlib import Path

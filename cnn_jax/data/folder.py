@@ -1,14 +1,13 @@
-"""`folder:PATH`: a folder of one's own images, one sub-folder a class.
+"""`folder:PATH`: your own images, one sub-folder per class.
 
 Two layouts:
 
-  PATH/train/CLASS/*.jpg, and perhaps PATH/validation (or val) and PATH/test in the same way
-  PATH/CLASS/*.jpg, from which about 80, 10 and 10 % become train, validation and test
+  PATH/train/CLASS/*.jpg, optionally also PATH/validation (or val) and PATH/test
+  PATH/CLASS/*.jpg, divided into about 80 % train, 10 % validation and 10 % test
 
-In the second, the hash of a file's class and name decides where it goes, so files added later do not move the others,
-and each class of three files or more has some in every split; one of fewer may be missing from validation and test,
-never from train. Within a split files come in the order of their hashes,
-so a slice of it, such as train[90%:], is a random sample.
+In the second, the hash of a file's class and name chooses its split, so adding files does not move the others. Every
+class with at least three files occurs in every split; smaller classes may be missing from validation and test, never
+from train. Files within a split are ordered by hash, so a slice such as train[90%:] is a random sample.
 
 JPEG, PNG, WebP and BMP, grey or colour, of any size; see `preprocess.fit_image` for what becomes of them.
 """
@@ -28,7 +27,7 @@ from cnn_jax.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
-_INSPECTED = 1000  # files, evenly spaced, whose headers decide on the size and on grey or colour
+_INSPECTED = 1000  # files, evenly spaced, whose headers determine size and channels
 _LARGEST_OWN_SIZE = 256
 _DEFAULT_SIZE = 64
 
@@ -52,7 +51,7 @@ class FolderSource:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed, renamed or written again."""
+        """Changes when a file is added, removed, renamed or rewritten."""
         digest = hashlib.sha256()
         for file in self.files:
             status = file.path.stat()
@@ -77,10 +76,10 @@ def open_folder(
       split: in split syntax, of `train`, `validation` and `test`.
       image_size: None for the images' own size where they are all alike and at most 256x256, else 64x64.
       skip_bad_images: reads every file once to find those that cannot be read, and leaves them out with a warning.
-      channels: that images are converted to; None for colour if any image is.
+      channels: number of channels to convert to; None for colour if any image is in colour.
 
     Raises:
-      UserError: when there are no classes, a class has no images, or the split is not there or empty.
+      UserError: there are no classes, a class has no images, or the split is missing or empty.
     """
     class_names, splits = _scan(path)
     if not splits.get(split.partition("[")[0], [None]):
@@ -104,7 +103,7 @@ def open_folder(
 
 
 def default_splits(path: str) -> Splits:
-    """Returns the folder's own splits; parts of `train`, in tenths, take the place of those it lacks.
+    """Returns the folder's splits, taking tenths of `train` for missing ones.
 
     Raises:
       UserError: as `open_folder`, or when such a part would be empty, or would leave no image of a class to train on.
@@ -201,7 +200,7 @@ def _place(name: str) -> float:
 
 
 def _divide(files: list[_File]) -> dict[str, list[_File]]:
-    """Divides files, sorted by place, into the three splits, class by class."""
+    """Divides files, sorted by hash, into the three splits, class by class."""
     splits: dict[str, list[_File]] = {"train": [], "validation": [], "test": []}
     classes: dict[int, list[_File]] = {}
     for file in files:

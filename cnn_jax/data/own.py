@@ -60,16 +60,16 @@ class Subset:
 def as_source(
     data: OwnData, *, name: str = "arrays", split: str = "train", class_names: Sequence[str] | None = None
 ) -> Source:
-    """Makes a source of arrays; a source passes.
+    """Wraps arrays in a source; returns a source unchanged.
 
     Args:
         data: a `Source`, or images uint8 (N, H, W, C), grey ones also (N, H, W), and labels, integers (N,) or (N, 1).
-        name: for messages and the record.
-        split: the same.
+        name: used in messages and in the record of the run.
+        split: likewise.
         class_names: K names; default: "0" to the largest label.
 
     Raises:
-        UserError: arrays of another type, rank or length, or labels out of range.
+        UserError: wrong array type, rank or length, or labels out of range.
 
     >>> as_source((np.zeros((3, 8, 8), np.uint8), [0, 1, 1])).image_shape
     (8, 8, 1)

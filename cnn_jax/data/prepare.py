@@ -1,7 +1,7 @@
-"""Downloading a TFDS set and preparing it as array_record, with no TensorFlow; or the same from archives at hand.
+"""Downloads a TFDS set, or takes local archives, and prepares it as array_record without TensorFlow.
 
-TFDS keeps what it has downloaded in `downloads`, and whole archives stay there for the next attempt. When a call fails,
-everything else that it made is removed again.
+TFDS downloads to `downloads`, and complete archives stay there for the next attempt. When a call fails, everything else
+that it created is removed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from cnn_jax.data import tfds_without_tensorflow
 from cnn_jax.data.tfds_source import absent, cannot_prepare, data_folder, find_prepared, listed
 from cnn_jax.errors import UserError
 
-_RETRIES = 2  # TFDS's own ten take minutes to say that there is no network
+_RETRIES = 2  # TFDS's default of ten takes minutes to report that there is no network
 
 
 @dataclass(frozen=True)

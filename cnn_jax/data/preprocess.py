@@ -1,5 +1,5 @@
-"""How an image becomes a model's input, in one object that is saved beside the weights, so that training, evaluation,
-prediction and export cannot differ. Nothing here imports JAX: the loader's worker processes import this module.
+"""Turns an image into a model's input. One object, saved with the weights, keeps training, evaluation, prediction and
+export consistent. This module imports no JAX because the loader's worker processes import it.
 """
 
 import json
@@ -17,7 +17,7 @@ from cnn_jax.data.sources import Source
 from cnn_jax.errors import UserError, unknown
 
 NORMALIZE = ("dataset", "half", "none")
-_SAMPLE = 10_000  # images that statistics are computed from when the source is too large to be held in memory
+_SAMPLE = 10_000  # sample size for statistics of a source too large for memory
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Preprocess:
     Attributes:
       image_shape: (height, width, channels) in pixels; 1 channel is grey, 3 are red, green, blue.
       mean: per channel, subtracted from pixels scaled to [0, 1].
-      std: per channel, that the difference is divided by; positive.
+      std: per channel, divides the difference; positive.
 
     Raises:
       UserError: sizes that are not positive, or not one finite mean and one finite positive std for each channel.
@@ -67,7 +67,7 @@ class Preprocess:
         return (images.astype(np.float32) / scale - mean) / std
 
     def normalize_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Normalizes the images of a batch; other arrays pass."""
+        """Normalizes the images of a batch; other arrays pass through unchanged."""
         return {**batch, "image": self.normalize(batch["image"])}
 
     def denormalize(self, images: np.ndarray) -> np.ndarray:
@@ -143,14 +143,14 @@ def _sample(source: Source) -> np.ndarray:
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in [0, 1] units; from counts, so exact for any size."""
     channels = images.shape[-1]
-    counts_Cx256 = np.zeros((channels, 256), np.int64)  # counting levels is faster than adding up squares
+    counts_Cx256 = np.zeros((channels, 256), np.int64)  # counting grey levels is faster than summing squares
     for start in range(0, len(images), 1000):
         chunk = images[start : start + 1000].reshape(-1, channels)
         counts_Cx256 += [np.bincount(chunk[:, c], minlength=256) for c in range(channels)]
     levels, count = np.arange(256), counts_Cx256[0].sum()
     mean = counts_Cx256 @ levels / count
     std = np.sqrt(counts_Cx256 @ levels**2 / count - mean**2)
-    std[std == 0] = 255.0  # a constant channel carries nothing; leave its scale alone
+    std[std == 0] = 255.0  # a constant channel carries no information; leave its scale alone
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
