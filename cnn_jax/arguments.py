@@ -1,4 +1,4 @@
-"""Arguments given as text, `key=value`, checked against the signature of the function that will get them."""
+"""Parses `key=value` arguments and checks them against the signature of the target function."""
 
 import functools
 import importlib
@@ -70,8 +70,8 @@ def parse_spec(
     Args:
         kind: what messages call such a function.
         spec: the text.
-        functions: by name.
-        hidden: parameters that the caller sets by itself.
+        functions: the known functions by name.
+        hidden: parameters set by the caller, which the text may not set.
 
     Raises:
         UserError: unknown name or argument, or a value of the wrong type.

@@ -82,7 +82,7 @@ def same_padding(size: int, filter_size: int, stride: int = 1) -> tuple[int, int
 
 
 def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
-    """Side in pixels of what one output of a stack of layers sees, 1 + sum (F_i - 1)·S_1·…·S_(i-1).
+    """Receptive field of a stack of layers, side in pixels, 1 + sum (F_i - 1)·S_1·…·S_(i-1).
 
     Args:
         layers: (filter size, stride) of each convolution and pooling, the first one first.
@@ -122,7 +122,7 @@ def locally_connected_parameters(
 
 
 def dense_parameters(inputs: int, outputs: int, *, bias: bool = True) -> int:
-    """Parameters of a dense layer: every input is connected with every output.
+    """Parameters of a dense layer, which connects every input to every output.
 
     >>> dense_parameters(784, 10)
     7850
@@ -133,7 +133,7 @@ def dense_parameters(inputs: int, outputs: int, *, bias: bool = True) -> int:
 def conv_flops(
     output: tuple[int, int], filter_size: tuple[int, int], maps: int, filters: int, *, groups: int = 1
 ) -> int:
-    """FLOPs of a convolution of one image, two a multiply-add, biases not counted; shared or not, it is the same.
+    """FLOPs of a convolution for one image, two per multiply-add, without biases; the same for unshared weights.
 
     >>> conv_flops((28, 28), (5, 5), 1, 6)
     235200
@@ -142,7 +142,7 @@ def conv_flops(
 
 
 def dense_flops(inputs: int, outputs: int) -> int:
-    """FLOPs of a dense layer for one example, two a multiply-add, biases not counted.
+    """FLOPs of a dense layer for one example, two per multiply-add, without biases.
 
     >>> dense_flops(784, 10)
     15680
@@ -265,7 +265,7 @@ def conv_kernel_gradient(
 
 
 def max_pool_gradient(x_BxHxWxC: jax.Array, dy_BxHxWxC: jax.Array, window: int = 2, stride: int = 2) -> jax.Array:
-    """dL/dx of max pooling from dL/dy: each element goes to the first maximum of its window, rows before columns."""
+    """dL/dx of max pooling from dL/dy: each gradient goes to its window's first maximum, in row-major order."""
     slices = _window_slices(dy_BxHxWxC.shape, window, stride)
     y = jnp.stack([x_BxHxWxC[s] for s in slices]).max(0)
     dx, taken = jnp.zeros_like(x_BxHxWxC), jnp.zeros(y.shape, bool)
@@ -276,7 +276,7 @@ def max_pool_gradient(x_BxHxWxC: jax.Array, dy_BxHxWxC: jax.Array, window: int =
 
 
 def avg_pool_gradient(dy_BxHxWxC: jax.Array, size: tuple[int, int], window: int = 2, stride: int = 2) -> jax.Array:
-    """dL/dx of average pooling of maps of this size from dL/dy: each element goes to its window in equal parts."""
+    """dL/dx of average pooling of maps of this size from dL/dy: each gradient is spread evenly over its window."""
     dx = jnp.zeros((len(dy_BxHxWxC), *size, dy_BxHxWxC.shape[-1]), dy_BxHxWxC.dtype)
     for s in _window_slices(dy_BxHxWxC.shape, window, stride):
         dx = dx.at[s].add(dy_BxHxWxC / window**2)
