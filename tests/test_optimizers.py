@@ -154,7 +154,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adam", "args": ["beta=0.9"]}, r"no argument 'beta'.*known: b1=0.9, b2=0.999"),
         (
             {"name": "adam", "args": ["b1=high"]},
-            r"-args: given b1=high for optimizer adam; expected b1=NUMBER; correct",
+            r"`optimizer_args`: given b1=high for optimizer adam; expected b1=NUMBER; correct",
         ),
         ({"name": "adam", "args": ["b1=nan"]}, r"expected b1=NUMBER"),
         ({"name": "adam", "args": ["b1"]}, r"expected key=value"),
@@ -163,19 +163,19 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adamw", "args": ["weight_decay=1"]}, r"no argument 'weight_decay'"),
         (
             {"name": "adam", "args": ["mu_dtype=float31"]},
-            r"--optimizer-args: given mu_dtype=float31 for optimizer adam; Optax refuses it \(.*\); correct it",
+            r"`optimizer_args`: given mu_dtype=float31 for optimizer adam; Optax refuses it \(.*\); correct it",
         ),
         ({"name": "rmsprop", "args": ["centered=1"]}, r"expected centered=true\|false"),
         (
             {"name": "lamb"},
-            r"given --optimizer lamb alone, which has no usual rate; expected one; give --learning-rate",
+            r"lamb has no usual learning rate: set learning_rate",
         ),
         ({"name": "adam", "schedule": "cosin"}, r"unknown schedule 'cosin'; perhaps you meant cosine"),
         ({"name": "adam", "schedule": "cosine", "schedule_args": ["end=0"]}, r"schedule cosine, which has no argument"),
         ({"name": "adam", "schedule": "one_cycle", "schedule_args": ["peak=1"]}, r"between 0 and 1"),
         (
             {"name": "adam", "args": ["b1=2"]},
-            r"--optimizer-args: given b1=2.0 for optimizer adam; .* \[0, 1\); change it",
+            r"`optimizer_args`: given b1=2.0 for optimizer adam; .* \[0, 1\); change it",
         ),
         ({"name": "momentum", "args": ["momentum=1.5"]}, r"given momentum=1.5 for optimizer momentum; .* \[0, 1\)"),
         (
@@ -187,7 +187,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adagrad", "args": ["initial_accumulator_value=-1"]}, r"_value=-1.0 .*; expected 0 or more"),
         (
             {"name": "adam", "schedule": "step", "schedule_args": ["factor=-1"]},
-            r"-args: given factor=-1.0 for step; .* than 0",
+            r"`schedule_args`: given factor=-1.0 for step; .* than 0",
         ),
         (
             {"name": "adam", "schedule": "cosine", "schedule_args": ["final=-1"]},
@@ -289,8 +289,8 @@ def test_rate_groups_multiply_the_update_and_the_first_match_counts():
     "arguments", [{"freeze": "block2"}, {"freeze_until": [("block2", 1)]}, {"rate_groups": ["bloc=1", "block2=0.1"]}]
 )
 def test_a_pattern_that_matches_no_parameter_is_a_mistake(arguments: dict):
-    flag = "--" + next(iter(arguments)).replace("_", "-")
-    with pytest.raises(UserError, match=f"given {flag} 'block2'.*block1/bias, block1/kernel; correct it"):
+    field = f"`{next(iter(arguments))}`"
+    with pytest.raises(UserError, match=f"given {field} 'block2'.*block1/bias, block1/kernel; correct it"):
         one_update(ONE, **arguments)
 
 
