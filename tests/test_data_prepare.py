@@ -144,7 +144,16 @@ def test_without_network_the_files_to_fetch_are_listed(tmp_path, offline):
 
 
 def test_without_network_the_command_says_one_line_and_leaves_nothing(tmp_path):
-    command = [sys.executable, "-m", "cnn_jax.data", "prepare", "mnist", "--data-dir", str(tmp_path / "new" / "sets")]
+    command = [
+        sys.executable,
+        "-m",
+        "cnn_jax",
+        "data",
+        "prepare",
+        "mnist",
+        "--data-dir",
+        str(tmp_path / "new" / "sets"),
+    ]
     nowhere = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")} | {"no_proxy": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere)
     assert done.returncode == 2 and done.stdout == ""

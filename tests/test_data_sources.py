@@ -301,8 +301,8 @@ def test_converted_images_have_a_cache_of_their_own(cache):
 def test_damaged_cache_is_made_anew(cache):
     materialize(Counted("1"))
     (folder,) = cache.iterdir()
-    for damage in (b"", (folder / "images.npy").read_bytes()[:-1]):
-        (folder / "images.npy").write_bytes(damage)
+    for damage in (b"", (folder / "image.npy").read_bytes()[:-1]):
+        (folder / "image.npy").write_bytes(damage)
         source = Counted("1")
         assert materialize(source)["image"].shape == (3, 2, 2, 1) and source.reads == 3
         assert len(list(cache.iterdir())) == 1

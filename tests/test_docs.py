@@ -22,6 +22,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.models import build
 from cnn_jax.optim.optimizers import get_optimizer_spec
 from cnn_jax.optim.schedules import SCHEDULES
+from cnn_jax.tasks import make_task
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,7 +85,8 @@ def take(module: str, *arguments: str) -> None:
     config = cli.parse(arguments, program.CONFIG, program.__doc__, getattr(program, "PRESETS", {}))
     if any("$" in word for word in arguments):  # names that the shell fills in
         return
-    build(config.model.model, 10, args=config.model.model_args)
+    classes = make_task(config.optim, list(map(str, range(10)))).outputs
+    build(config.model.model, classes, args=config.model.model_args)
     make_augment(config.data.augment)
     get_optimizer_spec(config.optim.optimizer)
     assert config.optim.schedule in SCHEDULES

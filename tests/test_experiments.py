@@ -44,6 +44,8 @@ def start_of(name: str, preset: str | None, request: pytest.FixtureRequest) -> t
 @pytest.mark.parametrize("name", [*NAMES, *STUDIES])
 def test_file_is_small_documented_and_named_as_its_config(name):
     module = importlib.import_module(f"experiments.{name}")
+    if hasattr(module, "__path__"):  # a folder, whose command is in it
+        module = importlib.import_module(f"experiments.{name}.__main__")
     assert name in STUDIES or module.CONFIG.experiment == name
     assert module.__doc__ and f"python -m experiments.{name}" in module.__doc__
     with open(str(module.__file__)) as file:

@@ -168,7 +168,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "rmsprop", "args": ["centered=1"]}, r"expected centered=true\|false"),
         (
             {"name": "lamb"},
-            r"lamb has no usual learning rate: set learning_rate",
+            r"lamb has no usual learning rate: set `learning_rate`",
         ),
         ({"name": "adam", "schedule": "cosin"}, r"unknown schedule 'cosin'; perhaps you meant cosine"),
         ({"name": "adam", "schedule": "cosine", "schedule_args": ["end=0"]}, r"schedule cosine, which has no argument"),

@@ -33,7 +33,7 @@ def tiny(name: str, **changes: Any) -> Recipe:
 
 
 def synthetic(split: str) -> tuple[jax.Array, jax.Array]:
-    images, labels = materialize(open_source("synthetic:20x20x3:10:64", split))
+    images, labels = materialize(open_source("synthetic:20x20x3:10:64", split)).values()
     return jnp.asarray(images), jnp.asarray(labels)
 
 

@@ -195,7 +195,7 @@ def make_optimizer(
     method = get_optimizer_spec(name)
     peak = method.learning_rate if config.learning_rate is None else config.learning_rate
     if peak is None:
-        raise UserError(f"{name} has no usual learning rate: set learning_rate")
+        raise UserError(f"{name} has no usual learning rate: set `learning_rate`")
 
     def scheduled(peak: Any) -> Schedule:
         with naming("`schedule_args`"):
@@ -270,7 +270,7 @@ def check_update(optimizer: Optimizer, params: Tree) -> None:
 
 def _restrictions(config: OptimConfig, until: Sequence[tuple[str, int]], groups: Sequence[Rule]) -> list[str]:
     """Describes clipping, freezing and group multipliers."""
-    rates = " ".join(f"{rule.pattern.pattern}={rule.multiplier}" for rule in groups)
+    rates = " ".join(f"{rule.pattern.pattern}={rule.multiplier:g}" for rule in groups)
     parts = [
         f"clipped to {config.clip_norm:g}" if config.clip_norm is not None else "",
         f"frozen {config.freeze}" if config.freeze is not None else "",
