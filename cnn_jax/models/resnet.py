@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
+from cnn_jax.layers import Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
+from cnn_jax.models.base import NormalizedClassifier
 
 
 def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> Conv:
@@ -105,11 +106,10 @@ class Block(nn.Module):
         return subsample_and_pad(x, features, self.stride)
 
 
-class ResNet(nn.Module):
+class ResNet(NormalizedClassifier):
     """Stem, stages of residual blocks, mean over the maps, classifier.
 
     Attributes:
-        num_classes: K.
         blocks: residual blocks of each stage; each stage after the first halves the maps and doubles the filters.
         width: filters of the first stage.
         bottleneck: kind of block.
@@ -118,16 +118,9 @@ class ResNet(nn.Module):
         base_width: maps of a group in the first stage, for a `width` of 64.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         zero_init_residual: start every block as the identity (Goyal et al. 2017, §5.1).
-        activation: a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
-        input_shape: (H, W, C) of the paper; any other that fits works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     blocks: tuple[int, ...] = (3, 3, 3)
     width: int = 16
     bottleneck: bool = False
@@ -136,28 +129,13 @@ class ResNet(nn.Module):
     base_width: int = 64
     imagenet_stem: bool = False
     zero_init_residual: bool = False
-    activation: str = "relu"
-    kernel_init: str = "published"
     remat: bool = False
-    axis_name: str | None = None
-    input_shape: tuple[int, int, int] = (32, 32, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = partial(initializer, self.kernel_init)
-        conv = partial(centered_conv, kernel_init=init(initializer("he_normal_fan_out")), **types)
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            axis_name=self.axis_name,
-            **types,
-        )
+        conv = self.conv(initializer("he_normal_fan_out"), centered_conv)
+        norm = self.norm(train)
         if self.shortcut == "A" and self.bottleneck:
             raise UserError("given shortcut=A with bottleneck blocks; expected B, as in the paper; give shortcut=B")
         if not self.bottleneck and (self.groups, self.base_width) != (1, 64):
@@ -194,8 +172,7 @@ class ResNet(nn.Module):
                 )
                 x = tap(self, name, block(x))
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
-        head = nn.Dense(self.num_classes, kernel_init=init(initializer("lecun_normal")), name="output", **types)
-        return head(x).astype(jnp.float32)
+        return self.head(x, initializer("lecun_normal"))
 
 
 def _cifar(depth: int) -> partial[ResNet]:
