@@ -53,12 +53,14 @@ MINIATURES = {
     "alexnet, one tower, averaged to 2x2": Miniature(alexnet_one_tower(**_THIN, head_map=2), (75, 75, 3)),
     "alexnet, no layers 3, 4, 6, 7": Miniature(alexnet_no_conv3_conv4_fc6_fc7(**_THIN), (75, 75, 3)),
     "zfnet": Miniature(ZFNet(**_THIN), (75, 75, 3)),
-    "vgg": Miniature(VGG(3, (1, 2), (4, 6), dense=(8, 10)), (8, 8, 3)),
-    "vgg_bn": Miniature(VGG(3, (1, 2), (4, 6), dense=(8, 10), batch_norm=True, head_map=3), (8, 8, 3)),
+    "vgg": Miniature(VGG(3, convolutions=(1, 2), features=(4, 6), dense=(8, 10)), (8, 8, 3)),
+    "vgg_bn": Miniature(
+        VGG(3, convolutions=(1, 2), features=(4, 6), dense=(8, 10), batch_norm=True, head_map=3), (8, 8, 3)
+    ),
     "all_cnn": Miniature(AllCnn(3, sizes=(3, 1), features=(6, 8)), (12, 12, 3), 8),
-    "resnet20": Miniature(ResNet(3, (1, 1), 4)),
-    "resnet50": Miniature(ResNet(3, (1, 1), 4, shortcut="B", bottleneck=True, imagenet_stem=True)),
-    "resnext50": Miniature(ResNet(3, (1, 1), 4, shortcut="B", bottleneck=True, groups=2, base_width=32)),
+    "resnet20": Miniature(ResNet(3, blocks=(1, 1), width=4)),
+    "resnet50": Miniature(ResNet(3, blocks=(1, 1), width=4, shortcut="B", bottleneck=True, imagenet_stem=True)),
+    "resnext50": Miniature(ResNet(3, blocks=(1, 1), width=4, shortcut="B", bottleneck=True, groups=2, base_width=32)),
     "preact_resnet110": Miniature(PreActResNet(3, blocks=(2, 1), width=4, shortcut="A")),
     "preact_resnet50": Miniature(PreActResNet(3, blocks=(1, 1), width=4, bottleneck=True, imagenet_stem=True)),
     "wrn": Miniature(PreActResNet(3, blocks=(1, 1), width=4, widen=2, dropout=0.2)),
@@ -71,7 +73,7 @@ MINIATURES = {
     "mobilenet_v2": Miniature(InvertedResidualNet(**_MOBILE)),
     "efficientnet": Miniature(efficientnet_b0(**_MOBILE, drop_path=0.6)),
     "convnext": Miniature(ConvNeXt(3, blocks=(1, 2), widths=(4, 8), drop_path=0.6), batch=8),
-    "speednet": Miniature(SpeedNet(3, (6, 8), depth=3, residual=True)),
+    "speednet": Miniature(SpeedNet(3, widths=(6, 8), depth=3, residual=True)),
 }
 NORMALIZED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "axis_name")]
 REMATERIALISED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "remat")]
