@@ -33,7 +33,7 @@ import jax
 from cnn_jax.errors import UserError
 from cnn_jax.layers import LocalResponseNorm, MaxPool, activation, flatten, images, tap
 from cnn_jax.layers.pooling import AdaptiveAvgPool
-from cnn_jax.models.base import Classifier
+from cnn_jax.models.base import Classifier, Entry
 
 REMOVABLE = ("conv3", "conv4", "conv5", "fc6", "fc7")
 
@@ -133,3 +133,13 @@ alexnet_no_fc7 = partial(AlexNet, without=("fc7",))
 alexnet_no_fc6_fc7 = partial(AlexNet, without=("fc6", "fc7"))
 alexnet_no_conv3_conv4 = partial(AlexNet, without=("conv3", "conv4"))
 alexnet_no_conv3_conv4_fc6_fc7 = partial(AlexNet, without=("conv3", "conv4", "fc6", "fc7"))
+
+MODELS = {
+    "alexnet": Entry(alexnet, "Krizhevsky et al. 2012"),
+    "alexnet_ungrouped": Entry(alexnet_ungrouped, "Krizhevsky et al. 2012, without groups"),
+    "alexnet_one_tower": Entry(alexnet_one_tower, "Krizhevsky 2014, One weird trick, torchvision's"),
+    "alexnet_no_fc7": Entry(alexnet_no_fc7, "Zeiler and Fergus 2013, table 3"),
+    "alexnet_no_fc6_fc7": Entry(alexnet_no_fc6_fc7, "Zeiler and Fergus 2013, table 3"),
+    "alexnet_no_conv3_conv4": Entry(alexnet_no_conv3_conv4, "Zeiler and Fergus 2013, table 3"),
+    "alexnet_no_conv3_conv4_fc6_fc7": Entry(alexnet_no_conv3_conv4_fc6_fc7, "Zeiler and Fergus 2013, table 3"),
+}

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.layers import GlobalAvgPool, activation, images, tap
-from cnn_jax.models.base import Classifier
+from cnn_jax.models.base import Classifier, Entry
 
 
 class AllCnn(Classifier):
@@ -71,3 +71,9 @@ class AllCnn(Classifier):
 all_cnn_a = partial(AllCnn, sizes=(5,))
 all_cnn_b = partial(AllCnn, sizes=(5, 1))
 all_cnn_c = partial(AllCnn, sizes=(3, 3))
+
+MODELS = {
+    "all_cnn_a": Entry(all_cnn_a, "Springenberg et al. 2014, tables 1 and 2"),
+    "all_cnn_b": Entry(all_cnn_b, "Springenberg et al. 2014, tables 1 and 2"),
+    "all_cnn_c": Entry(all_cnn_c, "Springenberg et al. 2014, tables 1 and 2"),
+}

@@ -2,13 +2,25 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cnn_jax.layers import BatchNorm, Conv, Initializer, initializer
+
+
+class Entry(NamedTuple):
+    """A row of a family's table of models.
+
+    Attributes:
+        make: makes the network; its keyword arguments are the network's fields.
+        source: paper and table, or whose code.
+    """
+
+    make: Callable[..., nn.Module]
+    source: str
 
 
 class Classifier(nn.Module):

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from cnn_jax.layers import Conv, DropPath, GlobalAvgPool, Initializer, activation, images, tap
-from cnn_jax.models.base import Classifier
+from cnn_jax.models.base import Classifier, Entry
 
 _normal = nn.initializers.normal(0.02)
 
@@ -114,3 +114,9 @@ class ConvNeXt(Classifier):
 convnext_tiny = ConvNeXt
 convnext_small = partial(ConvNeXt, blocks=(3, 3, 27, 3), drop_path=0.4)
 convnext_base = partial(ConvNeXt, blocks=(3, 3, 27, 3), widths=(128, 256, 512, 1024), drop_path=0.5)
+
+MODELS = {
+    "convnext_tiny": Entry(convnext_tiny, "Liu et al. 2022, section 3"),
+    "convnext_small": Entry(convnext_small, "Liu et al. 2022, section 3"),
+    "convnext_base": Entry(convnext_base, "Liu et al. 2022, section 3"),
+}

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.layers import AvgPool, GlobalAvgPool, MaxPool, activation, images, tap
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _within_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -139,3 +139,11 @@ densenet201 = partial(DenseNet, blocks=(6, 12, 48, 32))
 densenet_bc100 = partial(
     DenseNet, num_classes=10, blocks=(16, 16, 16), growth=12, imagenet_stem=False, input_shape=(32, 32, 3)
 )
+
+MODELS = {
+    "densenet121": Entry(densenet121, "Huang et al. 2016, table 1"),
+    "densenet161": Entry(densenet161, "Huang et al. 2016, table 1"),
+    "densenet169": Entry(densenet169, "Huang et al. 2016, table 1"),
+    "densenet201": Entry(densenet201, "Huang et al. 2016, table 1"),
+    "densenet_bc100": Entry(densenet_bc100, "Huang et al. 2016, table 2"),
+}

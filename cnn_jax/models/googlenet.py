@@ -36,7 +36,7 @@ from cnn_jax.layers import (
     tap,
 )
 from cnn_jax.layers.pooling import adaptive_avg_pool
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 # Paper, table 1: filters #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
 TABLE = {
@@ -239,3 +239,8 @@ class GoogLeNet(NormalizedClassifier):
 
 googlenet = GoogLeNet
 googlenet_torchvision = partial(GoogLeNet, form="torchvision")
+
+MODELS = {
+    "googlenet": Entry(googlenet, "Szegedy et al. 2014, table 1"),
+    "googlenet_torchvision": Entry(googlenet_torchvision, "Szegedy et al. 2014, as torchvision has it"),
+}

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 
 from cnn_jax.layers import AvgPool, GlobalAvgPool, MaxPool, images, initializer, tap
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
 # Figure 5: filters #1×1, #3×3 reduce, #3×3, double #3×3 reduce, double #3×3, pool proj. 3c and 4e have stride 2.
@@ -109,3 +109,7 @@ class BNInception(NormalizedClassifier):
 
 
 bn_inception = BNInception
+
+MODELS = {
+    "bn_inception": Entry(bn_inception, "Ioffe and Szegedy 2015, figure 5"),
+}

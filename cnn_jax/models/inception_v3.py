@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.layers import AvgPool, GlobalAvgPool, MaxPool, auxiliary, images, initializer, tap
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
 AUX_WEIGHT = 0.4
@@ -170,3 +170,7 @@ class InceptionV3(NormalizedClassifier):
 
 
 inception_v3 = InceptionV3
+
+MODELS = {
+    "inception_v3": Entry(inception_v3, "Szegedy et al. 2015, as torchvision has it"),
+}

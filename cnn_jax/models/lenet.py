@@ -23,7 +23,7 @@ import numpy as np
 
 from cnn_jax import ops
 from cnn_jax.layers import POOLS, AvgPool, activation, check_fits, flatten, images, initializer, tap
-from cnn_jax.models.base import Classifier
+from cnn_jax.models.base import Classifier, Entry
 
 # Paper, table I: the maps of S2 that each of the sixteen maps of C3 sees.
 C3_TABLE = (
@@ -169,3 +169,8 @@ class LeNet5Of1998(Classifier):
 
 lenet5 = LeNet5
 lenet5_1998 = LeNet5Of1998
+
+MODELS = {
+    "lenet5": Entry(lenet5, "LeCun et al. 1998, in today's form"),
+    "lenet5_1998": Entry(lenet5_1998, "LeCun et al. 1998"),
+}

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from cnn_jax.layers import activation, flatten, images, tap
-from cnn_jax.models.base import Classifier
+from cnn_jax.models.base import Classifier, Entry
 
 
 class Mlp(Classifier):
@@ -43,3 +43,9 @@ mlp = Mlp
 softmax_regression = partial(Mlp, hidden=(), kernel_init="zeros")
 # Keras 1's Dense was glorot_uniform too.
 mlp_500_500 = partial(Mlp, hidden=(500, 500), activation="sigmoid")
+
+MODELS = {
+    "softmax_regression": Entry(softmax_regression, "TensorFlow tutorial, MNIST for beginners"),
+    "mlp": Entry(mlp, "any dense network: --model-args hidden=500/500"),
+    "mlp_500_500": Entry(mlp_500_500, "Keras lectures"),
+}

@@ -26,7 +26,7 @@ from cnn_jax.layers import (
     initializer,
     tap,
 )
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.resnet import centered_conv
 
 
@@ -185,3 +185,7 @@ class InvertedResidualNet(NormalizedClassifier):
 
 
 mobilenet_v2 = InvertedResidualNet
+
+MODELS = {
+    "mobilenet_v2": Entry(mobilenet_v2, "Sandler et al. 2018, table 2"),
+}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.layers import POOLS, GlobalAvgPool, activation, flatten, images, tap
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.pattern_parser import (
     Convolution,
     Dense,
@@ -142,3 +142,8 @@ def _classes(layers: Sequence[Layer]) -> int:
         case (Convolution(filters=filters), GlobalAverage()):
             return filters
     raise TypeError("not the layers of a pattern")
+
+
+MODELS = {
+    "pattern": Entry(from_pattern, "any network of the lectures' pattern: --model-args pattern=…"),
+}

@@ -24,7 +24,7 @@ import jax
 
 from cnn_jax.errors import UserError
 from cnn_jax.layers import GlobalAvgPool, MaxPool, activation, images, initializer, tap
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.resnet import centered_conv, subsample_and_pad
 
 _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
@@ -170,3 +170,14 @@ preact_resnet164, preact_resnet1001 = _deep(164), _deep(1001)
 preact_resnet18 = _imagenet((2, 2, 2, 2), bottleneck=False)
 preact_resnet50 = _imagenet((3, 4, 6, 3), bottleneck=True)
 wrn16_4, wrn28_10, wrn40_2 = _wide(16, 4), _wide(28, 10), _wide(40, 2)
+
+MODELS = {
+    "preact_resnet110": Entry(preact_resnet110, "He et al. 2016, Identity mappings"),
+    "preact_resnet164": Entry(preact_resnet164, "He et al. 2016, Identity mappings"),
+    "preact_resnet1001": Entry(preact_resnet1001, "He et al. 2016, Identity mappings"),
+    "preact_resnet18": Entry(preact_resnet18, "He et al. 2016, Identity mappings"),
+    "preact_resnet50": Entry(preact_resnet50, "He et al. 2016, Identity mappings"),
+    "wrn16_4": Entry(wrn16_4, "Zagoruyko and Komodakis 2016, table 4"),
+    "wrn28_10": Entry(wrn28_10, "Zagoruyko and Komodakis 2016, table 4"),
+    "wrn40_2": Entry(wrn40_2, "Zagoruyko and Komodakis 2016, table 4"),
+}

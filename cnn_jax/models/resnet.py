@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
 from cnn_jax.layers import Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 
 def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> Conv:
@@ -204,3 +204,20 @@ resnext50_32x4d = _imagenet((3, 4, 6, 3), bottleneck=True, groups=32, base_width
 resnext101_32x8d = _imagenet((3, 4, 23, 3), bottleneck=True, groups=32, base_width=8)
 wide_resnet50_2 = _imagenet((3, 4, 6, 3), bottleneck=True, base_width=128)
 wide_resnet101_2 = _imagenet((3, 4, 23, 3), bottleneck=True, base_width=128)
+
+MODELS = {
+    "resnet20": Entry(resnet20, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet32": Entry(resnet32, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet44": Entry(resnet44, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet56": Entry(resnet56, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet110": Entry(resnet110, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet18": Entry(resnet18, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet34": Entry(resnet34, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet50": Entry(resnet50, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet101": Entry(resnet101, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet152": Entry(resnet152, "He et al. 2015, Deep residual learning, table 1"),
+    "resnext50_32x4d": Entry(resnext50_32x4d, "Xie et al. 2016, table 1"),
+    "resnext101_32x8d": Entry(resnext101_32x8d, "Xie et al. 2016, table 1"),
+    "wide_resnet50_2": Entry(wide_resnet50_2, "Zagoruyko and Komodakis 2016, as torchvision has it"),
+    "wide_resnet101_2": Entry(wide_resnet101_2, "Zagoruyko and Komodakis 2016, as torchvision has it"),
+}

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 
 from cnn_jax.layers import MaxPool, activation, flatten, images, tap
-from cnn_jax.models.base import Classifier
+from cnn_jax.models.base import Classifier, Entry
 
 
 class Filters(NamedTuple):
@@ -98,3 +98,11 @@ kaggle_lenet = partial(
     dense_dropout=0.5,
 )
 xo_cnn = partial(SmallCnn, blocks=((Filters(8, 3, "SAME"),), (Filters(16, 3, "SAME"),)), num_classes=2)
+
+MODELS = {
+    "mnist_cnn": Entry(mnist_cnn, "TensorFlow tutorial, deep MNIST for experts"),
+    "tf_cnn": Entry(tf_cnn, "TensorFlow-Examples, convolutional_network"),
+    "keras_cifar_cnn": Entry(keras_cifar_cnn, "Keras example cifar10_cnn"),
+    "kaggle_lenet": Entry(kaggle_lenet, "kaggle.com/ftence/keras-cnn-inspired-by-lenet-5"),
+    "xo_cnn": Entry(xo_cnn, "this project"),
+}

@@ -46,7 +46,7 @@ from cnn_jax.layers import (
     images,
     tap,
 )
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
 _SIDE = 2  # of the whitening filters, in pixels
@@ -230,3 +230,10 @@ speednet94 = SpeedNet
 speednet94_muon = partial(SpeedNet, logit_scale=1 / 256, unit_output=True, whitening_bias=1 / math.sqrt(12))
 speednet95 = partial(SpeedNet, widths=(128, 384, 384))
 speednet96 = partial(SpeedNet, widths=(128, 384, 512), depth=3, residual=True, momentum=0.9)
+
+MODELS = {
+    "speednet94": Entry(speednet94, "Jordan 2024, CIFAR-10 speed records"),
+    "speednet94_muon": Entry(speednet94_muon, "Jordan 2024, CIFAR-10 speed records"),
+    "speednet95": Entry(speednet95, "Jordan 2024, CIFAR-10 speed records"),
+    "speednet96": Entry(speednet96, "Jordan 2024, CIFAR-10 speed records"),
+}

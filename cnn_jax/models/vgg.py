@@ -29,7 +29,7 @@ import jax
 from cnn_jax.errors import UserError
 from cnn_jax.layers import MaxPool, activation, flatten, images, initializer, tap
 from cnn_jax.layers.pooling import AdaptiveAvgPool
-from cnn_jax.models.base import NormalizedClassifier
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 
 class VGG(NormalizedClassifier):
@@ -100,3 +100,14 @@ vgg13 = partial(VGG, convolutions=(2, 2, 2, 2, 2))
 vgg16 = partial(VGG, convolutions=(2, 2, 3, 3, 3))
 vgg19 = partial(VGG, convolutions=(2, 2, 4, 4, 4))
 vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (partial(net, batch_norm=True) for net in (vgg11, vgg13, vgg16, vgg19))
+
+MODELS = {
+    "vgg11": Entry(vgg11, "Simonyan and Zisserman 2014, table 1 A"),
+    "vgg13": Entry(vgg13, "Simonyan and Zisserman 2014, table 1 B"),
+    "vgg16": Entry(vgg16, "Simonyan and Zisserman 2014, table 1 D"),
+    "vgg19": Entry(vgg19, "Simonyan and Zisserman 2014, table 1 E"),
+    "vgg11_bn": Entry(vgg11_bn, "Simonyan and Zisserman 2014, table 1 A, with BN"),
+    "vgg13_bn": Entry(vgg13_bn, "Simonyan and Zisserman 2014, table 1 B, with BN"),
+    "vgg16_bn": Entry(vgg16_bn, "Simonyan and Zisserman 2014, table 1 D, with BN"),
+    "vgg19_bn": Entry(vgg19_bn, "Simonyan and Zisserman 2014, table 1 E, with BN"),
+}

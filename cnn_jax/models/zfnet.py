@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 
 from cnn_jax.layers import LocalResponseNorm, MaxPool, activation, flatten, images, tap
-from cnn_jax.models.base import Classifier
+from cnn_jax.models.base import Classifier, Entry
 
 
 class ZFNet(Classifier):
@@ -63,3 +63,7 @@ class ZFNet(Classifier):
 
 
 zfnet = ZFNet
+
+MODELS = {
+    "zfnet": Entry(zfnet, "Zeiler and Fergus 2013, figure 3"),
+}
