@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cnn_jax.models
 from cnn_jax.commands.models import main
 from cnn_jax.commands.parser import guard
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import count_flops, count_parameters, layer_table
-from cnn_jax.models import MODELS, build, stages
+from cnn_jax.models import MODELS, build, create_model, model_name, stages
 from cnn_jax.models.catalogue import SOURCES, read_table
 from cnn_jax.models.lenet import C3_TABLE, PartialConv, RbfOutput, prototypes
 from cnn_jax.models.resnet import ResNet
@@ -338,3 +339,23 @@ def test_values_out_of_range_are_refused(name, argument):
 
 def test_values_at_the_edge_are_taken():
     assert build("alexnet", args=["first_padding=0", "dropout=0"]).first_padding == 0
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "pattern"])
+def test_a_network_of_the_catalogue_is_named(name):
+    found = model_name(create_model(name))
+    assert found is not None
+    # `alexnet_one_tower` and kin: each name is that of one network alone, or the first of equal ones.
+    assert create_model(found[0], **found[1]) == create_model(name) and found[1] == {}
+
+
+def test_fields_of_a_named_network_are_those_that_differ_from_the_catalogue():
+    model = create_model("resnet56", 7, shortcut="B", dtype=jnp.bfloat16)
+    assert model_name(model) == ("resnet56", {"num_classes": 7, "dtype": jnp.bfloat16, "shortcut": "B"})
+    assert model_name(nn.Dense(3)) is None
+    assert model_name(create_model("pattern")) is None, "it does not keep the text of its pattern"
+
+
+def test_every_name_of_the_catalogue_can_be_imported():
+    assert all(getattr(cnn_jax.models, name) is make for name, make in MODELS.items())
+    assert set(MODELS) <= set(cnn_jax.models.__all__)

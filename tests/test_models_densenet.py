@@ -15,7 +15,7 @@ from cnn_jax.inspect.summary import layer_table
 from cnn_jax.models import densenet, stages
 from cnn_jax.models.densenet import DenseNet
 
-TINY = DenseNet(3, (1, 2), growth=4)
+TINY = DenseNet(3, blocks=(1, 2), growth=4)
 
 
 def test_number_of_layers_is_in_the_name():
@@ -82,7 +82,7 @@ def test_rematerialisation_keeps_the_new_maps_only():
         stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables["batch_stats"])
         return {"params": params, "batch_stats": stats}
 
-    long, longer = (DenseNet(3, (n,), growth=4, imagenet_stem=False, remat=True) for n in (8, 16))
+    long, longer = (DenseNet(3, blocks=(n,), growth=4, imagenet_stem=False, remat=True) for n in (8, 16))
     assert kept(longer) < 2.5 * kept(long)
     assert kept(longer.clone(remat=False)) > 3 * kept(longer)
 
@@ -101,7 +101,7 @@ def test_axis_name_joins_the_statistics_of_all_devices():
 
 
 def test_dropout_acts_in_training_only():
-    model, x = DenseNet(3, (1,), growth=2, imagenet_stem=False, dropout=0.5, remat=True), some_images()
+    model, x = DenseNet(3, blocks=(1,), growth=2, imagenet_stem=False, dropout=0.5, remat=True), some_images()
     variables = drawn(model, 16, 16, 3)
 
     @jax.jit
@@ -113,7 +113,7 @@ def test_dropout_acts_in_training_only():
 
 
 def test_weights_start_as_torchvisions():
-    model = DenseNet(10, (1,), growth=64, imagenet_stem=False)
+    model = DenseNet(10, blocks=(1,), growth=64, imagenet_stem=False)
     params = jax.jit(lambda: model.init(jax.random.key(0), some_images(1), train=False))()["params"]
     kernels = {
         name: np.asarray(layer["kernel"]) for name, layer in params["block1_layer1"].items() if "kernel" in layer

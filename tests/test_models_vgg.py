@@ -129,7 +129,9 @@ def test_dropout_acts_in_training_only():
 
 def test_weights_start_as_torchvisions():
     params = jax.jit(
-        lambda: VGG(10, (1, 1), (32, 64), dense=(64, 64)).init(jax.random.key(0), some_images(size=8), train=False)
+        lambda: VGG(10, convolutions=(1, 1), features=(32, 64), dense=(64, 64)).init(
+            jax.random.key(0), some_images(size=8), train=False
+        )
     )()
     params = params["params"]
     deviation = {name: float(np.std(layer["kernel"])) for name, layer in params.items()}

@@ -32,7 +32,7 @@ def their_tiny() -> Any:
 
 
 CASES = {"densenet121": Case(densenet.densenet121(), models.densenet121, naming.torchvision, stages_of(4))}
-TINY = DenseNet(7, (2, 3, 1, 2), growth=6, remat=True)
+TINY = DenseNet(7, blocks=(2, 3, 1, 2), growth=6, remat=True)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -31,7 +31,7 @@ def published(name: str) -> Case:
 
 def small(bottleneck: bool, **kwargs: Any) -> Case:
     """Few blocks, odd sizes."""
-    model = ResNet(7, (1, 2, 1, 1), 64, bottleneck, "B", imagenet_stem=True, **kwargs)
+    model = ResNet(7, blocks=(1, 2, 1, 1), width=64, bottleneck=bottleneck, shortcut="B", imagenet_stem=True, **kwargs)
     block = models.resnet.Bottleneck if bottleneck else models.resnet.BasicBlock
 
     def net() -> Any:

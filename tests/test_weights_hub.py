@@ -350,7 +350,7 @@ def test_damaged_header_of_an_exported_file(tmp_path):
 
 def test_flattened_maps_are_put_in_order(tmp_path):
     """A dense layer that saw channels first sees the same pixels channels last."""
-    model: Any = VGG(3, (1,), (4,), dense=(6, 5), input_shape=(8, 8, 3))
+    model: Any = VGG(3, convolutions=(1,), features=(4,), dense=(6, 5), input_shape=(8, 8, 3))
     variables = drawn(model, (8, 8, 3))
     state = to_torch(variables, namings(model)["torchvision"].names, flattened=flattened_maps(model, (8, 8, 3)))
     assert state["classifier.0.weight"].shape == (6, 4 * 4 * 4)

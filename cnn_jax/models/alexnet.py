@@ -26,24 +26,22 @@ Where ours differs:
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, tap
+from cnn_jax.layers import LocalResponseNorm, MaxPool, activation, flatten, images, tap
 from cnn_jax.layers.pooling import AdaptiveAvgPool
+from cnn_jax.models.base import Classifier, Entry
 
 REMOVABLE = ("conv3", "conv4", "conv5", "fc6", "fc7")
 
 
-class AlexNet(nn.Module):
+class AlexNet(Classifier):
     """Five convolutions, three of them pooled, and three dense layers.
 
     Attributes:
-        num_classes: K.
         features: filters of conv1 to conv5.
         dense: units of fc6 and fc7.
         groups: of conv2, conv4 and conv5, each of which sees its share of the maps only; 2 in the paper.
@@ -51,14 +49,9 @@ class AlexNet(nn.Module):
         normalize: response normalization after conv1 and conv2.
         dropout: share of the activations of fc6 and fc7 dropped in training.
         dropout_inputs: drop the inputs of these layers instead of their outputs.
-        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`.
         without: layers to leave out, any of `REMOVABLE`.
         head_map: side of the map that fc6 sees; maps of another size are averaged to it, as in torchvision, where it is
             6, so that weights fit images of every size. None: the map as it is.
-        input_shape: (H, W, C) of the paper; any other that fits works.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
@@ -69,13 +62,10 @@ class AlexNet(nn.Module):
     normalize: bool = True
     dropout: float = 0.5
     dropout_inputs: bool = False
-    activation: str = "relu"
     kernel_init: str = "normal_0.01"
     without: tuple[str, ...] = ()
     head_map: int | None = None
     input_shape: tuple[int, int, int] = (227, 227, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
@@ -94,17 +84,13 @@ class AlexNet(nn.Module):
             raise UserError(
                 f"given groups={self.groups} with features={widths}; expected groups that divide each; change one"
             )
-        types: Any = {
-            "kernel_init": initializer(self.kernel_init),
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
+        conv_layer, dense = self.conv(), self.fully_connected()
         activate = activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)
         for i, (features, size) in enumerate(zip(self.features, (11, 5, 3, 3, 3), strict=True), start=1):
             name = f"conv{i}"
             if name not in self.without:
-                conv = Conv(
+                conv = conv_layer(
                     features,
                     (size, size),
                     (4, 4) if i == 1 else (1, 1),
@@ -112,7 +98,6 @@ class AlexNet(nn.Module):
                     feature_group_count=self.groups if i in (2, 4, 5) else 1,
                     bias_init=_ones if i in (2, 4, 5) else _zeros,
                     name=name,
-                    **types,
                 )
                 x = tap(self, name, activate(conv(x)))
             if i <= 2 and self.normalize:
@@ -126,9 +111,9 @@ class AlexNet(nn.Module):
             if name not in self.without:
                 drop = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{name[-1]}")
                 x = drop(x) if self.dropout_inputs else x
-                x = tap(self, name, activate(nn.Dense(units, bias_init=_ones, name=name, **types)(x)))
+                x = tap(self, name, activate(dense(units, bias_init=_ones, name=name)(x)))
                 x = x if self.dropout_inputs else drop(x)
-        return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
+        return self.head(x)
 
 
 _ones, _zeros = nn.initializers.ones, nn.initializers.zeros
@@ -148,3 +133,13 @@ alexnet_no_fc7 = partial(AlexNet, without=("fc7",))
 alexnet_no_fc6_fc7 = partial(AlexNet, without=("fc6", "fc7"))
 alexnet_no_conv3_conv4 = partial(AlexNet, without=("conv3", "conv4"))
 alexnet_no_conv3_conv4_fc6_fc7 = partial(AlexNet, without=("conv3", "conv4", "fc6", "fc7"))
+
+MODELS = {
+    "alexnet": Entry(alexnet, "Krizhevsky et al. 2012"),
+    "alexnet_ungrouped": Entry(alexnet_ungrouped, "Krizhevsky et al. 2012, without groups"),
+    "alexnet_one_tower": Entry(alexnet_one_tower, "Krizhevsky 2014, One weird trick, torchvision's"),
+    "alexnet_no_fc7": Entry(alexnet_no_fc7, "Zeiler and Fergus 2013, table 3"),
+    "alexnet_no_fc6_fc7": Entry(alexnet_no_fc6_fc7, "Zeiler and Fergus 2013, table 3"),
+    "alexnet_no_conv3_conv4": Entry(alexnet_no_conv3_conv4, "Zeiler and Fergus 2013, table 3"),
+    "alexnet_no_conv3_conv4_fc6_fc7": Entry(alexnet_no_conv3_conv4_fc6_fc7, "Zeiler and Fergus 2013, table 3"),
+}

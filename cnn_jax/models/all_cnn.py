@@ -19,47 +19,37 @@ Where ours differs:
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, GlobalAvgPool, activation, images, initializer, tap
+from cnn_jax.layers import GlobalAvgPool, activation, images, tap
+from cnn_jax.models.base import Classifier, Entry
 
 
-class AllCnn(nn.Module):
+class AllCnn(Classifier):
     """Stages that end with a convolution of stride 2; then a 3×3 and two 1×1 convolutions, and the mean of each map.
 
     Attributes:
-        num_classes: K.
         sizes: side in pixels of the filters of stride 1 in each stage.
         features: filters of each convolution of each stage; the last layers have as many as the last stage.
         input_dropout: share of the image's numbers dropped in training.
         dropout: share of the activations dropped after each stage.
         activation: after each convolution, also the last, a name of `layers.ACTIVATIONS`.
-        kernel_init: a name of `layers.INITIALIZERS`.
         input_shape: (H, W, C) of the paper; any other from 9×9 works.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     sizes: tuple[int, ...] = (3, 3)
     features: tuple[int, ...] = (96, 192)
     input_dropout: float = 0.2
     dropout: float = 0.5
-    activation: str = "relu"
     kernel_init: str = "he_normal"
-    input_shape: tuple[int, int, int] = (32, 32, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(Conv, kernel_init=initializer(self.kernel_init), **types)
+        conv = self.conv()
         activate = activation(self.activation)
         drop = partial(nn.Dropout, deterministic=not train)
         x = drop(self.input_dropout, name="drop0")(images(x_BxHxWxC, self.dtype))
@@ -81,3 +71,9 @@ class AllCnn(nn.Module):
 all_cnn_a = partial(AllCnn, sizes=(5,))
 all_cnn_b = partial(AllCnn, sizes=(5, 1))
 all_cnn_c = partial(AllCnn, sizes=(3, 3))
+
+MODELS = {
+    "all_cnn_a": Entry(all_cnn_a, "Springenberg et al. 2014, tables 1 and 2"),
+    "all_cnn_b": Entry(all_cnn_b, "Springenberg et al. 2014, tables 1 and 2"),
+    "all_cnn_c": Entry(all_cnn_c, "Springenberg et al. 2014, tables 1 and 2"),
+}

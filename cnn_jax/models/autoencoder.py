@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.layers import Conv, activation, images, initializer, tap
+from cnn_jax.models.base import Entry
 
 
 class ConvAutoencoder(nn.Module):
@@ -59,3 +60,7 @@ class ConvAutoencoder(nn.Module):
 
 
 conv_autoencoder = ConvAutoencoder  # 14,217 parameters for grey images
+
+MODELS = {
+    "conv_autoencoder": Entry(conv_autoencoder, "Masci et al. 2011, stacked convolutional auto-encoders; no classes"),
+}

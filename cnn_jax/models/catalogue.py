@@ -1,62 +1,205 @@
-"""The list of models: sizes measured once, and sources."""
+"""The catalogue: networks by name, their sources, and their sizes, which are measured once."""
 
 import csv
-from collections.abc import Mapping
+import dataclasses
+import fnmatch
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cnn_jax.arguments import parse_arguments
+from cnn_jax.errors import UserError, unknown
+from cnn_jax.models.alexnet import MODELS as ALEXNET
+from cnn_jax.models.all_cnn import MODELS as ALL_CNN
+from cnn_jax.models.autoencoder import MODELS as AUTOENCODER
+from cnn_jax.models.base import Entry
+from cnn_jax.models.convnext import MODELS as CONVNEXT
+from cnn_jax.models.densenet import MODELS as DENSENET
+from cnn_jax.models.efficientnet import MODELS as EFFICIENTNET
+from cnn_jax.models.googlenet import MODELS as GOOGLENET
+from cnn_jax.models.inception_bn import MODELS as INCEPTION_BN
+from cnn_jax.models.inception_v3 import MODELS as INCEPTION_V3
+from cnn_jax.models.lenet import MODELS as LENET
+from cnn_jax.models.linear import MODELS as LINEAR
+from cnn_jax.models.mobilenet import MODELS as MOBILENET
+from cnn_jax.models.pattern import MODELS as PATTERN
+from cnn_jax.models.preact_resnet import MODELS as PREACT_RESNET
+from cnn_jax.models.resnet import MODELS as RESNET
+from cnn_jax.models.small import MODELS as SMALL
+from cnn_jax.models.speednet import MODELS as SPEEDNET
+from cnn_jax.models.vgg import MODELS as VGG
+from cnn_jax.models.zfnet import MODELS as ZFNET
+
+CATALOGUE: dict[str, Entry] = {
+    **LINEAR,
+    **LENET,
+    **SMALL,
+    **RESNET,
+    **PREACT_RESNET,
+    **ALEXNET,
+    **ZFNET,
+    **VGG,
+    **ALL_CNN,
+    **GOOGLENET,
+    **INCEPTION_BN,
+    **INCEPTION_V3,
+    **DENSENET,
+    **MOBILENET,
+    **EFFICIENTNET,
+    **CONVNEXT,
+    **SPEEDNET,
+    **PATTERN,
+    **AUTOENCODER,
+}
+MODELS: dict[str, Callable[..., nn.Module]] = {name: entry.make for name, entry in CATALOGUE.items()}
+SOURCES: dict[str, str] = {name: entry.source for name, entry in CATALOGUE.items()}
 
 TABLE = Path(__file__).parent / "table.csv"
-
-
 COLUMNS: tuple[str, ...] = ("model", "input", "classes", "parameters", "without_heads", "flops")
 
-
-_HE = "He et al. 2015, Deep residual learning"
-
-
-_ABLATIONS = ("fc7", "fc6_fc7", "conv3_conv4", "conv3_conv4_fc6_fc7")
+# Set by `build`'s own parameters or by Flax; all other fields of a model are its arguments.
+_HIDDEN = ("num_classes", "input_shape", "axis_name", "dtype", "param_dtype", "parent", "name")
 
 
-_VGG = {11: "A", 13: "B", 16: "D", 19: "E"}
+def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
+    """Makes a model with Python values: `create_model("resnet20", 10, shortcut="B")`.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: K; default: the published number.
+        fields: of the module, such as dtype, axis_name or activation.
+
+    Raises:
+        UserError: an unknown name or field.
+
+    >>> create_model("lenet5", activation="tanh").activation
+    'tanh'
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    known = _fields(MODELS[name])
+    for field in fields:
+        if field not in known:
+            raise unknown(f"field of {name}", field, known)
+    if num_classes is not None:
+        _check_classes(name, num_classes, known)
+        fields["num_classes"] = num_classes
+    for key, value in fields.items():
+        _check_range(name, key, value, known[key].default)
+    return MODELS[name](**fields)
 
 
-SOURCES = {
-    "softmax_regression": "TensorFlow tutorial, MNIST for beginners",
-    "mlp": "any dense network: --model-args hidden=500/500",
-    "mlp_500_500": "Keras lectures",
-    "lenet5": "LeCun et al. 1998, in today's form",
-    "lenet5_1998": "LeCun et al. 1998",
-    "mnist_cnn": "TensorFlow tutorial, deep MNIST for experts",
-    "tf_cnn": "TensorFlow-Examples, convolutional_network",
-    "keras_cifar_cnn": "Keras example cifar10_cnn",
-    "kaggle_lenet": "kaggle.com/ftence/keras-cnn-inspired-by-lenet-5",
-    "xo_cnn": "this project",
-    **{f"resnet{depth}": f"{_HE}, table 6" for depth in (20, 32, 44, 56, 110)},
-    **{f"resnet{depth}": f"{_HE}, table 1" for depth in (18, 34, 50, 101, 152)},
-    **{f"resnext{kind}": "Xie et al. 2016, table 1" for kind in ("50_32x4d", "101_32x8d")},
-    **{f"wide_resnet{depth}_2": "Zagoruyko and Komodakis 2016, as torchvision has it" for depth in (50, 101)},
-    **{f"preact_resnet{depth}": "He et al. 2016, Identity mappings" for depth in (110, 164, 1001, 18, 50)},
-    **{name: "Zagoruyko and Komodakis 2016, table 4" for name in ("wrn16_4", "wrn28_10", "wrn40_2")},
-    "alexnet": "Krizhevsky et al. 2012",
-    "alexnet_ungrouped": "Krizhevsky et al. 2012, without groups",
-    "alexnet_one_tower": "Krizhevsky 2014, One weird trick, torchvision's",
-    **{f"alexnet_no_{parts}": "Zeiler and Fergus 2013, table 3" for parts in _ABLATIONS},
-    "zfnet": "Zeiler and Fergus 2013, figure 3",
-    **{f"vgg{depth}": f"Simonyan and Zisserman 2014, table 1 {row}" for depth, row in _VGG.items()},
-    **{f"vgg{depth}_bn": f"Simonyan and Zisserman 2014, table 1 {row}, with BN" for depth, row in _VGG.items()},
-    **{f"all_cnn_{row}": "Springenberg et al. 2014, tables 1 and 2" for row in "abc"},
-    "googlenet": "Szegedy et al. 2014, table 1",
-    "googlenet_torchvision": "Szegedy et al. 2014, as torchvision has it",
-    "bn_inception": "Ioffe and Szegedy 2015, figure 5",
-    "inception_v3": "Szegedy et al. 2015, as torchvision has it",
-    **{f"densenet{depth}": "Huang et al. 2016, table 1" for depth in (121, 161, 169, 201)},
-    "densenet_bc100": "Huang et al. 2016, table 2",
-    "mobilenet_v2": "Sandler et al. 2018, table 2",
-    "efficientnet_b0": "Tan and Le 2019, table 1",
-    **{f"convnext_{size}": "Liu et al. 2022, section 3" for size in ("tiny", "small", "base")},
-    **{f"speednet{kind}": "Jordan 2024, CIFAR-10 speed records" for kind in ("94", "94_muon", "95", "96")},
-    "pattern": "any network of the lectures' pattern: --model-args pattern=…",
-    "conv_autoencoder": "Masci et al. 2011, stacked convolutional auto-encoders; no classes",
-}
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of models that match a shell pattern.
+
+    >>> list_models("resnet?4")
+    ['resnet44', 'resnet34']
+    """
+    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def build(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    args: Sequence[str] = (),
+) -> nn.Module:
+    """Makes a model.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: K, at least 1; default: the published number.
+        dtype: of the computation; parameters and logits are float32 in any case.
+        axis_name: `pmap` axis over which batch normalisation takes its statistics; ignored by models without.
+        args: the model's other fields, each "key=value", such as "shortcut=B"; parts of a tuple are separated by "/".
+
+    Raises:
+        UserError: an unknown name or argument, or a value of the wrong type or out of range.
+
+    >>> build("lenet5", 10, args=["activation=tanh"]).activation
+    'tanh'
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    factory = MODELS[name]
+    fields = _fields(factory)
+    if num_classes is not None:
+        _check_classes(name, num_classes, fields)
+    values = parse_arguments(name, factory, args, hidden=_HIDDEN)
+    for key, value in values.items():
+        _check_range(name, key, value, fields[key].default)
+    if num_classes is not None:
+        values["num_classes"] = num_classes
+    if "axis_name" in fields:
+        values["axis_name"] = axis_name
+    return factory(dtype=dtype, **values)
+
+
+def _fields(factory: Callable[..., nn.Module]) -> Mapping[str, inspect.Parameter]:
+    """What a factory takes, by name."""
+    return inspect.signature(factory).parameters
+
+
+def _check_classes(name: str, num_classes: int, fields: Mapping[str, Any]) -> None:
+    if "num_classes" not in fields:
+        raise UserError(f"{name} has no classes: it is no classifier; use another model, or another task")
+    if num_classes < 1:
+        raise UserError(f"{num_classes} classes for {name}: set 1 or more")
+
+
+def _check_range(model: str, key: str, value: Any, default: Any) -> None:
+    """Refuses sizes and counts below 1 (or 0, where that is the default), and shares to drop that are not in [0, 1)."""
+    parts = value if isinstance(value, tuple) else (value,)
+    given = "/".join(map(str, parts))
+    for part in parts:
+        if type(part) is int and part < (0 if default == 0 else 1):
+            raise UserError(f"given {key}={given} for {model}; expected whole numbers of at least 1; correct it")
+        if ("dropout" in key or key == "drop_path") and type(part) is float and not 0 <= part < 1:
+            raise UserError(f"given {key}={given} for {model}; expected a share in [0, 1); correct it")
+
+
+def default_input_shape(name: str) -> tuple[int, int, int]:
+    """(H, W, C) of the images the model was published with.
+
+    >>> default_input_shape("resnet50")
+    (224, 224, 3)
+    """
+    return build(name).input_shape
+
+
+def model_name(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Returns a name and the fields with which `create_model` makes an equal network, or None if there is none.
+
+    Of the names of the network's class it is the one that needs the fewest fields. None for a network of a pattern,
+    which does not keep the pattern's text.
+
+    >>> model_name(create_model("resnet56", 10, shortcut="B"))
+    ('resnet56', {'shortcut': 'B'})
+    """
+    candidates = []
+    for name, make in MODELS.items():
+        if (make.func if isinstance(make, partial) else make) is type(model):
+            candidates.append((name, _differences(make(), model)))
+    if not candidates:
+        return None
+    name, fields = min(candidates, key=lambda candidate: len(candidate[1]))
+    try:
+        return (name, fields) if create_model(name, **fields) == model else None
+    except UserError:  # a value that the catalogue does not allow
+        return None
+
+
+def _differences(usual: nn.Module, model: nn.Module) -> dict[str, Any]:
+    """The fields of `model`, by name, that are not those of `usual`."""
+    names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
+    return {name: getattr(model, name) for name in names if getattr(model, name) != getattr(usual, name)}
 
 
 def read_table() -> list[dict[str, str]]:

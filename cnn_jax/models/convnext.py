@@ -13,9 +13,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, DropPath, GlobalAvgPool, Initializer, activation, images, initializer, tap
+from cnn_jax.layers import Conv, DropPath, GlobalAvgPool, Initializer, activation, images, tap
+from cnn_jax.models.base import Classifier, Entry
+
+_normal = nn.initializers.normal(0.02)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -65,21 +67,17 @@ class ConvNeXtBlock(nn.Module):
         return x_BxHxWxC + DropPath(self.drop_path, name="drop_path")(y, deterministic=not self.train)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Classifier):
     """Stem of 4×4 patches, stages of blocks with down-sampling between them, mean over the maps, norm, classifier.
 
     Attributes:
-        num_classes: K.
         blocks: of each stage.
         widths: maps of each stage.
         layer_scale: start of the factors of the residuals.
         activation: one a block, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         drop_path: share of examples that skip the last block in training; it grows linearly from 0 in the first.
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
         input_shape: (H, W, C) of the paper; any other from 32×32 works.
-        dtype: of the computation (means and variances are float32 in any case).
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
@@ -87,19 +85,15 @@ class ConvNeXt(nn.Module):
     widths: tuple[int, ...] = (96, 192, 384, 768)
     layer_scale: float = 1e-6
     activation: str = "gelu"
-    kernel_init: str = "published"
     drop_path: float = 0.1
     remat: bool = False
     input_shape: tuple[int, int, int] = (224, 224, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = initializer(self.kernel_init, nn.initializers.normal(0.02))
-        conv = partial(Conv, padding="VALID", kernel_init=init, **types)
+        types, init = self.types, self.kernel_start(_normal)
+        conv = self.conv(_normal, padding="VALID")
         make_block: Any = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
         before, last = 0, max(1, sum(self.blocks) - 1)
         x = conv(self.widths[0], (4, 4), (4, 4), name="stem_conv")(images(x_BxHxWxC, self.dtype))
@@ -114,9 +108,15 @@ class ConvNeXt(nn.Module):
                 block = make_block(self.layer_scale, self.activation, init, rate, train, name=name, **types)
                 x, before = tap(self, name, block(x)), before + 1
         x = LayerNorm(name="norm", **types)(tap(self, "pool", GlobalAvgPool(name="pool")(x)))
-        return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
+        return self.head(x, _normal)
 
 
 convnext_tiny = ConvNeXt
 convnext_small = partial(ConvNeXt, blocks=(3, 3, 27, 3), drop_path=0.4)
 convnext_base = partial(ConvNeXt, blocks=(3, 3, 27, 3), widths=(128, 256, 512, 1024), drop_path=0.5)
+
+MODELS = {
+    "convnext_tiny": Entry(convnext_tiny, "Liu et al. 2022, section 3"),
+    "convnext_small": Entry(convnext_small, "Liu et al. 2022, section 3"),
+    "convnext_base": Entry(convnext_base, "Liu et al. 2022, section 3"),
+}

@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
+from cnn_jax.layers import AvgPool, GlobalAvgPool, MaxPool, activation, images, tap
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _within_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -80,23 +81,17 @@ class Transition(nn.Module):
         return AvgPool(name="pool")(x)
 
 
-class DenseNet(nn.Module):
+class DenseNet(NormalizedClassifier):
     """Stem of 2k filters, dense blocks with transitions between them, norm, mean over the maps, classifier.
 
     Attributes:
-        num_classes: K.
         blocks: layers of each dense block.
         growth: k, new maps of a layer.
         imagenet_stem: 7×7 stride 2, norm, relu and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         dropout: share of activations dropped after each convolution but the first; 0.2 in the paper, which has it where
             it does not augment.
         activation: after each norm, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each layer anew in the backward pass instead of keeping it, see `DenseLayer`.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
-        input_shape: (H, W, C) of the paper; any other that fits works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
@@ -104,22 +99,14 @@ class DenseNet(nn.Module):
     growth: int = 32
     imagenet_stem: bool = True
     dropout: float = 0.0
-    activation: str = "relu"
-    kernel_init: str = "published"
     remat: bool = False
-    axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates "batch_stats", and draws from "dropout" if there is any."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(Conv, use_bias=False, kernel_init=initializer(self.kernel_init, _he_normal), **types)
-        norm = partial(
-            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, **types
-        )
+        conv = self.conv(_he_normal, use_bias=False)
+        norm = self.norm(train)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         layer = nn.remat(DenseLayer) if self.remat else DenseLayer
         activate = activation(self.activation)
@@ -142,8 +129,7 @@ class DenseNet(nn.Module):
                 x = tap(self, f"transition{b}", transition(x))
         x = activate(norm(name="last_bn")(x))
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
-        init = initializer(self.kernel_init, _within_fan_in)
-        return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
+        return self.head(x, _within_fan_in)
 
 
 densenet121 = DenseNet
@@ -153,3 +139,11 @@ densenet201 = partial(DenseNet, blocks=(6, 12, 48, 32))
 densenet_bc100 = partial(
     DenseNet, num_classes=10, blocks=(16, 16, 16), growth=12, imagenet_stem=False, input_shape=(32, 32, 3)
 )
+
+MODELS = {
+    "densenet121": Entry(densenet121, "Huang et al. 2016, table 1"),
+    "densenet161": Entry(densenet161, "Huang et al. 2016, table 1"),
+    "densenet169": Entry(densenet169, "Huang et al. 2016, table 1"),
+    "densenet201": Entry(densenet201, "Huang et al. 2016, table 1"),
+    "densenet_bc100": Entry(densenet_bc100, "Huang et al. 2016, table 2"),
+}

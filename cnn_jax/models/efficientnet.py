@@ -13,6 +13,7 @@ from functools import partial
 
 import flax.linen as nn
 
+from cnn_jax.models.base import Entry
 from cnn_jax.models.mobilenet import InvertedResidualNet, Stage
 
 # Paper, table 1.
@@ -34,3 +35,7 @@ efficientnet_b0 = partial(
     drop_path=0.2,
     output_init=nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
 )
+
+MODELS = {
+    "efficientnet_b0": Entry(efficientnet_b0, "Tan and Le 2019, table 1"),
+}

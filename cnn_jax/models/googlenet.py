@@ -25,8 +25,6 @@ import jax.numpy as jnp
 
 from cnn_jax.layers import (
     AvgPool,
-    BatchNorm,
-    Conv,
     GlobalAvgPool,
     LocalResponseNorm,
     MaxPool,
@@ -38,6 +36,7 @@ from cnn_jax.layers import (
     tap,
 )
 from cnn_jax.layers.pooling import adaptive_avg_pool
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 # Paper, table 1: filters #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
 TABLE = {
@@ -183,45 +182,31 @@ def _branches(widths: tuple[int, ...], largest: int) -> tuple[Branch, ...]:
     )
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(NormalizedClassifier):
     """Stem, nine inception blocks, mean over the maps, dropout, classifier; two side heads in training.
 
     Attributes:
-        num_classes: K.
         form: "paper" or "torchvision", see above.
         aux_heads: whether to have the side heads. The paper's take images from 79×79.
-        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other that fits works, but in the paper's form the size of the images
             decides the number of parameters of the heads.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
     form: Literal["paper", "torchvision"] = "paper"
     aux_heads: bool = True
-    activation: str = "relu"
-    kernel_init: str = "published"
     remat: bool = False
-    axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side heads."""
         paper = self.form == "paper"
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        kernel_init = initializer(self.kernel_init, initializer("lecun_uniform" if paper else "normal_0.01"))
-        dense = partial(nn.Dense, kernel_init=kernel_init, **types)
-        conv = partial(Conv, kernel_init=kernel_init, bias_init=nn.initializers.constant(0.2), **types)
-        norm = partial(
-            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
-        )
+        published = initializer("lecun_uniform" if paper else "normal_0.01")
+        dense = self.fully_connected(published)
+        conv = self.conv(published, bias_init=nn.initializers.constant(0.2))
+        norm = self.norm(train, epsilon=1e-3)
         unit = partial(ConvUnit, conv=conv, norm=None if paper else norm, activation=self.activation)
         block = nn.remat(Inception) if self.remat else Inception
         heads = {"inception4a": "aux1", "inception4d": "aux2"} if self.aux_heads else {}
@@ -245,7 +230,7 @@ class GoogLeNet(nn.Module):
                 x = self._halve(x, stage, size=3 if paper or stage < 4 else 2)
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(0.4 if paper else 0.2, deterministic=not train, name="drop")(x)
-        return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+        return self.head(x, published)
 
     def _halve(self, x: jax.Array, number: int, size: int = 3) -> jax.Array:
         name = f"pool{number}"
@@ -254,3 +239,8 @@ class GoogLeNet(nn.Module):
 
 googlenet = GoogLeNet
 googlenet_torchvision = partial(GoogLeNet, form="torchvision")
+
+MODELS = {
+    "googlenet": Entry(googlenet, "Szegedy et al. 2014, table 1"),
+    "googlenet_torchvision": Entry(googlenet_torchvision, "Szegedy et al. 2014, as torchvision has it"),
+}

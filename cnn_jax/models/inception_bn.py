@@ -16,9 +16,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, images, initializer, tap
+from cnn_jax.layers import AvgPool, GlobalAvgPool, MaxPool, images, initializer, tap
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
 # Figure 5: filters #1×1, #3×3 reduce, #3×3, double #3×3 reduce, double #3×3, pool proj. 3c and 4e have stride 2.
@@ -53,44 +53,30 @@ def _branches(widths: tuple[int, ...], pool: Any) -> tuple[Branch, ...]:
     return (Branch("branch1x1", first), *inner, Branch("branch_pool", last, pool=pool))
 
 
-class BNInception(nn.Module):
+class BNInception(NormalizedClassifier):
     """Stem, ten inception blocks with batch normalisation after every convolution, mean over the maps, classifier.
 
     No dropout and no local response normalisation: §4.2.1 removes what batch normalisation makes needless.
 
     Attributes:
-        num_classes: K.
         separable_stem: begin as the paper, with eight 7×7 filters on each channel alone, then 1×1; or with plain 7×7.
         projection_4cd: filters after the poolings of 4c and 4d; 96 gives the sizes of the figure, see above.
         activation: after each normalisation, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
     separable_stem: bool = True
     projection_4cd: int = 128
-    activation: str = "relu"
-    kernel_init: str = "published"
     remat: bool = False
-    axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = partial(initializer, self.kernel_init)
-        conv = partial(Conv, kernel_init=init(initializer("he_normal")), **types)
-        norm = partial(
-            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
-        )
+        conv = self.conv(initializer("he_normal"))
+        norm = self.norm(train, epsilon=1e-3)
         unit = partial(ConvUnit, conv=conv, norm=norm, activation=self.activation)
         block = nn.remat(Inception) if self.remat else Inception
 
@@ -119,8 +105,11 @@ class BNInception(nn.Module):
             branches = _branches(widths, _maximum if row == "5b" else _average)
             x = tap(self, f"inception{row}", block(branches, unit, name=f"inception{row}")(x))
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
-        head = nn.Dense(self.num_classes, kernel_init=init(initializer("lecun_normal")), name="output", **types)
-        return head(x).astype(jnp.float32)
+        return self.head(x, initializer("lecun_normal"))
 
 
 bn_inception = BNInception
+
+MODELS = {
+    "bn_inception": Entry(bn_inception, "Ioffe and Szegedy 2015, figure 5"),
+}

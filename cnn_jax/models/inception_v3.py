@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import AvgPool, BatchNorm, Conv, GlobalAvgPool, MaxPool, auxiliary, images, initializer, tap
+from cnn_jax.layers import AvgPool, GlobalAvgPool, MaxPool, auxiliary, images, initializer, tap
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
 AUX_WEIGHT = 0.4
@@ -127,41 +128,26 @@ class AuxiliaryHead(nn.Module):
         return head(x).astype(jnp.float32)
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(NormalizedClassifier):
     """Stem, eleven inception blocks, mean over the maps, dropout, classifier; a side head in training.
 
     Attributes:
-        num_classes: K.
         aux_heads: whether to have the side head. It takes images from 299×299, the network alone from 75×75.
         activation: after each normalisation, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
-        input_shape: (H, W, C) of the paper; any other that fits works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
     aux_heads: bool = True
-    activation: str = "relu"
-    kernel_init: str = "published"
     remat: bool = False
-    axis_name: str | None = None
     input_shape: tuple[int, int, int] = (299, 299, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side head."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = initializer(self.kernel_init, nn.initializers.normal(0.1))
-        dense = partial(nn.Dense, **types)
-        conv = partial(Conv, kernel_init=init, **types)
-        norm = partial(
-            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-3, axis_name=self.axis_name, **types
-        )
+        published = nn.initializers.normal(0.1)
+        conv, dense = self.conv(published), partial(nn.Dense, **self.types)
+        norm = self.norm(train, epsilon=1e-3)
         unit = partial(ConvUnit, conv=conv, norm=norm, activation=self.activation)
         block = nn.remat(Inception) if self.remat else Inception
 
@@ -180,7 +166,11 @@ class InceptionV3(nn.Module):
                 auxiliary(self, "aux", head(x), AUX_WEIGHT)
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(0.5, deterministic=not train, name="drop")(x)
-        return dense(self.num_classes, kernel_init=init, name="output")(x).astype(jnp.float32)
+        return self.head(x, published)
 
 
 inception_v3 = InceptionV3
+
+MODELS = {
+    "inception_v3": Entry(inception_v3, "Szegedy et al. 2015, as torchvision has it"),
+}

@@ -14,7 +14,6 @@ Where ours differs:
   the constant `j` in it.
 """
 
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -23,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax import ops
-from cnn_jax.layers import POOLS, AvgPool, Conv, activation, check_fits, flatten, images, initializer, tap
+from cnn_jax.layers import POOLS, AvgPool, activation, check_fits, flatten, images, initializer, tap
+from cnn_jax.models.base import Classifier, Entry
 
 # Paper, table I: the maps of S2 that each of the sixteen maps of C3 sees.
 C3_TABLE = (
@@ -38,45 +38,32 @@ def _first_padding(x_BxHxWxC: jax.Array) -> int:
     return 2 if min(x_BxHxWxC.shape[1:3]) < 32 else 0
 
 
-class LeNet5(nn.Module):
+class LeNet5(Classifier):
     """LeNet-5 in its modern form.
 
     Attributes:
-        num_classes: K.
-        activation: a name of `layers.ACTIVATIONS`.
         pool: "max" or "average", 2×2.
-        kernel_init: a name of `layers.INITIALIZERS`.
         input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
-    activation: str = "relu"
     pool: Literal["max", "average"] = "max"
     kernel_init: str = "lecun_normal"
     input_shape: tuple[int, int, int] = (28, 28, 1)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32."""
         del train  # nothing behaves differently in training
-        types: Any = {
-            "kernel_init": initializer(self.kernel_init),
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
+        conv, dense = self.conv(), self.fully_connected()
         activate, pool = activation(self.activation), POOLS[self.pool]
         x = images(x_BxHxWxC, self.dtype)
-        x = tap(self, "conv1", activate(Conv(6, (5, 5), padding=_first_padding(x), name="conv1", **types)(x)))
+        x = tap(self, "conv1", activate(conv(6, (5, 5), padding=_first_padding(x), name="conv1")(x)))
         x = tap(self, "pool1", pool(name="pool1")(x))
-        x = tap(self, "conv2", activate(Conv(16, (5, 5), padding="VALID", name="conv2", **types)(x)))
+        x = tap(self, "conv2", activate(conv(16, (5, 5), padding="VALID", name="conv2")(x)))
         x = tap(self, "pool2", pool(name="pool2")(x))
-        x = tap(self, "fc1", activate(nn.Dense(120, name="fc1", **types)(flatten(x))))
-        x = tap(self, "fc2", activate(nn.Dense(84, name="fc2", **types)(x)))
-        return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
+        x = tap(self, "fc1", activate(dense(120, name="fc1")(flatten(x))))
+        x = tap(self, "fc2", activate(dense(84, name="fc2")(x)))
+        return self.head(x)
 
 
 class SubSampling(nn.Module):
@@ -151,34 +138,25 @@ def prototypes(num_classes: int, size: int = 84) -> np.ndarray:
     return np.where(np.random.RandomState(1998).random_sample((num_classes, size)) < 0.5, -1.0, 1.0).astype(np.float32)
 
 
-class LeNet5Of1998(nn.Module):
+class LeNet5Of1998(Classifier):
     """LeNet-5 as published, with an activation after every layer up to F6.
 
     Attributes:
-        num_classes: K.
-        activation: a name of `layers.ACTIVATIONS`.
         kernel_init: of every layer with a kernel, a name of `layers.INITIALIZERS`; or "published", see above.
         input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     activation: str = "scaled_tanh"
-    kernel_init: str = "published"
     input_shape: tuple[int, int, int] = (32, 32, 1)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32, at most 0."""
         del train  # nothing behaves differently in training
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init, activate = initializer(self.kernel_init, initializer("lecun_uniform")), activation(self.activation)
-        dense = partial(nn.Dense, kernel_init=init, **types)
+        published, types = initializer("lecun_uniform"), self.types
+        conv, dense, activate = self.conv(published), self.fully_connected(published), activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)
-        c1 = Conv(6, (5, 5), padding=_first_padding(x), kernel_init=init, name="c1", **types)
+        c1 = conv(6, (5, 5), padding=_first_padding(x), name="c1")
         x = tap(self, "c1", activate(c1(x)))
         x = tap(self, "s2", activate(SubSampling(name="s2", **types)(x)))
         x = tap(self, "c3", activate(PartialConv(self.kernel_init, name="c3", **types)(x)))
@@ -191,3 +169,8 @@ class LeNet5Of1998(nn.Module):
 
 lenet5 = LeNet5
 lenet5_1998 = LeNet5Of1998
+
+MODELS = {
+    "lenet5": Entry(lenet5, "LeCun et al. 1998, in today's form"),
+    "lenet5_1998": Entry(lenet5_1998, "LeCun et al. 1998"),
+}

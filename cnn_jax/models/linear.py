@@ -6,48 +6,36 @@ The 500-500 sigmoid network is the lectures' first one in Keras: 785Â·500 + 501Â
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from cnn_jax.layers import activation, flatten, images, initializer, tap
+from cnn_jax.layers import activation, flatten, images, tap
+from cnn_jax.models.base import Classifier, Entry
 
 
-class Mlp(nn.Module):
+class Mlp(Classifier):
     """Dense layers on the flattened image.
 
     Attributes:
-        num_classes: K.
         hidden: units of each hidden layer; none of them makes it softmax regression.
         activation: a name of `layers.ACTIVATIONS`, after each hidden layer.
-        kernel_init: a name of `layers.INITIALIZERS`.
         input_shape: (H, W, C) it was published with; any other works.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     hidden: tuple[int, ...] = (500, 500)
-    activation: str = "relu"
     kernel_init: str = "glorot_uniform"
     input_shape: tuple[int, int, int] = (28, 28, 1)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32."""
         del train  # nothing behaves differently in training
-        dense = partial(
-            nn.Dense, kernel_init=initializer(self.kernel_init), dtype=self.dtype, param_dtype=self.param_dtype
-        )
-        activate = activation(self.activation)
+        dense, activate = self.fully_connected(), activation(self.activation)
         x = flatten(images(x_BxHxWxC, self.dtype))
         for i, units in enumerate(self.hidden, start=1):
             x = tap(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
-        return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+        return self.head(x)
 
 
 mlp = Mlp
@@ -55,3 +43,9 @@ mlp = Mlp
 softmax_regression = partial(Mlp, hidden=(), kernel_init="zeros")
 # Keras 1's Dense was glorot_uniform too.
 mlp_500_500 = partial(Mlp, hidden=(500, 500), activation="sigmoid")
+
+MODELS = {
+    "softmax_regression": Entry(softmax_regression, "TensorFlow tutorial, MNIST for beginners"),
+    "mlp": Entry(mlp, "any dense network: --model-args hidden=500/500"),
+    "mlp_500_500": Entry(mlp_500_500, "Keras lectures"),
+}

@@ -11,15 +11,12 @@ fan-out, not truncated; the classifier normal(0, 0.01).
 """
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnn_jax.layers import (
-    BatchNorm,
     DropPath,
     GlobalAvgPool,
     Initializer,
@@ -29,6 +26,7 @@ from cnn_jax.layers import (
     initializer,
     tap,
 )
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.resnet import centered_conv
 
 
@@ -114,11 +112,10 @@ class InvertedResidual(nn.Module):
         return x_BxHxWxC + DropPath(self.drop_path, name="drop_path")(y, deterministic=not self.train)
 
 
-class InvertedResidualNet(nn.Module):
+class InvertedResidualNet(NormalizedClassifier):
     """Stem with stride 2, stages of inverted residuals, 1×1 convolution, mean over the maps, dropout, classifier.
 
     Attributes:
-        num_classes: K.
         stages: the seven of MobileNet-v2, or others.
         stem_features: filters of the first convolution.
         head_features: filters of the last convolution; not made fewer by a `width` below 1.
@@ -129,14 +126,10 @@ class InvertedResidualNet(nn.Module):
         dropout: share of the features dropped before the classifier, in training.
         drop_path: share of the examples that skip a block in training; it grows linearly from 0 in the first block to
             this in the one after the last.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         output_init: the published initialiser of the classifier.
         bn_epsilon: added to the variances of batch normalisation.
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the paper; any other works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
@@ -149,30 +142,19 @@ class InvertedResidualNet(nn.Module):
     squeeze: bool = False
     dropout: float = 0.2
     drop_path: float = 0.0
-    kernel_init: str = "published"
     output_init: Initializer = nn.initializers.normal(0.01)
     bn_epsilon: float = 1e-5
     remat: bool = False
-    axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates "batch_stats" and draws from the rng stream "dropout"."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         act = activation(self.activation)
-        init = initializer(self.kernel_init, initializer("he_normal_fan_out"))
-        conv = partial(centered_conv, kernel_init=init, **types)
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=self.bn_epsilon,
-            axis_name=self.axis_name,
-            **types,
-        )
+        published = initializer("he_normal_fan_out")
+        conv = self.conv(published, centered_conv)
+        squeeze = self.conv(published, SqueezeExcite)
+        norm = self.norm(train, epsilon=self.bn_epsilon)
         make_block: Any = nn.remat(InvertedResidual) if self.remat else InvertedResidual
         counts = [math.ceil(self.depth * stage.blocks) for stage in self.stages]
         before = 0
@@ -191,7 +173,7 @@ class InvertedResidualNet(nn.Module):
                     train=train,
                     conv=conv,
                     norm=norm,
-                    squeeze=partial(SqueezeExcite, kernel_init=init, **types),
+                    squeeze=squeeze,
                     name=f"stage{s}_block{b}",
                 )
                 x, before = tap(self, f"stage{s}_block{b}", block(x)), before + 1
@@ -199,9 +181,11 @@ class InvertedResidualNet(nn.Module):
         x = tap(self, "head", act(norm(name="head_bn")(x)))
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
         x = nn.Dropout(self.dropout, deterministic=not train, name="drop")(x)
-        output_init = initializer(self.kernel_init, self.output_init)
-        output = nn.Dense(self.num_classes, kernel_init=output_init, name="output", **types)
-        return output(x).astype(jnp.float32)
+        return self.head(x, self.output_init)
 
 
 mobilenet_v2 = InvertedResidualNet
+
+MODELS = {
+    "mobilenet_v2": Entry(mobilenet_v2, "Sandler et al. 2018, table 2"),
+}

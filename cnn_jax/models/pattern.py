@@ -12,14 +12,14 @@ VGG-16 (Simonyan and Zisserman 2014, table 1, D; 138,357,544 parameters at 224×
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.layers import POOLS, BatchNorm, Conv, GlobalAvgPool, activation, flatten, images, initializer, tap
+from cnn_jax.layers import POOLS, GlobalAvgPool, activation, flatten, images, tap
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.pattern_parser import (
     Convolution,
     Dense,
@@ -34,44 +34,32 @@ from cnn_jax.models.pattern_parser import (
 EXAMPLE = "[[conv3-64]*2 pool]*3 [fc512]*1 fc10"
 
 
-class PatternNet(nn.Module):
+class PatternNet(NormalizedClassifier):
     """The layers of a pattern, one after the other; `from_pattern` makes it.
 
     Attributes:
         layers: as from `parse`.
         num_classes: K; it replaces the number in the classifier.
         activation: a name of `layers.ACTIVATIONS`, after each hidden convolution and dense layer.
-        kernel_init: a name of `layers.INITIALIZERS`.
-        axis_name: name of the `pmap` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the usual images, for tables and hints; any other that fits works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
-    layers: tuple[Layer, ...]
-    num_classes: int
-    activation: str = "relu"
+    layers: tuple[Layer, ...] = ()
     kernel_init: str = "he_normal"
-    axis_name: str | None = None
     input_shape: tuple[int, int, int] | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout" if the pattern has a drop."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init, activate = initializer(self.kernel_init), activation(self.activation)
-        norm = partial(
-            BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, **types
-        )
+        conv, dense, activate = self.conv(), self.fully_connected(), activation(self.activation)
+        norm = self.norm(train)
         x = images(x_BxHxWxC, self.dtype)
         for i, (name, layer, normalized, activated) in enumerate(_plan(self.layers), start=1):
-            weights: Any = {"use_bias": not normalized, "kernel_init": init, "name": name, **types}
+            weights: Any = {"use_bias": not normalized, "name": name}
             match layer:
                 case Convolution(size, filters, stride, padding):
                     filters = self.num_classes if name == "output" else filters
-                    x = Conv(filters, (size, size), (stride, stride), padding=padding, **weights)(x)
+                    x = conv(filters, (size, size), (stride, stride), padding=padding, **weights)(x)
                 case Pooling(operation, size, stride):
                     x = POOLS[operation]((size, size), (stride, stride), name=name)(x)
                 case GlobalAverage():
@@ -82,7 +70,7 @@ class PatternNet(nn.Module):
                     x = norm(name=name)(x)
                 case Dense(units):
                     units = self.num_classes if name == "output" else units
-                    x = nn.Dense(units, **weights)(flatten(x))
+                    x = dense(units, **weights)(flatten(x))
             x = activate(x) if activated else x
             if i < len(self.layers) and not isinstance(layer, Dropout):
                 tap(self, name, x)
@@ -154,3 +142,8 @@ def _classes(layers: Sequence[Layer]) -> int:
         case (Convolution(filters=filters), GlobalAverage()):
             return filters
     raise TypeError("not the layers of a pattern")
+
+
+MODELS = {
+    "pattern": Entry(from_pattern, "any network of the lectures' pattern: --model-args pattern=…"),
+}

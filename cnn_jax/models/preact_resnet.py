@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, GlobalAvgPool, MaxPool, activation, images, initializer, tap
+from cnn_jax.layers import GlobalAvgPool, MaxPool, activation, images, initializer, tap
+from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.resnet import centered_conv, subsample_and_pad
 
 _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
@@ -81,11 +81,10 @@ class PreActBlock(nn.Module):
         return shortcut + y
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(NormalizedClassifier):
     """Stem, stages of pre-activation blocks, norm, activation, mean over the maps, classifier.
 
     Attributes:
-        num_classes: K.
         blocks: residual blocks of each stage; each stage after the first halves the maps and doubles the filters.
         width: filters of the stem.
         widen: filters of the first stage, in widths (k of a wide network).
@@ -97,13 +96,8 @@ class PreActResNet(nn.Module):
         kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published": convolutions He-normal, from the
             fan-out or, in wide networks, the fan-in, the classifier uniform within ±1/sqrt(fan-in).
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
-        input_shape: (H, W, C) of the paper; any other that fits works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     blocks: tuple[int, ...] = (18, 18, 18)
     width: int = 16
     widen: int = 1
@@ -111,13 +105,7 @@ class PreActResNet(nn.Module):
     shortcut: Literal["A", "B"] = "B"
     dropout: float = 0.0
     imagenet_stem: bool = False
-    activation: str = "relu"
-    kernel_init: str = "published"
     remat: bool = False
-    axis_name: str | None = None
-    input_shape: tuple[int, int, int] = (32, 32, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
@@ -126,17 +114,9 @@ class PreActResNet(nn.Module):
             raise UserError(
                 "given shortcut=A with bottleneck or widened blocks; expected B, as in the papers; give shortcut=B"
             )
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         he_normal = initializer("he_normal" if self.widen > 1 else "he_normal_fan_out")
-        conv = partial(centered_conv, kernel_init=initializer(self.kernel_init, he_normal), **types)
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            axis_name=self.axis_name,
-            **types,
-        )
+        conv = self.conv(he_normal, centered_conv)
+        norm = self.norm(train)
         make_block: Any = nn.remat(PreActBlock) if self.remat else PreActBlock
         x = images(x_BxHxWxC, self.dtype)
         x = conv(self.width, 7, 2, name="conv1")(x) if self.imagenet_stem else conv(self.width, 3, name="conv1")(x)
@@ -162,8 +142,7 @@ class PreActResNet(nn.Module):
                 x = tap(self, name, block(x))
         x = activation(self.activation)(norm(name="bn")(x))
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
-        init = initializer(self.kernel_init, _uniform_fan_in)
-        return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
+        return self.head(x, _uniform_fan_in)
 
 
 def _deep(depth: int) -> partial[PreActResNet]:
@@ -191,3 +170,14 @@ preact_resnet164, preact_resnet1001 = _deep(164), _deep(1001)
 preact_resnet18 = _imagenet((2, 2, 2, 2), bottleneck=False)
 preact_resnet50 = _imagenet((3, 4, 6, 3), bottleneck=True)
 wrn16_4, wrn28_10, wrn40_2 = _wide(16, 4), _wide(28, 10), _wide(40, 2)
+
+MODELS = {
+    "preact_resnet110": Entry(preact_resnet110, "He et al. 2016, Identity mappings"),
+    "preact_resnet164": Entry(preact_resnet164, "He et al. 2016, Identity mappings"),
+    "preact_resnet1001": Entry(preact_resnet1001, "He et al. 2016, Identity mappings"),
+    "preact_resnet18": Entry(preact_resnet18, "He et al. 2016, Identity mappings"),
+    "preact_resnet50": Entry(preact_resnet50, "He et al. 2016, Identity mappings"),
+    "wrn16_4": Entry(wrn16_4, "Zagoruyko and Komodakis 2016, table 4"),
+    "wrn28_10": Entry(wrn28_10, "Zagoruyko and Komodakis 2016, table 4"),
+    "wrn40_2": Entry(wrn40_2, "Zagoruyko and Komodakis 2016, table 4"),
+}

@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
+from cnn_jax.layers import Conv, GlobalAvgPool, MaxPool, activation, images, initializer, tap
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 
 def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> Conv:
@@ -105,11 +106,10 @@ class Block(nn.Module):
         return subsample_and_pad(x, features, self.stride)
 
 
-class ResNet(nn.Module):
+class ResNet(NormalizedClassifier):
     """Stem, stages of residual blocks, mean over the maps, classifier.
 
     Attributes:
-        num_classes: K.
         blocks: residual blocks of each stage; each stage after the first halves the maps and doubles the filters.
         width: filters of the first stage.
         bottleneck: kind of block.
@@ -118,16 +118,9 @@ class ResNet(nn.Module):
         base_width: maps of a group in the first stage, for a `width` of 64.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         zero_init_residual: start every block as the identity (Goyal et al. 2017, §5.1).
-        activation: a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
-        input_shape: (H, W, C) of the paper; any other that fits works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     blocks: tuple[int, ...] = (3, 3, 3)
     width: int = 16
     bottleneck: bool = False
@@ -136,28 +129,13 @@ class ResNet(nn.Module):
     base_width: int = 64
     imagenet_stem: bool = False
     zero_init_residual: bool = False
-    activation: str = "relu"
-    kernel_init: str = "published"
     remat: bool = False
-    axis_name: str | None = None
-    input_shape: tuple[int, int, int] = (32, 32, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = partial(initializer, self.kernel_init)
-        conv = partial(centered_conv, kernel_init=init(initializer("he_normal_fan_out")), **types)
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            axis_name=self.axis_name,
-            **types,
-        )
+        conv = self.conv(initializer("he_normal_fan_out"), centered_conv)
+        norm = self.norm(train)
         if self.shortcut == "A" and self.bottleneck:
             raise UserError("given shortcut=A with bottleneck blocks; expected B, as in the paper; give shortcut=B")
         if not self.bottleneck and (self.groups, self.base_width) != (1, 64):
@@ -194,8 +172,7 @@ class ResNet(nn.Module):
                 )
                 x = tap(self, name, block(x))
         x = tap(self, "pool", GlobalAvgPool(name="pool")(x))
-        head = nn.Dense(self.num_classes, kernel_init=init(initializer("lecun_normal")), name="output", **types)
-        return head(x).astype(jnp.float32)
+        return self.head(x, initializer("lecun_normal"))
 
 
 def _cifar(depth: int) -> partial[ResNet]:
@@ -227,3 +204,20 @@ resnext50_32x4d = _imagenet((3, 4, 6, 3), bottleneck=True, groups=32, base_width
 resnext101_32x8d = _imagenet((3, 4, 23, 3), bottleneck=True, groups=32, base_width=8)
 wide_resnet50_2 = _imagenet((3, 4, 6, 3), bottleneck=True, base_width=128)
 wide_resnet101_2 = _imagenet((3, 4, 23, 3), bottleneck=True, base_width=128)
+
+MODELS = {
+    "resnet20": Entry(resnet20, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet32": Entry(resnet32, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet44": Entry(resnet44, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet56": Entry(resnet56, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet110": Entry(resnet110, "He et al. 2015, Deep residual learning, table 6"),
+    "resnet18": Entry(resnet18, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet34": Entry(resnet34, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet50": Entry(resnet50, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet101": Entry(resnet101, "He et al. 2015, Deep residual learning, table 1"),
+    "resnet152": Entry(resnet152, "He et al. 2015, Deep residual learning, table 1"),
+    "resnext50_32x4d": Entry(resnext50_32x4d, "Xie et al. 2016, table 1"),
+    "resnext101_32x8d": Entry(resnext101_32x8d, "Xie et al. 2016, table 1"),
+    "wide_resnet50_2": Entry(wide_resnet50_2, "Zagoruyko and Komodakis 2016, as torchvision has it"),
+    "wide_resnet101_2": Entry(wide_resnet101_2, "Zagoruyko and Komodakis 2016, as torchvision has it"),
+}

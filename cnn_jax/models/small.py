@@ -12,13 +12,13 @@ Glorot-uniform weights and zero biases, the tutorial from normals of deviation 0
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, MaxPool, activation, flatten, images, initializer, tap
+from cnn_jax.layers import MaxPool, activation, flatten, images, tap
+from cnn_jax.models.base import Classifier, Entry
 
 
 class Filters(NamedTuple):
@@ -29,59 +29,48 @@ class Filters(NamedTuple):
     padding: str
 
 
-class SmallCnn(nn.Module):
+class SmallCnn(Classifier):
     """Blocks of convolutions, each block followed by 2×2 max pooling, then dense layers.
 
     Attributes:
-        num_classes: K.
         blocks: convolutions of each block.
         dense: units of each hidden dense layer.
         activation: a name of `layers.ACTIVATIONS`, after each convolution.
         dense_activation: the same, after each hidden dense layer.
-        kernel_init: a name of `layers.INITIALIZERS`.
         block_dropout: share of activations dropped after each pooling.
         dense_dropout: share of activations dropped after each hidden dense layer.
         input_shape: (H, W, C) it was published with; any other that fits works.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     blocks: tuple[tuple[Filters, ...], ...] = ()
     dense: tuple[int, ...] = ()
-    activation: str = "relu"
     dense_activation: str = "relu"
     kernel_init: str = "glorot_uniform"
     block_dropout: float = 0.0
     dense_dropout: float = 0.0
     input_shape: tuple[int, int, int] = (28, 28, 1)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout" where a share is positive."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init, number = initializer(self.kernel_init), 0
+        conv_layer, dense, number = self.conv(), self.fully_connected(), 0
         x = images(x_BxHxWxC, self.dtype)
         for b, block in enumerate(self.blocks, start=1):
             for filters in block:
                 number += 1
                 size = (filters.size, filters.size)
-                conv = Conv(
-                    filters.count, size, padding=filters.padding, kernel_init=init, name=f"conv{number}", **types
-                )
+                conv = conv_layer(filters.count, size, padding=filters.padding, name=f"conv{number}")
                 x = tap(self, f"conv{number}", activation(self.activation)(conv(x)))
             x = tap(self, f"pool{b}", MaxPool(name=f"pool{b}")(x))
             if self.block_dropout:
                 x = nn.Dropout(self.block_dropout, deterministic=not train, name=f"block_drop{b}")(x)
         x = flatten(x)
         for i, units in enumerate(self.dense, start=1):
-            x = activation(self.dense_activation)(nn.Dense(units, kernel_init=init, name=f"fc{i}", **types)(x))
+            x = activation(self.dense_activation)(dense(units, name=f"fc{i}")(x))
             tap(self, f"fc{i}", x)
             if self.dense_dropout:
                 x = nn.Dropout(self.dense_dropout, deterministic=not train, name=f"drop{i}")(x)
-        return nn.Dense(self.num_classes, kernel_init=init, name="output", **types)(x).astype(jnp.float32)
+        return self.head(x)
 
 
 mnist_cnn = partial(
@@ -109,3 +98,11 @@ kaggle_lenet = partial(
     dense_dropout=0.5,
 )
 xo_cnn = partial(SmallCnn, blocks=((Filters(8, 3, "SAME"),), (Filters(16, 3, "SAME"),)), num_classes=2)
+
+MODELS = {
+    "mnist_cnn": Entry(mnist_cnn, "TensorFlow tutorial, deep MNIST for experts"),
+    "tf_cnn": Entry(tf_cnn, "TensorFlow-Examples, convolutional_network"),
+    "keras_cifar_cnn": Entry(keras_cifar_cnn, "Keras example cifar10_cnn"),
+    "kaggle_lenet": Entry(kaggle_lenet, "kaggle.com/ftence/keras-cnn-inspired-by-lenet-5"),
+    "xo_cnn": Entry(xo_cnn, "this project"),
+}

@@ -37,8 +37,6 @@ from cnn_jax import ops
 from cnn_jax.errors import UserError
 from cnn_jax.layers import (
     ACTIVATIONS,
-    BatchNorm,
-    Conv,
     GlobalMaxPool,
     Initializer,
     MaxPool,
@@ -46,9 +44,9 @@ from cnn_jax.layers import (
     check_fits,
     dirac,
     images,
-    initializer,
     tap,
 )
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/sqrt(fan-in)
 _SIDE = 2  # of the whitening filters, in pixels
@@ -184,11 +182,10 @@ class Group(nn.Module):
         return x
 
 
-class SpeedNet(nn.Module):
+class SpeedNet(NormalizedClassifier):
     """Whitening, GELU, groups, maximum over the maps, linear classifier.
 
     Attributes:
-        num_classes: K.
         widths: filters of each group; each group halves the maps.
         depth: convolutions of each group.
         residual: see `Group`.
@@ -200,63 +197,43 @@ class SpeedNet(nn.Module):
         whitening_bias: the whitening's bias starts uniform within ± this.
         train_whitening_bias: whether that bias gets a gradient. The records freeze it after the first epochs, by
             `model.clone(train_whitening_bias=False)`: then no gradient is computed for the largest maps.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
         input_shape: (H, W, C) of the records; any other from 17×17 works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
-    num_classes: int = 10
     widths: tuple[int, ...] = (64, 256, 256)
     depth: int = 2
     residual: bool = False
     activation: str = "gelu"
-    kernel_init: str = "published"
     logit_scale: float = 1 / 9
     momentum: float = 0.6
     unit_output: bool = False
     whitening_bias: float = 0.0
     train_whitening_bias: bool = True
-    axis_name: str | None = None
-    input_shape: tuple[int, int, int] = (32, 32, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = partial(initializer, self.kernel_init)
-        conv = partial(
-            Conv,
-            kernel_size=(3, 3),
-            padding=((1, 1), (1, 1)),
-            use_bias=False,
-            kernel_init=init(partial_dirac),
-            **types,
-        )
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=self.momentum,
-            epsilon=1e-12,
-            use_scale=False,
-            axis_name=self.axis_name,
-            **types,
-        )
+        conv = self.conv(partial_dirac, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False)
+        norm = self.norm(train, momentum=self.momentum, epsilon=1e-12, use_scale=False)
         x = images(x_BxHxWxC, self.dtype)
-        x = Whitening(self.whitening_bias, self.train_whitening_bias, name="whiten", **types)(x)
+        x = Whitening(self.whitening_bias, self.train_whitening_bias, name="whiten", **self.types)(x)
         x = tap(self, "whiten", ACTIVATIONS["gelu"](x))
         for g, width in enumerate(self.widths, start=1):
             group = Group(width, self.depth, self.residual, self.activation, conv, norm, name=f"group{g}")
             x = tap(self, f"group{g}", group(x))
         x = tap(self, "pool", GlobalMaxPool(name="pool")(x))
-        output_init = init(_unit_deviation if self.unit_output else _uniform_fan_in)
-        output = nn.Dense(self.num_classes, use_bias=False, kernel_init=output_init, name="output", **types)
-        return self.logit_scale * output(x).astype(jnp.float32)
+        published = _unit_deviation if self.unit_output else _uniform_fan_in
+        return self.logit_scale * self.head(x, published, use_bias=False)
 
 
 speednet94 = SpeedNet
 speednet94_muon = partial(SpeedNet, logit_scale=1 / 256, unit_output=True, whitening_bias=1 / math.sqrt(12))
 speednet95 = partial(SpeedNet, widths=(128, 384, 384))
 speednet96 = partial(SpeedNet, widths=(128, 384, 512), depth=3, residual=True, momentum=0.9)
+
+MODELS = {
+    "speednet94": Entry(speednet94, "Jordan 2024, CIFAR-10 speed records"),
+    "speednet94_muon": Entry(speednet94_muon, "Jordan 2024, CIFAR-10 speed records"),
+    "speednet95": Entry(speednet95, "Jordan 2024, CIFAR-10 speed records"),
+    "speednet96": Entry(speednet96, "Jordan 2024, CIFAR-10 speed records"),
+}

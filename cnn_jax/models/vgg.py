@@ -22,35 +22,27 @@ Where ours differs:
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnn_jax.errors import UserError
-from cnn_jax.layers import BatchNorm, Conv, MaxPool, activation, flatten, images, initializer, tap
+from cnn_jax.layers import MaxPool, activation, flatten, images, initializer, tap
 from cnn_jax.layers.pooling import AdaptiveAvgPool
+from cnn_jax.models.base import Entry, NormalizedClassifier
 
 
-class VGG(nn.Module):
+class VGG(NormalizedClassifier):
     """Stages of 3×3 convolutions and pooling, then dense layers.
 
     Attributes:
-        num_classes: K.
         convolutions: of each stage.
         features: filters of each stage.
         batch_norm: normalize after each convolution.
         dense: units of fc6 and fc7.
         dropout: share of the activations of fc6 and fc7 dropped in training.
-        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published", see above.
         head_map: side of the map that fc6 sees; maps of another size are averaged to it. None: the map as it is.
         remat: keep only the output of each stage for the gradient, and compute the rest anew: less memory, more time.
-        axis_name: name of the `pmap` or `shard_map` axis over which batch normalisation takes its statistics.
-        input_shape: (H, W, C) of the paper; any other that fits works.
-        dtype: of the computation (batch statistics are float32 in any case).
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
@@ -59,14 +51,9 @@ class VGG(nn.Module):
     batch_norm: bool = False
     dense: tuple[int, int] = (4096, 4096)
     dropout: float = 0.5
-    activation: str = "relu"
-    kernel_init: str = "published"
     head_map: int | None = None
     remat: bool = False
-    axis_name: str | None = None
     input_shape: tuple[int, int, int] = (224, 224, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
@@ -87,25 +74,23 @@ class VGG(nn.Module):
         if self.head_map is not None:
             x = AdaptiveAvgPool(self.head_map, name="head_pool")(x)
         x = flatten(x)
-        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = partial(nn.Dense, kernel_init=initializer(self.kernel_init, initializer("normal_0.01")), **types)
-        activate = activation(self.activation)
+        published = initializer("normal_0.01")
+        dense, activate = self.fully_connected(published), activation(self.activation)
         for i, units in enumerate(self.dense, start=6):
             x = tap(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
-        return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+        return self.head(x, published)
 
 
 def _stage(model: VGG, x_BxHxWxC: jax.Array, *, number: int, train: bool) -> jax.Array:
     """Convolutions and pooling of one stage, as layers of `model`: (B, H, W, C) → (B, H/2, W/2, features)."""
-    x, types = x_BxHxWxC, {"dtype": model.dtype, "param_dtype": model.param_dtype}
-    init = initializer(model.kernel_init, initializer("he_normal_fan_out"))
+    x = x_BxHxWxC
+    conv, norm = model.conv(initializer("he_normal_fan_out")), model.norm(train)
     for i in range(1, model.convolutions[number - 1] + 1):
         name = f"{number}_{i}"
-        x = Conv(model.features[number - 1], (3, 3), padding=1, kernel_init=init, name=f"conv{name}", **types)(x)
+        x = conv(model.features[number - 1], (3, 3), padding=1, name=f"conv{name}")(x)
         if model.batch_norm:
-            norm = BatchNorm(not train, momentum=0.9, axis_name=model.axis_name, name=f"bn{name}", **types)
-            x = norm(x)
+            x = norm(name=f"bn{name}")(x)
         x = tap(model, f"conv{name}", activation(model.activation)(x))
     return tap(model, f"pool{number}", MaxPool(name=f"pool{number}")(x))
 
@@ -115,3 +100,14 @@ vgg13 = partial(VGG, convolutions=(2, 2, 2, 2, 2))
 vgg16 = partial(VGG, convolutions=(2, 2, 3, 3, 3))
 vgg19 = partial(VGG, convolutions=(2, 2, 4, 4, 4))
 vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (partial(net, batch_norm=True) for net in (vgg11, vgg13, vgg16, vgg19))
+
+MODELS = {
+    "vgg11": Entry(vgg11, "Simonyan and Zisserman 2014, table 1 A"),
+    "vgg13": Entry(vgg13, "Simonyan and Zisserman 2014, table 1 B"),
+    "vgg16": Entry(vgg16, "Simonyan and Zisserman 2014, table 1 D"),
+    "vgg19": Entry(vgg19, "Simonyan and Zisserman 2014, table 1 E"),
+    "vgg11_bn": Entry(vgg11_bn, "Simonyan and Zisserman 2014, table 1 A, with BN"),
+    "vgg13_bn": Entry(vgg13_bn, "Simonyan and Zisserman 2014, table 1 B, with BN"),
+    "vgg16_bn": Entry(vgg16_bn, "Simonyan and Zisserman 2014, table 1 D, with BN"),
+    "vgg19_bn": Entry(vgg19_bn, "Simonyan and Zisserman 2014, table 1 E, with BN"),
+}

@@ -16,63 +16,54 @@ Where ours differs:
 """
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from cnn_jax.layers import Conv, LocalResponseNorm, MaxPool, activation, flatten, images, initializer, tap
+from cnn_jax.layers import LocalResponseNorm, MaxPool, activation, flatten, images, tap
+from cnn_jax.models.base import Classifier, Entry
 
 
-class ZFNet(nn.Module):
+class ZFNet(Classifier):
     """Five convolutions, three of them pooled, and three dense layers.
 
     Attributes:
-        num_classes: K.
         features: filters of conv1 to conv5.
         dense: units of fc6 and fc7.
         dropout: share of the activations of fc6 and fc7 dropped in training.
-        activation: after each hidden layer, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`.
         input_shape: (H, W, C) of the paper; any other that fits works, and changes the width of fc6.
-        dtype: of the computation.
-        param_dtype: of the parameters.
     """
 
     num_classes: int = 1000
     features: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     dense: tuple[int, int] = (4096, 4096)
     dropout: float = 0.5
-    activation: str = "relu"
     kernel_init: str = "normal_0.01"
     input_shape: tuple[int, int, int] = (224, 224, 3)
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
-        types: Any = {
-            "kernel_init": initializer(self.kernel_init),
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
+        conv_layer, dense = self.conv(), self.fully_connected()
         activate = activation(self.activation)
         pool = partial(MaxPool, (3, 3), (2, 2), ceil_mode=True)
         sizes_strides_pads = ((7, 2, 1), (5, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1))
         x = images(x_BxHxWxC, self.dtype)
         for i, (features, (size, stride, pad)) in enumerate(zip(self.features, sizes_strides_pads, strict=True), 1):
-            conv = Conv(features, (size, size), (stride, stride), padding=pad, name=f"conv{i}", **types)
+            conv = conv_layer(features, (size, size), (stride, stride), padding=pad, name=f"conv{i}")
             x = tap(self, f"conv{i}", activate(conv(x)))
             if i <= 2:
                 x = tap(self, f"pool{i}", pool(name=f"pool{i}")(x))
                 x = tap(self, f"norm{i}", LocalResponseNorm(name=f"norm{i}")(x))
         x = flatten(tap(self, "pool5", pool(name="pool5")(x)))
         for i, units in enumerate(self.dense, start=6):
-            x = tap(self, f"fc{i}", activate(nn.Dense(units, name=f"fc{i}", **types)(x)))
+            x = tap(self, f"fc{i}", activate(dense(units, name=f"fc{i}")(x)))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop{i}")(x)
-        return nn.Dense(self.num_classes, name="output", **types)(x).astype(jnp.float32)
+        return self.head(x)
 
 
 zfnet = ZFNet
+
+MODELS = {
+    "zfnet": Entry(zfnet, "Zeiler and Fergus 2013, figure 3"),
+}

@@ -1,0 +1,94 @@
+"""What the classifiers share: fields, and layers that are set up by them. A family's file adds its architecture."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.layers import BatchNorm, Conv, Initializer, initializer
+
+
+class Entry(NamedTuple):
+    """A row of a family's table of models.
+
+    Attributes:
+        make: makes the network; its keyword arguments are the network's fields.
+        source: paper and table, or whose code.
+    """
+
+    make: Callable[..., nn.Module]
+    source: str
+
+
+class Classifier(nn.Module):
+    """Base of the image classifiers: __call__(x_BxHxWxC, *, train) returns logits (B, K), float32.
+
+    The methods return or apply ordinary Flax layers, which belong to the module that is being called.
+
+    Attributes:
+        num_classes: K.
+        activation: a name of `layers.ACTIVATIONS`, after each hidden layer unless the family says otherwise.
+        kernel_init: of every layer, a name of `layers.INITIALIZERS`; "published" is what the family's docstring says,
+            where it says anything.
+        input_shape: (H, W, C) of the paper; other sizes work if the maps stay large enough for the filters.
+        dtype: of the computation (statistics of normalisation are float32 in any case).
+        param_dtype: of the parameters.
+    """
+
+    num_classes: int = 10
+    activation: str = "relu"
+    kernel_init: str = "published"
+    input_shape: tuple[int, int, int] = (32, 32, 3)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Both types, as keyword arguments of a layer."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    @nn.nowrap
+    def kernel_start(self, published: Initializer | None = None) -> Initializer:
+        """The initialiser that `kernel_init` names. "published" is a name only if `published` is given."""
+        return initializer(self.kernel_init, published)
+
+    @nn.nowrap
+    def conv(self, published: Initializer | None = None, make: Callable[..., nn.Module] = Conv, **settings: Any) -> Any:
+        """Returns `make`, a convolution, with this network's types and initialiser."""
+        return partial(make, kernel_init=self.kernel_start(published), **self.types, **settings)
+
+    @nn.nowrap
+    def fully_connected(self, published: Initializer | None = None, **settings: Any) -> Any:
+        """Returns `nn.Dense` with this network's types and initialiser."""
+        return partial(nn.Dense, kernel_init=self.kernel_start(published), **self.types, **settings)
+
+    @nn.nowrap
+    def head(self, x: jax.Array, published: Initializer | None = None, **settings: Any) -> jax.Array:
+        """Applies the dense layer "output": features (B, D) → logits (B, K), float32."""
+        return self.fully_connected(published, **settings)(self.num_classes, name="output")(x).astype(jnp.float32)
+
+
+class NormalizedClassifier(Classifier):
+    """Base of the classifiers with batch normalisation; training updates the collection "batch_stats".
+
+    Attributes:
+        axis_name: `pmap` or `shard_map` axis over which batch statistics are taken, too.
+    """
+
+    axis_name: str | None = None
+
+    @nn.nowrap
+    def norm(self, train: bool, *, momentum: float = 0.9, epsilon: float = 1e-5, **settings: Any) -> Any:
+        """Returns `BatchNorm` with this network's types and axis."""
+        return partial(
+            BatchNorm,
+            use_running_average=not train,
+            momentum=momentum,
+            epsilon=epsilon,
+            axis_name=self.axis_name,
+            **self.types,
+            **settings,
+        )
