@@ -47,4 +47,5 @@ class TrainingStopped(Exception):
 
     def __init__(self, message: str, code: int, state: Any = None):
         super().__init__(message)
-        self.code, self.state, self.experiment = code, state, None
+        self.code, self.state = code, state
+        self.experiment: Any = None

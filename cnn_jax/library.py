@@ -295,7 +295,8 @@ def _sources(
         whole = open_split(data.train_split or usual.train)
         validation = usual.validation if validation is None else validation
         test = usual.test if test is None else test
-        validation, test = (open_split(part) if isinstance(part, str) else part for part in (validation, test))
+        validation = open_split(validation) if isinstance(validation, str) else validation
+        test = open_split(test) if isinstance(test, str) else test
     else:
         whole = as_source(train, class_names=classes)
         if isinstance(validation, str) or isinstance(test, str):

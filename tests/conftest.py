@@ -20,8 +20,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker by which tests of real data are left out: `pytest -m 'not tfds'`."""
+    """Registers the markers: `pytest -m 'not tfds'` leaves out real data, `pytest -m slow` runs what takes long."""
     config.addinivalue_line("markers", "tfds: needs TFDS_DATA_DIR with mnist and cifar10 prepared, else skipped")
+    config.addinivalue_line("markers", "slow: takes long; left out unless asked for by -m")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

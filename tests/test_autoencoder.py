@@ -1,5 +1,7 @@
 """The auto-encoder and its task: sizes, gradients, and a run through the same commands."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ from cnn_jax.tasks import Classification, Reconstruction
 def test_outputs_have_the_size_of_the_inputs(shape):
     model, x = create_model("conv_autoencoder"), jnp.ones((2, *shape))
     variables = model.init(jax.random.key(0), x, train=False)
-    outputs, state = model.apply(variables, x, train=False, mutable=["stages"])
+    outputs, state = cast(Any, model).apply(variables, x, train=False, mutable=["stages"])
     assert outputs.shape == x.shape and outputs.dtype == jnp.float32
     height, width = (-(-side // 4) for side in shape[:2])
     assert state["stages"]["code"].shape == (2, height, width, 8)
@@ -42,7 +44,7 @@ def test_every_parameter_gets_a_gradient():
 def test_it_is_no_classifier():
     with pytest.raises(UserError, match="conv_autoencoder has no classes"):
         create_model("conv_autoencoder", 10)
-    outputs = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    outputs: Any = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
     with pytest.raises(UserError, match=r"array of shape \(2, 8, 8, 1\).* \(2, 3\), \(batch, classes\)"):
         Classification(("a", "b", "c")).check(outputs, {"image": outputs})
 
@@ -108,10 +110,11 @@ def test_several_at_once_are_averaged():
 
 
 def test_what_does_not_fit_is_refused(capsys):
-    for fields, said in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"augment": ["mixup"]}, "mixup changes target"),
         ({"loss": "hinge"}, "unknown loss of reconstruction 'hinge'"),
-    ):
+    )
+    for fields, said in cases:
         with pytest.raises(UserError, match=said):
             cnn_jax.fit("conv_autoencoder", "digits", task="reconstruction", **fields)
     with pytest.raises(UserError, match="reconstruction needs the images' shape"):

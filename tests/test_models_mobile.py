@@ -92,7 +92,7 @@ def test_weights_start_as_torchvisions():
     mobile, efficient = (
         initialised(m, 8, 8, 3)["params"]
         for m in (
-            InvertedResidualNet(400, (stage,), stem_features=64, head_features=64),
+            InvertedResidualNet(400, stages=(stage,), stem_features=64, head_features=64),
             efficientnet_b0(400, stages=(stage,), stem_features=64, head_features=64),
         )
     )

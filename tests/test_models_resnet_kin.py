@@ -90,7 +90,7 @@ def test_groups_of_resnext_do_not_see_each_other():
 
 
 def test_axis_name_joins_the_statistics_of_all_devices():
-    model, x = PreActResNet(3, (2, 1), 4, shortcut="A"), some_images()
+    model, x = PreActResNet(3, blocks=(2, 1), width=4, shortcut="A"), some_images()
     variables = drawn(model, 16, 16, 3)
     halves = model.clone(axis_name="data")
 
@@ -104,7 +104,7 @@ def test_axis_name_joins_the_statistics_of_all_devices():
 
 def test_blocks_with_silent_convolutions_are_their_shortcuts():
     """Nothing stands between the addition of one block and of the next (paper, eq. 4)."""
-    model, x = PreActResNet(3, (2, 2), 4, shortcut="A"), some_images()
+    model, x = PreActResNet(3, blocks=(2, 2), width=4, shortcut="A"), some_images()
     variables = drawn(model, 16, 16, 3)
     for name, block in variables["params"].items():
         if name.startswith("stage"):
@@ -117,7 +117,7 @@ def test_blocks_with_silent_convolutions_are_their_shortcuts():
 
 
 def test_dropout_acts_in_training_only():
-    model, x = PreActResNet(3, (1, 1), 4, widen=2, dropout=0.2), some_images()
+    model, x = PreActResNet(3, blocks=(1, 1), width=4, widen=2, dropout=0.2), some_images()
     variables = drawn(model, 16, 16, 3)
     (_, (one, _)), (_, (other, _)) = (trained(model, variables, x, seed) for seed in (0, 1))
     assert not np.allclose(one, other)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -118,7 +119,8 @@ def run(tmp_path_factory):
 def opened(run):
     """Model, variables and preprocessing of a run."""
     trained = load_trained(run)
-    return trained.model, trained.variables, trained.preprocess
+    model: Any = trained.model
+    return model, trained.variables, trained.preprocess
 
 
 def test_load_gives_the_trained_model(run):

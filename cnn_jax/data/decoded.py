@@ -63,7 +63,9 @@ def check_labels(source: Source, labels: np.ndarray, first_index: int = 0) -> np
 
 def _decode(source: Source) -> dict[str, np.ndarray]:
     spec = example_spec(source)
-    arrays = {name: np.empty((len(source), *array.shape), array.dtype) for name, array in spec.items()}
+    arrays: dict[str, np.ndarray] = {
+        name: np.empty((len(source), *array.shape), array.dtype) for name, array in spec.items()
+    }
     if "label" in arrays:  # wide enough for any label until they are checked
         arrays["label"] = arrays["label"].astype(np.int64)
 

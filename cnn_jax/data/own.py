@@ -21,7 +21,7 @@ class Subset:
     """Some examples of a source, in the order of `rows`."""
 
     source: Source
-    rows: Sequence[int]
+    rows: Sequence[int] | np.ndarray
     split: str
 
     @property

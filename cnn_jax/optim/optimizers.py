@@ -147,7 +147,7 @@ def get_optimizer_spec(name: str) -> Method:
 
 def _own_factory(name: str) -> Method:
     """The user's own factory, named `package.module:attribute`."""
-    factory = load_attribute(name)
+    factory: Any = load_attribute(name)
     if isinstance(factory, optax.GradientTransformation):
         return Method(lambda: factory, "a finished transformation")
     if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:

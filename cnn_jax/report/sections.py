@@ -14,11 +14,13 @@ def headlines(
     """The figures that are read first: the task's own, then those of every run."""
     best = summary["best_step"]
     epoch = next((f"{row['epoch']:.4g}" for row in rows if row["step"] == best), "–")
+    # The loss of both splits is one figure too many where there is another metric.
+    shown_elsewhere = {"validation_count"} | ({"validation_loss"} if "validation_accuracy" in summary else set())
     losses = [(f"{summary[f'{split}_loss']:.4f}", f"{split} loss", "")]
     losses += [
         (_value(name, value), name.replace("_", " "), "of the same weights")
         for name, value in summary.items()
-        if split != "validation" and name.startswith("validation_") and name not in ("validation_count",)
+        if split != "validation" and name.startswith("validation_") and name not in shown_elsewhere
     ]
     return html.tiles(
         [

@@ -1,5 +1,6 @@
 """One training step and one evaluation step as pure functions; nothing here knows of files, epochs or devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,9 +66,10 @@ def make_train_step(
         new = {"params": params, "batch_stats": batch_stats}
         ema = state.ema if ema_decay is None else _moving_average(state.ema, new, ema_decay, state.step)
         sums = {**sums, "gradient_norm": jnp.stack([optax.tree.norm(grads), jnp.ones((), jnp.float32)])}
-        return state.replace(
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
-        ), sums
+        new_state = dataclasses.replace(
+            state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+        )
+        return new_state, sums
 
     return step
 

@@ -52,6 +52,7 @@ def load_data(
         return part[0][:count], part[1][:count]
 
     usual = default_splits("cifar10", data_dir)
+    assert usual.test is not None, "the set has a test split"
     class_names = open_source("cifar10", usual.test, data_dir=data_dir).class_names
     official = read(usual.test)
     if split == "full":

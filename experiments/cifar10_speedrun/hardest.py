@@ -4,6 +4,7 @@ There the small network trains first, and its choices are kept; here both take e
 since the small one does not know of the other.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -45,7 +46,9 @@ def make_choose(recipe: Recipe, plan: Plan, hardest: Hardest) -> Choose:
             return state.params, state.opt_state, seen
 
         params, opt_state, (batch_stats, rows_N) = jax.lax.cond(state.step % hardest.every == 0, learn, watch)
-        new = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+        new = dataclasses.replace(
+            state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+        )
         return new, rows_N
 
     return choose
