@@ -1,6 +1,6 @@
 """Pictures of the table of speeds: what many networks at once cost, and how the cost of an image grows.
 
-    python -m benchmarks.plots    # results/speed_members.png and results/speed_growth.png
+    python -m benchmarks.plots    # docs/images/speed_members.png and speed_growth.png
 
 A picture is drawn where the table has its figures: a line for each model and device, a band from the least to the
 greatest measurement.
@@ -117,6 +117,7 @@ def _legend(axes: Any) -> None:
         axes.legend(loc="best", fontsize=6)
 
 
+PICTURES_FOLDER = Path("docs/images")
 PICTURES = {"speed_members.png": members, "speed_growth.png": growth}
 
 
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=PATH, help=f"CSV file (default {PATH})")
-    parser.add_argument("--output", type=Path, default=PATH.parent, help=f"folder (default {PATH.parent})")
+    parser.add_argument("--output", type=Path, default=PICTURES_FOLDER, help=f"folder (default {PICTURES_FOLDER})")
     arguments = parser.parse_args(argv)
     with style():
         drawn = {name: picture for name, draw in PICTURES.items() if (picture := draw(read(arguments.table)))}

@@ -78,8 +78,8 @@ class ArraySource:
     """Examples held in memory: `images` uint8 NxHxWxC, `labels` int32 N.
 
     >>> source = ArraySource("mine", "train", ("cat", "dog"), np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 0]))
-    >>> len(source), source.image_shape, source[1]["label"]
-    (3, (8, 8, 1), 1)
+    >>> len(source), source.image_shape, source.labels.tolist()
+    (3, (8, 8, 1), [0, 1, 0])
     """
 
     name: str

@@ -114,7 +114,8 @@ def heat_map(model: Convolutional, variables: Mapping[str, Any], image_HxWxC: ja
     """Returns the probabilities of the classes at each position: (H', W', K), K numbers that sum to 1.
 
     Args:
-        model, variables: as from `to_convolutional`.
+        model: the module of `to_convolutional`.
+        variables: its variables.
         image_HxWxC: one normalised image, at least as large as those of training.
 
     Raises:

@@ -92,8 +92,8 @@ def make_schedule(
         UserError: unknown name or argument, a value out of range, or a warm-up that is as long as the run.
 
     >>> schedule = make_schedule("cosine", ["final=0.1"], peak=2.0, warmup_steps=10, total_steps=110)
-    >>> [round(float(schedule(step)), 3) for step in (0, 4, 10, 60, 110)]
-    [0.182, 0.909, 2.0, 1.1, 0.2]
+    >>> tuple(round(float(schedule(step)), 3) for step in (0, 4, 10, 60, 110))
+    (0.182, 0.909, 2.0, 1.1, 0.2)
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)

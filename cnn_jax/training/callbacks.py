@@ -35,8 +35,8 @@ class EarlyStopping:
         UserError: `patience` is less than 1.
 
     >>> stopping = EarlyStopping("accuracy", higher_is_better=True, patience=2)
-    >>> [stopping.on_evaluation(step, {"accuracy": a}, None) for step, a in enumerate([0.5, 0.6, 0.6, 0.55])]
-    [False, False, False, True]
+    >>> tuple(stopping.on_evaluation(step, {"accuracy": a}, None) for step, a in enumerate((0.5, 0.6, 0.6, 0.55)))
+    (False, False, False, True)
     """
 
     def __init__(self, metric: str, higher_is_better: bool, patience: int):
