@@ -1,0 +1,215 @@
+"""`fit`, `Run` and `load`: the commands' own code path, with objects as well as names."""
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import cnn_jax
+from cnn_jax.data import open_source
+from cnn_jax.errors import UserError
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import load_weights
+from cnn_jax.training import compiled
+
+SOURCE = open_source("digits", "train[:256]")
+IMAGES, LABELS = (
+    np.asarray([SOURCE[i]["image"] for i in range(256)]),
+    np.asarray([SOURCE[i]["label"] for i in range(256)]),
+)
+FIELDS: dict[str, Any] = {"model_args": ["hidden=16"], "batch_size": 32, "steps": 8, "learning_rate": 1e-2}
+
+
+def tiny(classes: int = 10, train: bool = True) -> nn.Module:
+    """A module of a new class each time, as a notebook cell that is run again makes one."""
+    if not train:
+
+        class Tiny(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.Dense(classes)(x.reshape(len(x), -1))
+
+    else:
+
+        class Tiny(nn.Module):
+            @nn.compact
+            def __call__(self, x, *, train):
+                x = nn.Conv(4, (3, 3), strides=2)(x)
+                x = nn.BatchNorm(use_running_average=not train)(x)
+                return nn.Dense(classes)(nn.relu(x).reshape(len(x), -1))
+
+    return Tiny()
+
+
+def same(one: Any, other: Any) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit") / "run"
+    return cnn_jax.fit("mlp", "digits", optimizer="adam", workdir=folder, **FIELDS)
+
+
+def test_the_command_ends_with_the_same_weights(run, tmp_path):
+    flags = ["--model", "mlp", "--model-args", "hidden=16", "--batch-size", "32", "--steps", "8"]
+    flags += ["--learning-rate", "1e-2", "--augment", "--schedule", "constant", "--workdir", str(tmp_path / "run")]
+    code = (
+        "from cnn_jax.commands.experiment import run; from cnn_jax.config import Config; "
+        "run(Config('command'), 'A command.')"
+    )
+    subprocess.run([sys.executable, "-c", code, *flags], check=True, stdout=subprocess.DEVNULL)
+    assert same(load_weights(tmp_path / "run" / files.WEIGHTS)[0], run.variables)
+
+
+def test_names_and_objects_are_the_same_run(run):
+    splits = {split: open_source("digits", split) for split in ("train", "validation", "test")}
+    model = cnn_jax.create_model("mlp", 10, hidden=(16,))
+    other = cnn_jax.fit(
+        model, splits["train"], validation=splits["validation"], test=splits["test"], **(FIELDS | {"model_args": ()})
+    )
+    assert same(other.variables, run.variables)
+    assert other.summary["test_accuracy"] == run.summary["test_accuracy"]
+
+
+def test_own_module_optimizer_and_arrays_learn(tmp_path):
+    run = cnn_jax.fit(tiny(), (IMAGES, LABELS), validation=0.25, optimizer=optax.adam(1e-2), epochs=6, batch_size=32)
+    assert run.summary["validation_count"] == 64 and "test_accuracy" not in run.summary
+    assert run.evaluate((IMAGES, LABELS))["accuracy"] > 0.8
+    probabilities = run.predict(IMAGES[:7])
+    assert probabilities.shape == (7, 10) and np.allclose(probabilities.sum(-1), 1)
+    assert all("learning_rate" not in row for row in run.history), "its rate is inside"
+    run.save(tmp_path / "saved")
+    again = cnn_jax.load(tmp_path / "saved", model=tiny())
+    assert np.array_equal(again.predict(IMAGES), run.predict(IMAGES))
+    with pytest.raises(UserError, match=r"pass it, as in load\(run, model=…\)"):
+        cnn_jax.load(tmp_path / "saved")
+    with pytest.raises(UserError, match="not empty"):
+        again.save(tmp_path / "saved")
+
+
+def test_a_cell_that_is_run_again_compiles_nothing(monkeypatch):
+    def cell():
+        return cnn_jax.fit(tiny(), (IMAGES, LABELS), optimizer=optax.sgd(0.1), steps=3, batch_size=16)
+
+    first = cell()
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)  # would fail
+    second = cell()
+    assert same(first.variables, second.variables)
+    assert len(compiled._programs) <= compiled.KEPT
+
+
+def test_interrupt_returns_a_usable_run_and_the_same_call_resumes(run, tmp_path):
+    class Interrupt:
+        def on_evaluation(self, step, metrics, state):
+            if state is not None and not seen:
+                seen.append(step)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    seen: list[int] = []
+    fields = {**FIELDS, "eval_every": 0.1}
+    whole = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "whole", **fields)
+    stopped = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", callbacks=[Interrupt()], **fields)
+    assert stopped.interrupted and seen == [4]
+    assert stopped.predict(IMAGES[:3]).shape == (3, 10) and "accuracy" in str(stopped.summary)
+    assert "<iframe" not in stopped._repr_html_() and "<iframe" in whole._repr_html_()
+    resumed = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
+    assert not resumed.interrupted and same(resumed.variables, whole.variables)
+
+
+def test_early_stopping_ends_at_the_same_step_when_resumed(tmp_path):
+    fields = {**FIELDS, "steps": 60, "learning_rate": 1e-9, "eval_every": 0.1, "patience": 2}
+    run = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
+    assert run.summary["steps"] < 60
+    (run.folder / files.SUMMARY).unlink()  # as if it had been killed before its end
+    again = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
+    assert again.summary["steps"] == run.summary["steps"] and same(again.variables, run.variables)
+
+
+def test_curves_are_drawn(run):
+    figure = run.plot()
+    assert [axes.get_ylabel() for axes in figure.axes] == ["cross-entropy (nats)", "accuracy (%)"]
+
+
+def test_what_it_offers_without_importing_jax():
+    code = "import sys, cnn_jax; assert {'fit', 'load', 'Run'} <= set(dir(cnn_jax)); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "resnet20" in cnn_jax.list_models("resnet*") and cnn_jax.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields", "said"),
+    [
+        ((tiny(train=False), (IMAGES, LABELS)), {}, "Tiny has no argument `train` in __call__"),
+        ((tiny(7), (IMAGES, LABELS)), {}, r"shape \(2, 7\).* needs logits of shape \(2, 10\), \(batch, classes\)"),
+        ((tiny, (IMAGES, LABELS)), {}, "is function: pass a flax.linen module"),
+        ((type(tiny()), (IMAGES, LABELS)), {}, "Tiny is a class: pass an instance"),
+        ((tiny(), (IMAGES / 255.0, LABELS)), {}, r"images are float64: convert .* np.round\(images \* 255\)"),
+        ((tiny(), (IMAGES[0], LABELS)), {}, "images have shape|images but"),
+        ((tiny(), (IMAGES, LABELS[:5])), {}, "256 images but 5 labels"),
+        ((tiny(), (IMAGES, LABELS - 1)), {}, "labels go from -1 to 8"),
+        ((tiny(), (IMAGES, LABELS)), {"classes": ["a", "b"]}, "labels go from 0 to 9: pass labels from 0 to 1"),
+        ((tiny(), (IMAGES, np.eye(10)[LABELS])), {}, r"labels are float64 of shape \(256, 10\).*argmax"),
+        ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.polyak_sgd()}, "needs more of the loss than its gradient"),
+        ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.sgd(0.1), "learning_rate": 0.1}, "learning_rate cannot change"),
+        ((tiny(), (IMAGES, LABELS)), {"optimizer": "adm"}, "perhaps you meant adam"),
+        ((tiny(), (IMAGES, LABELS)), {"validation": 1.5}, "validation share of 1.5"),
+        ((tiny(), (IMAGES, LABELS)), {"epoch": 3}, "perhaps you meant epochs"),
+        ((tiny(), (IMAGES, LABELS)), {"epochs": 0}, "`epochs` is 0: it must be more than 0"),
+        ((tiny(), (IMAGES, LABELS)), {"logger": ["cvs"]}, "perhaps you meant csv"),
+        (("resnet21", "digits"), {}, "unknown model 'resnet21'"),
+        (("nowhere.net:Tiny", "digits"), {}, "there is no module nowhere"),
+        (("optax:adamm", "digits"), {}, "optax has no attribute adamm: perhaps you meant adam"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_and_nothing_is_written(arguments, fields, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        cnn_jax.fit(*arguments, workdir=tmp_path / "run", **fields)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_refused(run):
+    with pytest.raises(UserError, match="holds a run with another config .*learning_rate"):
+        cnn_jax.fit("mlp", "digits", optimizer="adam", workdir=run.folder, **(FIELDS | {"learning_rate": 1.0}))
+
+
+def test_names_of_the_users_own_modules(tmp_path, monkeypatch):
+    (tmp_path / "mynet.py").write_text(
+        "import flax.linen as nn, numpy as np, optax\n"
+        "class Net(nn.Module):\n"
+        "    num_classes: int = 10\n    width: int = 4\n"
+        "    @nn.compact\n    def __call__(self, x, *, train):\n"
+        "        return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(len(x), -1))))\n"
+        "def data():\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    make = lambda n: (rng.integers(0, 256, (n, 6, 6, 1), np.uint8), np.arange(n) % 3)\n"
+        "    return {'train': make(60), 'test': make(12)}\n"
+        "rule = optax.adam(1e-3)\n"
+    )
+    (tmp_path / "broken.py").write_text("raise RuntimeError('the user sees this')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = {"model_args": ["width=5"], "steps": 4, "batch_size": 8, "workdir": "run"}
+    run = cnn_jax.fit("mynet:Net", "mynet:data", optimizer="mynet:rule", **fields)
+    assert run.summary["test_count"] == 12 and run.summary["validation_count"] == 6
+    assert cnn_jax.load("run").model.width == 5  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="the user sees this"):
+        cnn_jax.fit("broken:Net", "digits")
+
+
+def test_the_state_of_a_callback_is_the_train_state(run):
+    class Keep:
+        def on_evaluation(self, step, metrics, state):
+            kept.append((step, int(state.step), float(state.learning_rate), jnp.shape(state.seed)))
+
+    kept: list[Any] = []
+    cnn_jax.fit("mlp", "digits", callbacks=[Keep()], **FIELDS)
+    assert kept == [(8, 8, pytest.approx(1e-2), ())]
