@@ -19,6 +19,7 @@ from cnn_jax.layers import INITIALIZERS
 from cnn_jax.models import MODELS, build, inception_bn
 from cnn_jax.models.alexnet import AlexNet, alexnet_no_conv3_conv4_fc6_fc7, alexnet_one_tower
 from cnn_jax.models.all_cnn import AllCnn
+from cnn_jax.models.autoencoder import ConvAutoencoder
 from cnn_jax.models.convnext import ConvNeXt
 from cnn_jax.models.densenet import DenseNet
 from cnn_jax.models.efficientnet import efficientnet_b0
@@ -74,7 +75,9 @@ MINIATURES = {
     "efficientnet": Miniature(efficientnet_b0(**_MOBILE, drop_path=0.6)),
     "convnext": Miniature(ConvNeXt(3, blocks=(1, 2), widths=(4, 8), drop_path=0.6), batch=8),
     "speednet": Miniature(SpeedNet(3, widths=(6, 8), depth=3, residual=True)),
+    "conv_autoencoder": Miniature(ConvAutoencoder(features=(4, 6), code=2), (9, 7, 3)),
 }
+CLASSIFIERS = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "num_classes")]
 NORMALIZED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "axis_name")]
 REMATERIALISED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "remat")]
 
@@ -111,7 +114,7 @@ def test_every_architecture_of_the_list_is_here():
     assert {type(build(name)) for name in MODELS} == {type(model) for model, _, _ in MINIATURES.values()}
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_parameter_gets_a_gradient(name):
     model, variables, x = case(name)
     gradients, (logits, _) = trained(model, variables, x)
@@ -119,6 +122,16 @@ def test_every_parameter_gets_a_gradient(name):
     idle = set(without_gradient(gradients))
     # A bias before a batch normalisation changes nothing; rounding may make its gradient other than 0.
     assert idle <= ({f"conv{i}/bias" for i in ("1_1", "2_1", "2_2")} if name == "vgg_bn" else set())
+
+
+def test_networks_without_classes_reconstruct_and_train_every_parameter():
+    names = [name for name in MINIATURES if name not in CLASSIFIERS]
+    assert names == ["conv_autoencoder"]
+    for name in names:
+        model, variables, x = case(name)
+        gradients, (reconstruction, _) = trained(model, variables, x)
+        assert reconstruction.shape == x.shape and np.isfinite(reconstruction).all()
+        assert without_gradient(gradients) == []
 
 
 @pytest.mark.parametrize("name", NORMALIZED)
@@ -217,7 +230,7 @@ def test_unknown_names_are_refused_with_the_nearest_ones(name):
             shapes(model.clone(**fields), *image)
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_head_as_convolutions_gives_the_same_logits_and_slides(name):
     model, variables, x = case(name)
     sliding, filters = to_convolutional(model, variables, MINIATURES[name].image)
