@@ -5,6 +5,7 @@ import ctypes
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Decoded images and compiled programs are shared by the tests of one session, and by nobody else.
@@ -26,8 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that ask for the folder of these sets; of parametrized ones only some may: they mark those."""
+    """Marks tests as slow (slow.txt lists them), and those that ask for the folder of TFDS sets.
+
+    Of parametrized ones only some may need these sets: they mark those themselves.
+    """
+    slow = set((Path(__file__).parent / "slow.txt").read_text().splitlines())
     for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
         if "tfds_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("tfds")
 

@@ -25,7 +25,13 @@ IMAGES, LABELS = (
     np.asarray([SOURCE[i]["image"] for i in range(256)]),
     np.asarray([SOURCE[i]["label"] for i in range(256)]),
 )
-FIELDS: dict[str, Any] = {"model_args": ["hidden=16"], "batch_size": 32, "steps": 8, "learning_rate": 1e-2, "devices": 1}
+FIELDS: dict[str, Any] = {
+    "model_args": ["hidden=16"],
+    "batch_size": 32,
+    "steps": 8,
+    "learning_rate": 1e-2,
+    "devices": 1,
+}
 
 
 def tiny(classes: int = 10, train: bool = True) -> nn.Module:
