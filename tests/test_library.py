@@ -34,25 +34,23 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def tiny(classes: int = 10, train: bool = True) -> nn.Module:
+def tiny(classes: int = 10) -> nn.Module:
     """A module of a new class each time, as a notebook cell that is run again makes one."""
-    if not train:
 
-        class Tiny(nn.Module):
-            @nn.compact
-            def __call__(self, x):
-                return nn.Dense(classes)(x.reshape(len(x), -1))
-
-    else:
-
-        class Tiny(nn.Module):
-            @nn.compact
-            def __call__(self, x, *, train):
-                x = nn.Conv(4, (3, 3), strides=2)(x)
-                x = nn.BatchNorm(use_running_average=not train)(x)
-                return nn.Dense(classes)(nn.relu(x).reshape(len(x), -1))
+    class Tiny(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            x = nn.Conv(4, (3, 3), strides=2)(x)
+            x = nn.BatchNorm(use_running_average=not train)(x)
+            return nn.Dense(classes)(nn.relu(x).reshape(len(x), -1))
 
     return Tiny()
+
+
+class Untrainable(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x.reshape(len(x), -1))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -79,9 +77,8 @@ def test_the_command_ends_with_the_same_weights(run, tmp_path):
 def test_names_and_objects_are_the_same_run(run):
     splits = {split: open_source("digits", split) for split in ("train", "validation", "test")}
     model = cnn_jax.create_model("mlp", 10, hidden=(16,))
-    other = cnn_jax.fit(
-        model, splits["train"], validation=splits["validation"], test=splits["test"], **(FIELDS | {"model_args": ()})
-    )
+    fields: dict[str, Any] = FIELDS | {"model_args": ()}
+    other = cnn_jax.fit(model, splits["train"], validation=splits["validation"], test=splits["test"], **fields)
     assert same(other.variables, run.variables)
     assert other.summary["test_accuracy"] == run.summary["test_accuracy"]
 
@@ -154,7 +151,7 @@ def test_what_it_offers_without_importing_jax():
 @pytest.mark.parametrize(
     ("arguments", "fields", "said"),
     [
-        ((tiny(train=False), (IMAGES, LABELS)), {}, "Tiny has no argument `train` in __call__"),
+        ((Untrainable(), (IMAGES, LABELS)), {}, "Untrainable has no argument `train` in __call__"),
         ((tiny(7), (IMAGES, LABELS)), {}, r"shape \(2, 7\).* needs logits of shape \(2, 10\), \(batch, classes\)"),
         ((tiny, (IMAGES, LABELS)), {}, "is function: pass a flax.linen module"),
         ((type(tiny()), (IMAGES, LABELS)), {}, "Tiny is a class: pass an instance"),
@@ -163,7 +160,7 @@ def test_what_it_offers_without_importing_jax():
         ((tiny(), (IMAGES, LABELS[:5])), {}, "256 images but 5 labels"),
         ((tiny(), (IMAGES, LABELS - 1)), {}, "labels go from -1 to 8"),
         ((tiny(), (IMAGES, LABELS)), {"classes": ["a", "b"]}, "labels go from 0 to 9: pass labels from 0 to 1"),
-        ((tiny(), (IMAGES, np.eye(10)[LABELS])), {}, r"labels are float64 of shape \(256, 10\).*argmax"),
+        ((tiny(), (IMAGES, jax.nn.one_hot(LABELS, 10))), {}, r"labels are float32 of shape \(256, 10\).*argmax"),
         ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.polyak_sgd()}, "needs more of the loss than its gradient"),
         ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.sgd(0.1), "learning_rate": 0.1}, "learning_rate cannot"),
         ((tiny(), (IMAGES, LABELS)), {"optimizer": "adm"}, "perhaps you meant adam"),
@@ -183,8 +180,9 @@ def test_what_is_wrong_is_said_and_nothing_is_written(arguments, fields, said, t
 
 
 def test_a_folder_of_another_run_is_refused(run):
+    fields: dict[str, Any] = FIELDS | {"learning_rate": 1.0}
     with pytest.raises(UserError, match="holds a run with another config .*learning_rate"):
-        cnn_jax.fit("mlp", "digits", optimizer="adam", workdir=run.folder, **(FIELDS | {"learning_rate": 1.0}))
+        cnn_jax.fit("mlp", "digits", optimizer="adam", workdir=run.folder, **fields)
 
 
 def test_names_of_the_users_own_modules(tmp_path, monkeypatch):

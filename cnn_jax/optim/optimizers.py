@@ -9,7 +9,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +153,8 @@ def _own_factory(name: str) -> Method:
     if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:
         raise UserError(f"{name} is no optimizer: name an Optax transformation, or a factory that takes learning_rate")
     default = inspect.signature(factory).parameters["learning_rate"].default
-    return Method(factory, "own", default if isinstance(default, float) else None)
+    made: Callable[..., optax.GradientTransformation] = cast(Any, factory)
+    return Method(made, "own", default if isinstance(default, float) else None)
 
 
 def make_optimizer(
