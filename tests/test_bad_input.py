@@ -37,11 +37,17 @@ def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--freeze", "("], "given --freeze '('; expected a regular expression for parameter paths"),
-        (["--freeze", "nope"], "given --freeze 'nope'; expected a regular expression found in a path of: conv1/bias"),
-        (["--freeze-until", "nope=1"], "given --freeze-until 'nope'; expected a regular expression found in a path of"),
-        (["--freeze-until", "conv1"], "given --freeze-until 'conv1'; expected regex=epochs, such as stage1=3; correct"),
-        (["--rate-groups", "conv1=x"], "given --rate-groups 'conv1=x'; expected regex=multiplier, such as"),
+        (["--freeze", "("], "--freeze '(' is no regular expression for parameter paths"),
+        (["--freeze", "nope"], "--freeze 'nope' matches no parameter (paths: conv1/bias"),
+        (["--freeze-until", "nope=1"], "--freeze-until 'nope' matches no parameter (paths: conv1/bias"),
+        (
+            ["--freeze-until", "conv1"],
+            "--freeze-until 'conv1' is not regex=epochs with a number of at least 0: write it like stage1=3",
+        ),
+        (
+            ["--rate-groups", "conv1=x"],
+            "--rate-groups 'conv1=x' is not regex=multiplier with a number of at least 0: write it like",
+        ),
         (
             ["--optimizer", "momentum", "--optimizer-args", "momentum=abc"],
             "--optimizer-args: given momentum=abc for optimizer momentum; expected momentum=NUMBER",

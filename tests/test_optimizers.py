@@ -143,7 +143,7 @@ def test_every_optimizer_descends_under_jit_scan_and_donation(name: str):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused_with_the_reason(name: str):
-    with pytest.raises(UserError, match=f"given optimizer {name}, which cannot be used here: .*; (use|give) "):
+    with pytest.raises(UserError, match=f"^optimizer {name} cannot be used here: .*; (use|give) "):
         optimizer_of(name, learning_rate=0.1, total_steps=10)
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adamw", "args": ["weight_decay=1"]}, r"no argument 'weight_decay'"),
         (
             {"name": "adam", "args": ["mu_dtype=float31"]},
-            r"`optimizer_args`: given mu_dtype=float31 for optimizer adam; Optax refuses it \(.*\); correct it",
+            r"`optimizer_args`: Optax refuses mu_dtype=float31 for optimizer adam \(.*\): correct it",
         ),
         ({"name": "rmsprop", "args": ["centered=1"]}, r"expected centered=true\|false"),
         (
@@ -175,33 +175,33 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adam", "schedule": "one_cycle", "schedule_args": ["peak=1"]}, r"between 0 and 1"),
         (
             {"name": "adam", "args": ["b1=2"]},
-            r"`optimizer_args`: given b1=2.0 for optimizer adam; .* \[0, 1\); change it",
+            r"`optimizer_args`: b1=2.0 for optimizer adam is not in \[0, 1\): change it",
         ),
-        ({"name": "momentum", "args": ["momentum=1.5"]}, r"given momentum=1.5 for optimizer momentum; .* \[0, 1\)"),
+        ({"name": "momentum", "args": ["momentum=1.5"]}, r": momentum=1.5 for optimizer momentum is not in \[0, 1\)"),
         (
             {"name": "rmsprop", "args": ["decay=-1"]},
-            r"given decay=-1.0 for optimizer rmsprop; expected a value in \[0, 1\)",
+            r": decay=-1.0 for optimizer rmsprop is not in \[0, 1\)",
         ),
-        ({"name": "adadelta", "args": ["rho=1"]}, r"given rho=1.0 .* \[0, 1\)"),
-        ({"name": "nadam", "args": ["eps=0"]}, r"given eps=0.0 for optimizer nadam; expected more than 0"),
-        ({"name": "adagrad", "args": ["initial_accumulator_value=-1"]}, r"_value=-1.0 .*; expected 0 or more"),
+        ({"name": "adadelta", "args": ["rho=1"]}, r": rho=1.0 .* \[0, 1\)"),
+        ({"name": "nadam", "args": ["eps=0"]}, r": eps=0.0 for optimizer nadam is not more than 0"),
+        ({"name": "adagrad", "args": ["initial_accumulator_value=-1"]}, r"_value=-1.0 .* is not 0 or more"),
         (
             {"name": "adam", "schedule": "step", "schedule_args": ["factor=-1"]},
-            r"`schedule_args`: given factor=-1.0 for step; .* than 0",
+            r"`schedule_args`: factor=-1.0 for step is not more than 0",
         ),
         (
             {"name": "adam", "schedule": "cosine", "schedule_args": ["final=-1"]},
-            r"given final=-1.0 for cosine; .* 0 or more",
+            r": final=-1.0 for cosine is negative: .* 0 or more",
         ),
         (
             {"name": "adam", "schedule": "one_cycle", "schedule_args": ["initial=-1"]},
-            r"given initial=-1.0 for one_cycle",
+            r": initial=-1.0 for one_cycle is negative",
         ),
-        ({"name": "adam", "warmup_steps": 10}, r"given a warm-up of 10 steps in a run of 10; .* lower --warmup-epochs"),
-        ({"name": "rprop", "learning_rate": 0.1, "warmup_steps": 2}, r"rprop, which takes a constant rate"),
-        ({"name": "adam", "freeze": "conv["}, r"expected a regular expression"),
-        ({"name": "adam", "rate_groups": ["conv"]}, r"expected regex=multiplier"),
-        ({"name": "adam", "rate_groups": ["conv=-1"]}, r"expected regex=multiplier"),
+        ({"name": "adam", "warmup_steps": 10}, r"the warm-up of 10 steps .* run of 10: lower `warmup_epochs`"),
+        ({"name": "rprop", "learning_rate": 0.1, "warmup_steps": 2}, r"^rprop takes a constant rate: leave the schedule"),
+        ({"name": "adam", "freeze": "conv["}, r"is no regular expression"),
+        ({"name": "adam", "rate_groups": ["conv"]}, r"is not regex=multiplier"),
+        ({"name": "adam", "rate_groups": ["conv=-1"]}, r"is not regex=multiplier"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: dict, message: str):
@@ -290,7 +290,7 @@ def test_rate_groups_multiply_the_update_and_the_first_match_counts():
 )
 def test_a_pattern_that_matches_no_parameter_is_a_mistake(arguments: dict):
     field = f"`{next(iter(arguments))}`"
-    with pytest.raises(UserError, match=f"given {field} 'block2'.*block1/bias, block1/kernel; correct it"):
+    with pytest.raises(UserError, match=rf"^{field} 'block2'.*block1/bias, block1/kernel\): correct it"):
         one_update(ONE, **arguments)
 
 

@@ -76,10 +76,10 @@ def test_head_rate_and_layer_decay_scale_the_first_step():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"freeze_until": ("conv",)}, "given `freeze_until` 'conv'; expected regex=epochs"),
-        ({"freeze_until": ("convv=1",)}, "given `freeze_until` 'convv'; expected a regular expression found in a path"),
-        ({"freeze": "("}, r"given `freeze` '\('; expected a regular expression for parameter paths .*; correct it"),
-        ({"rate_groups": ("[=2",)}, r"given `rate_groups` '\['; expected a regular expression"),
+        ({"freeze_until": ("conv",)}, "^`freeze_until` 'conv' is not regex=epochs"),
+        ({"freeze_until": ("convv=1",)}, "^`freeze_until` 'convv' matches no parameter .paths: "),
+        ({"freeze": "("}, r"^`freeze` '\(' is no regular expression for parameter paths .*: correct it"),
+        ({"rate_groups": ("[=2",)}, r"^`rate_groups` '\[' is no regular expression"),
         ({"init_from": "x", "members": 2}, "all start from the same weights; expected one of the two; train a run for"),
         ({"optimizer": "lamb", "learning_rate": None, "head_learning_rate": 0.1}, "give --learning-rate"),
     ],

@@ -137,7 +137,7 @@ def get_optimizer_spec(name: str) -> Method:
     if ":" in name:
         return _own_factory(name)
     if name in REFUSED:
-        raise UserError(f"given optimizer {name}, which cannot be used here: {REFUSED[name]}")
+        raise UserError(f"optimizer {name} cannot be used here: {REFUSED[name]}")
     factories = optax_factories()
     if name not in factories:
         raise unknown("optimizer", name, {*METHODS, *factories})
@@ -311,7 +311,7 @@ def _build(
     """Calls the factory with the spec's values, overridden by the user's, then by ours."""
     takes_schedule = "Callable" in str(inspect.signature(method.factory).parameters["learning_rate"].annotation)
     if callable(rate) and not takes_schedule:
-        raise UserError(f"given a schedule or a warm-up for {name}, which takes a constant rate; leave them out")
+        raise UserError(f"{name} takes a constant rate: leave the schedule and the warm-up out")
     with naming("`optimizer_args`"):
         given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
         _check_ranges(name, given)
@@ -320,7 +320,7 @@ def _build(
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             told = " ".join(args)
-            raise UserError(f"given {told} for optimizer {name}; Optax refuses it ({reason}); correct it") from error
+            raise UserError(f"Optax refuses {told} for optimizer {name} ({reason}): correct it") from error
 
 
 def _check_ranges(name: str, given: Mapping[str, Any]) -> None:
@@ -329,14 +329,14 @@ def _check_ranges(name: str, given: Mapping[str, Any]) -> None:
         if value is None:
             continue
         if key in _SHARES and not 0 <= value < 1:
-            expected = "a value in [0, 1)"
+            allowed = "in [0, 1)"
         elif key in _POSITIVE and value <= 0:
-            expected = "more than 0"
+            allowed = "more than 0"
         elif key in _NOT_NEGATIVE and value < 0:
-            expected = "0 or more"
+            allowed = "0 or more"
         else:
             continue
-        raise UserError(f"given {key}={value} for optimizer {name}; expected {expected}; change it")
+        raise UserError(f"{key}={value} for optimizer {name} is not {allowed}: change it")
 
 
 def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) -> dict[str, Any]:

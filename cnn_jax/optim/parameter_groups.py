@@ -37,7 +37,7 @@ class Rule:
             self.pattern = re.compile(regex)
         except re.error as error:
             raise UserError(
-                f"given {flag} {regex!r}; expected a regular expression for parameter paths ({error}); correct it"
+                f"{flag} {regex!r} is no regular expression for parameter paths ({error}): correct it"
             ) from None
 
 
@@ -53,7 +53,7 @@ def freeze_until_steps(pairs: Sequence[str], steps_per_epoch: float) -> list[tup
     Raises:
         UserError: one is not regex=epochs.
     """
-    parsed = [parse_pair(text, "`freeze_until`", "regex=epochs, such as stage1=3") for text in pairs]
+    parsed = [parse_pair(text, "`freeze_until`", "regex=epochs", "stage1=3") for text in pairs]
     return [(regex, round(epochs * steps_per_epoch)) for regex, epochs in parsed]
 
 
@@ -62,10 +62,10 @@ def first_rule(rules: Sequence[Rule], path: str) -> Rule | None:
     return next((rule for rule in rules if rule.pattern.search(path)), None)
 
 
-def parse_pair(text: str, flag: str, expected: str) -> tuple[str, float]:
+def parse_pair(text: str, flag: str, form: str, example: str) -> tuple[str, float]:
     """Reads regex=number.
 
-    >>> parse_pair("^backbone/=0.1", "--rate-groups", "regex=multiplier")
+    >>> parse_pair("^backbone/=0.1", "`rate_groups`", "regex=multiplier", "backbone=0.1")
     ('^backbone/', 0.1)
 
     Raises:
@@ -77,7 +77,7 @@ def parse_pair(text: str, flag: str, expected: str) -> tuple[str, float]:
     except ValueError:
         value = math.nan
     if not equals or not 0 <= value < math.inf:
-        raise UserError(f"given {flag} {text!r}; expected {expected}; correct it")
+        raise UserError(f"{flag} {text!r} is not {form} with a number of at least 0: write it like {example}")
     return regex, value
 
 
@@ -91,7 +91,7 @@ def parse_rule(text: str) -> Rule:
         UserError: it is something else, or the multiplier is negative.
     """
     flag = "`rate_groups`"
-    return Rule(*parse_pair(text, flag, "regex=multiplier, such as backbone=0.1"), flag=flag)
+    return Rule(*parse_pair(text, flag, "regex=multiplier", "backbone=0.1"), flag=flag)
 
 
 class Steps(NamedTuple):
@@ -123,8 +123,7 @@ def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
             if not any(map(rule.pattern.search, paths)):
                 some = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
                 raise UserError(
-                    f"given {rule.flag} {rule.pattern.pattern!r}; expected a regular expression found in a path of: "
-                    f"{some}; correct it"
+                    f"{rule.flag} {rule.pattern.pattern!r} matches no parameter (paths: {some}): correct it"
                 )
         return Steps(jnp.zeros((), jnp.int32)) if timed else optax.EmptyState()
 

@@ -21,10 +21,10 @@ def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), fa
     """Multiplies the rate by `factor` at each boundary, a fraction of training (He et al. 2016, §4.2: 1/2, 3/4)."""
     if not all(0 <= boundary <= 1 for boundary in boundaries):
         raise UserError(
-            f"given boundaries={'/'.join(map(str, boundaries))}; expected fractions of training in [0, 1]; change them"
+            f"boundaries={'/'.join(map(str, boundaries))} are not all in [0, 1]: give fractions of training"
         )
     if factor <= 0:
-        raise UserError(f"given factor={factor} for step; expected more than 0; change it")
+        raise UserError(f"factor={factor} for step is not more than 0: raise it")
     passed = sum(
         (progress + 1e-6 >= boundary).astype(jnp.float32)  # float32 must not put a boundary off by a step
         for boundary in boundaries
@@ -45,7 +45,7 @@ def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.04, 
     `final` is reached after the last step.
     """
     if not 0 < peak < 1:
-        raise UserError(f"given peak={peak} for one_cycle; expected a fraction of training between 0 and 1; change it")
+        raise UserError(f"peak={peak} for one_cycle is not between 0 and 1: give a fraction of training")
     _not_negative("one_cycle", initial=initial, final=final)
     up = initial + (1.0 - initial) * progress / peak
     down = 1.0 - (1.0 - final) * (progress - peak) / (1.0 - peak)
@@ -55,7 +55,7 @@ def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.04, 
 def exponential(progress: jax.Array, *, final: float = 0.01) -> jax.Array:
     """Geometric decay from 1 to `final` at the end."""
     if final <= 0:
-        raise UserError(f"given final={final} for exponential; expected more than 0; change it")
+        raise UserError(f"final={final} for exponential is not more than 0: raise it")
     return jnp.asarray(final, jnp.float32) ** progress
 
 
@@ -63,7 +63,7 @@ def _not_negative(owner: str, **factors: float) -> None:
     """A negative rate climbs the loss."""
     for name, factor in factors.items():
         if factor < 0:
-            raise UserError(f"given {name}={factor} for {owner}; expected 0 or more; change it")
+            raise UserError(f"{name}={factor} for {owner} is negative: set it to 0 or more")
 
 
 SCHEDULES: dict[str, Callable[..., jax.Array]] = {
@@ -101,8 +101,8 @@ def make_schedule(
     values = parse_arguments(f"schedule {name}", shape, args, hidden=["progress"])
     if warmup_steps and warmup_steps >= total_steps:
         raise UserError(
-            f"given a warm-up of {warmup_steps} steps in a run of {total_steps}; expected a shorter one; "
-            "lower --warmup-epochs or train for longer"
+            f"the warm-up of {warmup_steps} steps is not shorter than the run of {total_steps}: "
+            "lower `warmup_epochs` or train for longer"
         )
     span = max(1, total_steps - warmup_steps)
 
