@@ -198,7 +198,10 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
             r": initial=-1.0 for one_cycle is negative",
         ),
         ({"name": "adam", "warmup_steps": 10}, r"the warm-up of 10 steps .* run of 10: lower `warmup_epochs`"),
-        ({"name": "rprop", "learning_rate": 0.1, "warmup_steps": 2}, r"^rprop takes a constant rate: leave the schedule"),
+        (
+            {"name": "rprop", "learning_rate": 0.1, "warmup_steps": 2},
+            r"^rprop takes a constant rate: leave the schedule",
+        ),
         ({"name": "adam", "freeze": "conv["}, r"is no regular expression"),
         ({"name": "adam", "rate_groups": ["conv"]}, r"is not regex=multiplier"),
         ({"name": "adam", "rate_groups": ["conv=-1"]}, r"is not regex=multiplier"),
