@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from cnn_jax.library import Run, fit, load
     from cnn_jax.models import create_model, list_models
 
+    __version__: str
+
 __all__ = ["Run", "__version__", "create_model", "fit", "list_models", "load"]
 
 
