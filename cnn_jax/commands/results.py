@@ -2,7 +2,7 @@
 
     python -m cnn_jax results collect runs/mnist_lenet5-* --output results/mnist.csv
     python -m cnn_jax results table results/*.csv
-    python -m cnn_jax results readme README.md results/*.csv
+    python -m cnn_jax results readme docs/results.md results/*.csv
 
 Runs that differ in nothing but their seed are one row: mean and standard deviation over the seeds.
 """
