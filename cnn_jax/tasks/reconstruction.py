@@ -1,7 +1,6 @@
 """Reconstruction: the network gives its input back, through a bottleneck (an auto-encoder).
 
-Hinton and Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks".
-"""
+Hinton and Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks"."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from cnn_jax.report import figures, html
 from cnn_jax.tasks.task import Batch, Findings, Selection, Sums, sums
 
 ERRORS = {"mse": jnp.square, "l1": jnp.abs}
-SHOWN = 16  # pairs in the report: evenly spaced over the split, and the worst
+SHOWN = 16  # pairs in the report
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,19 @@ class Reconstruction:
 
     def check(self, outputs: Any, batch: Batch) -> None:
         """Refuses outputs that are not of the shape of the images."""
-        if getattr(outputs, "shape", None) != batch["image"].shape:
-            given = getattr(outputs, "shape", type(outputs).__name__)
+        if (given := getattr(outputs, "shape", type(outputs).__name__)) != batch["image"].shape:
             raise UserError(f"the model returns {given}: reconstruction needs the images' shape {batch['image'].shape}")
 
     def loss(
         self, outputs: Any, batch: Batch, *, train: bool, auxiliary: Mapping[str, Any] = {}
     ) -> tuple[jax.Array, Sums]:
         """Mean error of the batch, and its sum."""
-        distance_B = ERRORS[self.error](outputs - batch["image"]).mean(axis=(1, 2, 3))
-        return distance_B.mean(), {"loss": sums(distance_B, batch)}
+        error_B = self._distance(outputs, batch["image"])
+        return error_B.mean(), {"loss": sums(error_B, batch)}
 
     def collect(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
         """Keeps input, output and error of each image."""
-        distance_B = ERRORS[self.error](outputs - batch["image"]).mean(axis=(1, 2, 3))
-        return {"input": batch["image"], "output": outputs, "error": distance_B}
+        return {"input": batch["image"], "output": outputs, "error": self._distance(outputs, batch["image"])}
 
     def combine(self, outputs: Any) -> jax.Array:
         """The mean image of M networks."""
@@ -70,15 +67,14 @@ class Reconstruction:
 
     def findings(self, collected: Mapping[str, np.ndarray], images: Sequence[np.ndarray], split: str) -> Findings:
         """Shows inputs above their reconstructions: some of the split, and the worst."""
-        error_N = collected["error"]
+        error_N, pictures = collected["error"], {}
         some = np.unique(np.linspace(0, len(error_N) - 1, SHOWN).astype(int))
         worst = np.argsort(-error_N, kind="stable")[:SHOWN]
-        pictures = {}
         with figures.style():
             for name, chosen in (("reconstructions", some), ("worst", worst)):
                 pairs = [collected["input"][chosen], collected["output"][chosen]]
                 pictures[name] = figures.png(figures.image_rows(pairs, ("input", "output")))
-        drawn = [html.figure((data, name), figures.DPI / 100) for name, data in pictures.items()]
+        drawn = (html.figure((data, name), figures.DPI / 100) for name, data in pictures.items())
         text = f"Images of the {split} split above what the network makes of them: evenly spaced, then the worst."
         tiles = [
             (f"{error_N.mean():.4f}", f"{split} error ({self.error})", f"{len(error_N):,} images, normalized scale")
@@ -91,11 +87,14 @@ class Reconstruction:
 
     def rows(self, prediction: np.ndarray, image: np.ndarray, top: int) -> list[dict[str, Any]]:
         """One row: the error of the image."""
-        return [{"error": float(np.asarray(ERRORS[self.error](prediction - image)).mean())}]
+        return [{"error": float(self._distance(prediction[None], image[None])[0])}]
+
+    def _distance(self, outputs: Any, images: Any) -> jax.Array:
+        return ERRORS[self.error](outputs - images).mean(axis=(1, 2, 3))
 
 
 def make(config: OptimConfig, class_names: Sequence[str]) -> Reconstruction:
     """Makes the task of a config."""
-    if config.loss is not None and config.loss not in ERRORS:
-        raise unknown("loss of reconstruction", config.loss, ERRORS)
-    return Reconstruction(config.loss or "mse")
+    if (error := config.loss or "mse") not in ERRORS:
+        raise unknown("loss of reconstruction", error, ERRORS)
+    return Reconstruction(error)
