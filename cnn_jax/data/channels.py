@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnn_jax.data.sources import Example, Source
+from cnn_jax.data.sources import ArraySpec, DerivedSource, Example, Source
 from cnn_jax.errors import UserError
 
 KINDS = {1: "grey", 3: "colour"}
@@ -12,26 +12,10 @@ _LUMA = np.array([19595, 38470, 7471])  # 0.299, 0.587 and 0.114 of ITU-R BT.601
 
 
 @dataclass(frozen=True)
-class ConvertedSource:
+class ConvertedSource(DerivedSource):
     """`source`, which has 1 or 3 channels, converted to `channels`."""
 
-    source: Source
     channels: int
-
-    @property
-    def name(self) -> str:
-        """The data set, as the user wrote it."""
-        return self.source.name
-
-    @property
-    def split(self) -> str:
-        """The part of it, as the user wrote it."""
-        return self.source.split
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of class k at position k."""
-        return self.source.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -40,13 +24,15 @@ class ConvertedSource:
         return height, width, self.channels
 
     @property
+    def spec(self) -> dict[str, ArraySpec]:
+        """The arrays of one example."""
+        return {**super().spec, "image": ArraySpec(self.image_shape, np.dtype(np.uint8))}
+
+    @property
     def fingerprint(self) -> str | None:
         """That of the source and the number of channels."""
         own = self.source.fingerprint
         return None if own is None else f"{own} in {self.channels} channels"
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int, /) -> Example:
         example = self.source[index]

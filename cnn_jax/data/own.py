@@ -1,6 +1,7 @@
 """The user's own data: arrays, sources, and `package.module:attribute` on the command line."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,39 +11,23 @@ from PIL import Image
 
 from cnn_jax.arguments import load_attribute
 from cnn_jax.data.preprocess import fit_image
-from cnn_jax.data.sources import ArraySource, ArraySpec, Example, Source, Splits, example_spec, parse_split
+from cnn_jax.data.sources import ArraySource, DerivedSource, Example, Source, Splits, parse_split
 from cnn_jax.errors import UserError
 
 OwnData = Source | tuple[Any, Any]  # or (images uint8 NxHxWxC or NxHxW, labels integer N)
 
 
 @dataclasses.dataclass(frozen=True)
-class Subset:
+class Subset(DerivedSource):
     """Some examples of a source, in the order of `rows`."""
 
-    source: Source
     rows: Sequence[int] | np.ndarray
-    split: str
+    part: str
 
     @property
-    def name(self) -> str:
-        """That of the source."""
-        return self.source.name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Those of the source."""
-        return self.source.class_names
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """That of the source."""
-        return self.source.image_shape
-
-    @property
-    def spec(self) -> dict[str, ArraySpec]:
-        """That of the source."""
-        return example_spec(self.source)
+    def split(self) -> str:
+        """The part, as the user wrote it."""
+        return self.part
 
     @property
     def fingerprint(self) -> str | None:
@@ -163,6 +148,7 @@ def is_attribute(dataset: str) -> bool:
     return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
 
 
+@functools.lru_cache(maxsize=2)  # the user's function may be slow, or draw at random: all splits are of one call
 def own_splits(dataset: str) -> dict[str, Source]:
     """Opens `package.module:attribute`: a mapping from split names to data, or a function that returns one.
 

@@ -74,6 +74,41 @@ def example_spec(source: Source) -> dict[str, ArraySpec]:
 
 
 @dataclass(frozen=True)
+class DerivedSource:
+    """A source made of another one, which it resembles; a subclass says where it differs, and reads the examples."""
+
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """The data set, as the user wrote it."""
+        return self.source.name
+
+    @property
+    def split(self) -> str:
+        """The part of it, as the user wrote it."""
+        return self.source.split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of class k at position k."""
+        return self.source.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
+        return self.source.image_shape
+
+    @property
+    def spec(self) -> dict[str, ArraySpec]:
+        """The arrays of one example."""
+        return example_spec(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
 class ArraySource:
     """Examples held in memory: `images` uint8 NxHxWxC, `labels` int32 N.
 

@@ -12,7 +12,7 @@ from cnn_jax.arguments import naming
 from cnn_jax.config import DataConfig
 from cnn_jax.data import Source, default_splits, make_pipeline, open_source
 from cnn_jax.data.channels import KINDS
-from cnn_jax.data.sources import ArraySpec, Example, example_spec
+from cnn_jax.data.sources import DerivedSource, Example
 from cnn_jax.errors import UserError
 from cnn_jax.models.ensembles import Committee, Network, Views, member
 from cnn_jax.training.evaluation import Evaluator
@@ -112,32 +112,17 @@ def _collect(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Relabelled:
+class _Relabelled(DerivedSource):
     """`source` with label k replaced by `labels[k]`."""
 
-    source: Source
     labels: tuple[int, ...]
-    class_names: tuple[str, ...]
+    names: tuple[str, ...]
     fingerprint: None = None
 
     @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def split(self) -> str:
-        return self.source.split
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.source.image_shape
-
-    @property
-    def spec(self) -> dict[str, ArraySpec]:
-        return example_spec(self.source)
-
-    def __len__(self) -> int:
-        return len(self.source)
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the new labels."""
+        return self.names
 
     def __getitem__(self, index: int, /) -> Example:
         example = self.source[index]
