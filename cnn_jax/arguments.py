@@ -140,11 +140,16 @@ def _is_text(parameter: inspect.Parameter) -> bool:
 
 
 def _listing(accepted: dict[str, inspect.Parameter]) -> str:
-    shown = [n if p.default is p.empty else f"{n}={_show(p.default)}" for n, p in accepted.items()]
+    shown = [n if p.default is p.empty else f"{n}={as_text(p.default)}" for n, p in accepted.items()]
     return f"known: {', '.join(shown)}" if shown else "it takes none"
 
 
-def _show(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Writes a value as `parse_arguments` reads it.
+
+    >>> as_text((0.5, 1))
+    '0.5/1'
+    """
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -262,7 +262,7 @@ SMALLER = [(31, 40, 1), (40, 31, 1), (40, 40, 3)]
 @pytest.mark.parametrize("shape", SMALLER)
 def test_smaller_images_and_other_channels_are_refused(shape):
     size = "x".join(map(str, shape))
-    with pytest.raises(UserError, match=f"given images of {size}; expected at least 32x32 and 1 channels.*LeNet5"):
+    with pytest.raises(UserError, match=f"images are {size}, but LeNet5 was trained on 32x32 with 1 channels: pass"):
         evaluate(*converted(EXACT["lenet5"]), jnp.zeros((1, *shape)))
 
 
@@ -271,9 +271,9 @@ def test_smaller_images_and_other_channels_are_refused(shape):
     [
         (
             "last maps",
-            "given a Net with no dense layer and no global pooling layer after its last map; expected a head",
+            "Net has no dense layer and no global pooling layer after its last map: pass a classifier whose head",
         ),
-        ("functional pool", "a dense layer output on 16 numbers, not on the 4x4x4 map before it; expected a head"),
+        ("functional pool", "a dense layer output on 16 numbers, not on the 4x4x4 map before it: pass a classifier"),
     ],
 )
 def test_model_without_such_a_head_is_refused(head, message):
@@ -302,7 +302,7 @@ def test_maps_that_have_the_size_of_the_head_slide_as_they_are():
 def test_weights_that_are_tied_to_positions_are_refused_for_larger_images():
     model = Net(layer=lambda name: LocallyConnected(2, (3, 3), padding="VALID", name=name))
     own, variables = to_convolutional(model, some_variables(model, (6, 6, 1)), (6, 6, 1))
-    with pytest.raises(UserError, match="given images of 6x7x1; expected 6x6x1") as error:
+    with pytest.raises(UserError, match="images are 6x7x1, but a layer has weights for 6x6x1 only") as error:
         evaluate(own, variables, jnp.zeros((1, 6, 7, 1)))
     assert "\n" not in str(error.value)
 
@@ -310,14 +310,14 @@ def test_weights_that_are_tied_to_positions_are_refused_for_larger_images():
 @pytest.mark.parametrize("shape", [(28, 32, 1), (32, 32, 3)])
 def test_variables_of_another_size_are_refused(shape):
     model = build("xo_cnn")
-    with pytest.raises(UserError, match="given variables that do not fit images of") as error:
+    with pytest.raises(UserError, match="the variables do not fit images of") as error:
         to_convolutional(model, some_variables(model, (32, 32, 1)), shape)
     assert "\n" not in str(error.value)
 
 
 def test_heat_map_refuses_what_it_cannot_use():
     case = EXACT["strides"]
-    with pytest.raises(UserError, match="given a PatternNet; expected a convolutional network; call to_convolutional"):
+    with pytest.raises(UserError, match="PatternNet is no convolutional network: call to_convolutional"):
         heat_map(case.model, some_variables(case.model, case.trained), jnp.zeros(case.trained))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"given an image of shape \(1, 15, 19, 2\)"):
+    with pytest.raises(UserError, match=r"the image has shape \(1, 15, 19, 2\): pass"):
         heat_map(*converted(case), jnp.zeros((1, *case.trained)))

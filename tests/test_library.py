@@ -83,6 +83,16 @@ def test_names_and_objects_are_the_same_run(run):
     assert other.summary["test_accuracy"] == run.summary["test_accuracy"]
 
 
+def test_a_network_of_the_catalogue_given_as_an_object_is_recorded_by_name(tmp_path):
+    model = cnn_jax.create_model("mlp", 10, hidden=(16, 8), dtype=jnp.bfloat16)
+    run = cnn_jax.fit(model, (IMAGES, LABELS), steps=2, batch_size=32, workdir=tmp_path / "run")
+    recorded = run.config.model
+    assert (recorded.model, recorded.model_args, recorded.precision) == ("mlp", ("hidden=16/8",), "bfloat16")
+    again = cnn_jax.load(tmp_path / "run")
+    assert again.model == model
+    assert np.array_equal(again.predict(IMAGES[:9]), run.predict(IMAGES[:9]))
+
+
 def test_own_module_optimizer_and_arrays_learn(tmp_path):
     run = cnn_jax.fit(tiny(), (IMAGES, LABELS), validation=0.25, optimizer=optax.adam(1e-2), epochs=6, batch_size=32)
     assert run.summary["validation_count"] == 64 and "test_accuracy" not in run.summary

@@ -304,7 +304,7 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
     ("argv", "message"),
     [
         (["resnet21"], "unknown model 'resnet21'"),
-        (["lenet5", "--input", "28x28"], "given --input 28x28; expected HEIGHTxWIDTHxCHANNELS"),
+        (["lenet5", "--input", "28x28"], "--input is '28x28': write HEIGHTxWIDTHxCHANNELS"),
         (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
         (["lenet5", "--classes", "0"], "0 classes for lenet5"),
         (["lenet5", "--classes", "ten"], "given --classes ten; expected a whole number; correct it; see"),

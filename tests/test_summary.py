@@ -10,6 +10,7 @@ import pytest
 
 from cnn_jax.arithmetic import conv_flops, conv_parameters, locally_connected_parameters
 from cnn_jax.inspect.summary import LayerRow, layer_table
+from cnn_jax.inspect.tracer import trace_layers
 from cnn_jax.layers import (
     AvgPool,
     BatchNorm,
@@ -213,3 +214,22 @@ def test_table_of_a_deep_network_has_the_field_of_its_deepest_path():
     assert rows["stage2_block3/conv2"] == 15 + 2 + 5 * 4
     assert rows["stage3_block3/conv2"] == 37 + 4 + 5 * 8
     assert rows["output"] is None
+
+
+def test_calls_are_listed_after_those_inside_them():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(2, (3, 3), name="conv")(BatchNorm(use_running_average=True, name="norm")(x))
+
+    def layers(x):
+        block = Block(name="block")
+        return nn.Dense(4, name="dense")(block(block(x)).mean((1, 2)))
+
+    calls = trace_layers(Net(layers), (6, 6, 2))
+    first, second = [("block/norm", 0), ("block/conv", 0), ("block", 2)], [("dense", 0)]
+    assert [(call.name, call.inner) for call in calls] == [*first, *first, *second]
+    assert [call.receptive_field for call in calls] == [1, 3, 3, 3, 5, 5, None]
+    dense = calls[-1]
+    assert (dense.kind, dense.input_shape, dense.output_shape) == (nn.Dense, (1, 2), (1, 4))
+    assert dense.own == {"params": {"kernel": (2, 4), "bias": (4,)}}

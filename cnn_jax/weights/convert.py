@@ -26,6 +26,7 @@ import numpy as np
 from flax import traverse_util
 
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.tracer import trace_layers
 from cnn_jax.storage.weights_file import check_same_structure
 
 Names = Callable[[str], str]
@@ -116,30 +117,18 @@ def torch_name(path: str, names: Names) -> str:
 
 
 def flattened_maps(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> dict[str, Map]:
-    """Finds the dense layers that read a flattened map, and the (C, H, W) of the map. Computes no activations.
+    """Finds the dense layers that read a flattened map, and the (C, H, W) of the map.
 
     >>> from cnn_jax.models import build
     >>> flattened_maps(build("lenet5", 10), (28, 28, 1))
     {'fc1': (16, 5, 5)}
     """
-    height, width, channels = input_shape_HWC
-    last, found = (height, width, channels), {}
-
-    def watch(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        nonlocal last
-        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            if args[0].ndim == 2 and args[0].shape[-1] == math.prod(last) and math.prod(last[:2]) > 1:
-                found["/".join(context.module.path)] = (last[2], last[0], last[1])
-        y = next_function(*args, **kwargs)
-        if isinstance(y, jax.Array) and y.ndim == 4:
-            last = y.shape[1:]
-        return y
-
-    def init() -> Any:
-        with nn.intercept_methods(watch):
-            return model.init(jax.random.key(0), jnp.zeros((1, *input_shape_HWC)), train=False)
-
-    jax.eval_shape(init)
+    last, found = input_shape_HWC, {}
+    for call in trace_layers(model, input_shape_HWC):
+        if issubclass(call.kind, nn.Dense) and call.input_shape == (1, math.prod(last)) and math.prod(last[:2]) > 1:
+            found[call.name] = (last[2], last[0], last[1])
+        if len(call.output_shape) == 4:
+            last = call.output_shape[1:]
     return found
 
 
