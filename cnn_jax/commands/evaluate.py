@@ -77,9 +77,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="folder of TFDS data sets (default: as in the run)")
     parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
     parser.add_argument("--batch-size", type=positive, help="images per forward pass (default: as in the run)")
-    parser.add_argument(
-        "--skip-bad-images", action="store_true", help="skip images of a folder that cannot be read"
-    )
+    parser.add_argument("--skip-bad-images", action="store_true", help="skip images of a folder that cannot be read")
     parser.add_argument(
         "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
     )

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from cnn_jax.errors import TrainingStopped, UserError, nearest
 from cnn_jax.interrupts import quit_at_once
 
+
 def _unknown_option(word: str, options: Iterable[str]) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word}; drop it"

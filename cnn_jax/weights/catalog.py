@@ -85,6 +85,7 @@ class TorchvisionFile:
 
     @property
     def url(self) -> str:
+        """Download address."""
         return f"https://download.pytorch.org/models/{self.file}"
 
 

@@ -174,9 +174,7 @@ def _read_pickled(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a file of torch.save ({reason}): copy or write it again"
-        ) from error
+        raise UserError(f"{path} cannot be read as a file of torch.save ({reason}): copy or write it again") from error
 
 
 def _arrays(value: Any) -> Any:
