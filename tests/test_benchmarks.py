@@ -274,8 +274,8 @@ def test_columns_of_the_table():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--blocks", "0"], "given --blocks 0; expected a whole number of at least 1"),
-        (["--seconds", "nan"], "given --seconds nan; expected a number greater than 0"),
+        (["--blocks", "0"], "--blocks is 0: it must be a whole number of at least 1"),
+        (["--seconds", "nan"], "--seconds is nan: it must be a number greater than 0"),
         (["--output", "README.md"], "given README.md with other columns"),
     ],
 )

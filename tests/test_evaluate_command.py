@@ -145,7 +145,7 @@ def test_folder_of_other_channels_is_converted(run, photos, tmp_path, capsys):
 
 def test_scores_that_cannot_be_written(run, tmp_path, capsys):
     line = refuse(capsys, [run, "--json", tmp_path / "absent" / "scores.json"])
-    assert f"given --json {tmp_path / 'absent' / 'scores.json'}" in line and "No such file" in line
+    assert f"--json {tmp_path / 'absent' / 'scores.json'} cannot be written (" in line and "No such file" in line
     (tmp_path / "scores.json").mkdir()
     assert "Is a directory" in refuse(capsys, [run, "--json", tmp_path / "scores.json"])
 

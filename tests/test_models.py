@@ -307,10 +307,10 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
         (["lenet5", "--input", "28x28"], "--input is '28x28': write HEIGHTxWIDTHxCHANNELS"),
         (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
         (["lenet5", "--classes", "0"], "0 classes for lenet5"),
-        (["lenet5", "--classes", "ten"], "given --classes ten; expected a whole number; correct it; see"),
+        (["lenet5", "--classes", "ten"], "--classes is ten: it must be a whole number (see"),
         (["lenet5", "--model-args", "pool"], "expected key=value"),
-        (["--input", "8x8x1"], "these options are of one model"),
-        (["--foo"], "given --foo, which is no option; expected --name value; drop it; see"),
+        (["--input", "8x8x1"], "these options need a model"),
+        (["--foo"], "unknown option --foo; drop it (see"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, argv, message):

@@ -147,9 +147,9 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
 
     monkeypatch.setattr(output, "write_bytes", replace)
     line = refuse(capsys, [run, photos, flag, "/dev/full"])
-    assert f"given {flag} /dev/full" in line and "No space left on device" in line
+    assert f"{flag} /dev/full cannot be written (" in line and "No space left on device" in line
     line = refuse(capsys, [run, photos, flag, tmp_path / "absent" / "out"])
-    assert f"given {flag} {tmp_path / 'absent' / 'out'}" in line and "No such file" in line
+    assert f"{flag} {tmp_path / 'absent' / 'out'} cannot be written (" in line and "No such file" in line
     assert "Is a directory" in refuse(capsys, [run, photos, flag, photos])
 
     (tmp_path / "target").write_text("earlier")
@@ -166,7 +166,7 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
     before = {path: path.stat().st_size for path in tmp_path.iterdir()}
     for name in ("target", "new"):
         line = refuse(capsys, [run, photos / "b.png", flag, tmp_path / name])
-        assert f"given {flag} {tmp_path / name}, which cannot be written (No space left on device)" in line
+        assert f"{flag} {tmp_path / name} cannot be written (No space left on device)" in line
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == before
 
 

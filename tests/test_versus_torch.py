@@ -234,9 +234,9 @@ def test_figures_have_spread_and_leave_out_what_is_unknown():
         ("--model lenet5", "--device"),
         ("--model lenet5 --device gpu", "JAX found cpu; expected a GPU"),
         ("--model lenet5 --device cpu --batch-size 1", "--batch-size 1; expected at least 2"),
-        ("--model lenet5 --device cpu --blocks 0", "--blocks 0; expected a whole number of at least 1"),
-        ("--model lenet5 --device cpu --seconds 0", "--seconds 0; expected a number greater than 0"),
-        ("--model lenet5 --device cpu --seconds nan", "--seconds nan; expected a number greater than 0"),
+        ("--model lenet5 --device cpu --blocks 0", "--blocks is 0: it must be a whole number of at least 1"),
+        ("--model lenet5 --device cpu --seconds 0", "--seconds is 0: it must be a number greater than 0"),
+        ("--model lenet5 --device cpu --seconds nan", "--seconds is nan: it must be a number greater than 0"),
         ("--model lenet5 --device cpu --image-size 4", "conv2: given a 2x2 map"),
     ],
 )

@@ -131,7 +131,7 @@ def test_ignored_names_may_be_there_and_others_not():
 def test_names_for_another_depth_lose_no_array():
     deep = build("mobilenet_v2", args=["depth=2", "width=0.25"])
     like, naming = shapes(deep, (32, 32, 3)), namings(deep)["torchvision"]
-    with pytest.raises(UserError, match="given runs/deep, .* get the same name .*--names plain"):
+    with pytest.raises(UserError, match="of runs/deep get the same name .*: set `names` to plain"):
         to_torch(drawn(like), naming.names, given="runs/deep")
     with pytest.raises(UserError, match="get the same name"):
         from_torch(STATE, like, naming.names)

@@ -198,7 +198,7 @@ def test_a_pickle_that_runs_a_program_is_refused_and_not_run(tmp_path, old, prot
     code = pickle.dumps({"weight": evil}, protocol)
     path = tmp_path / "w.pth"
     (legacy if old else zipped)(path, code.removeprefix(b"\x80\x02").removesuffix(b"."))
-    assert f"want to run {os.system.__module__}.system; nothing was run" in message(path)
+    assert f"would run {os.system.__module__}.system when loaded (nothing was run)" in message(path)
     assert not mark.exists()
 
 
@@ -217,14 +217,14 @@ def test_a_pickle_that_runs_a_program_is_refused_and_not_run(tmp_path, old, prot
 )
 def test_other_words_are_refused(tmp_path, module, name):
     path = zipped(tmp_path / "w.pth", Program().call(module, name, Program().plain("1")))
-    assert f"want to run {module}.{name}" in message(path)
+    assert f"would run {module}.{name} when loaded" in message(path)
 
 
 def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
     mark = tmp_path / "it was run"
     path = tmp_path / "w.bin"
     path.write_bytes(pickle.dumps(Evil(os.mkdir, str(mark))))
-    assert "want to run" in message(path)
+    assert "would run" in message(path)
     assert not mark.exists()
 
 
@@ -242,7 +242,7 @@ def test_words_that_are_known_cannot_be_changed(tmp_path):
 def test_a_whole_network_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.Linear(2, 3), tmp_path / "w.pth")
-    assert "want to run torch.nn.modules.linear.Linear" in message(tmp_path / "w.pth")
+    assert "would run torch.nn.modules.linear.Linear" in message(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
@@ -270,8 +270,8 @@ def test_damaged_archives(tmp_path):
     path = tmp_path / "w.pth"
     program = Program()
     short = program.mapping({"w": program.tensor(program.storage(np.zeros(4, np.float32), count=5), 0, (4,), (1,))})
-    assert "storage 0 absent or of another size" in message(zipped(path, short, program.storages))
-    assert "storage 0 absent" in message(zipped(path, short))
+    assert "storage 0 is missing or has another size" in message(zipped(path, short, program.storages))
+    assert "storage 0 is missing" in message(zipped(path, short))
     assert "big-endian" in message(zipped(path, short, program.storages, byteorder="big"))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("words.txt", "no weights")
@@ -284,7 +284,7 @@ def test_truncated_files(tmp_path, old, kept):
     path = saved(tmp_path / "w.pth", STATE, old)
     path.write_bytes(path.read_bytes()[:kept])
     said = message(path)
-    assert "expected a whole file of torch.save" in said
+    assert "cannot be read as a file of torch.save" in said and said.endswith("copy or write it again")
     assert old or kept in (0, 1) or "(cut short)" in said
 
 
@@ -293,21 +293,21 @@ def test_files_of_something_else(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(b"not weights at all, just some words in a file")
     said = message(path)
-    assert str(path) in said and "expected a whole" in said
+    assert str(path) in said and "copy or write it again" in said
 
 
 def test_absent_files_and_other_endings(tmp_path):
     assert "No such file" in message(tmp_path / "absent.pth")
     assert "No such file" in message(tmp_path / "absent.safetensors")
     (tmp_path / "w.h5").write_bytes(b"")
-    assert "expected a file ending in .safetensors, .pth" in message(tmp_path / "w.h5")
+    assert "its name must end in .safetensors, .pth" in message(tmp_path / "w.h5")
 
 
 def test_no_state_dict(tmp_path):
     program = Program()
     path = tmp_path / "w.pth"
-    assert "hold no state dict" in message(zipped(path, program.plain([1, 2])))
-    assert "hold no state dict" in message(zipped(path, program.mapping({})))
-    assert "hold no state dict" in message(zipped(path, program.mapping({"epoch": program.plain(3)})))
+    assert "holds no state dict" in message(zipped(path, program.plain([1, 2])))
+    assert "holds no state dict" in message(zipped(path, program.mapping({})))
+    assert "holds no state dict" in message(zipped(path, program.mapping({"epoch": program.plain(3)})))
     numbered: Any = {0: program.array(np.zeros(2, np.float32))}
-    assert "hold no state dict" in message(zipped(path, program.mapping(numbered), program.storages))
+    assert "holds no state dict" in message(zipped(path, program.mapping(numbered), program.storages))
