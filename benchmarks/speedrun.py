@@ -40,7 +40,7 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
             Figure(case, "mean accuracy", mean(percent), "%", n=len(each)),
             Figure(case, "standard deviation of the accuracy", spread(percent), "points", n=len(each)),
         ]
-    percent = [100 * run.beside for run in ours if run.beside is not None]
+    percent = [100 * run.extra_accuracy for run in ours if run.extra_accuracy is not None]
     if percent:
         found.append(figure(f"{name}, {where}{changed}", "accuracy on official test images", percent, "%"))
     for title, theirs in others:
