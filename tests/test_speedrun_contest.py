@@ -262,7 +262,7 @@ def test_command_measures_prints_and_records(tiny_run, monkeypatch, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "muon94, tune split: 40 training and 20 test images"
     assert any(line.startswith("training loss by epoch: ") and len(line.split()) == 8 for line in lines)
-    assert any("of the first 12 official test images" in line for line in lines)
+    assert any("on the first 12 official test images" in line for line in lines)
     assert lines[-1].startswith("muon94 / other.py: time ratio ")
     rows = {(row["case"].split(",")[0], row["measure"]): row for row in speed.read(table)}
     assert {measure for case, measure in rows if case == "other.py"} == {
@@ -332,7 +332,7 @@ def test_images_that_the_device_cannot_hold_are_streamed(small_cifar10, monkeypa
     tiny = ["--runs", "1", "--batch-size", "20", "--width-factor", "0.04"]
     main(tiny)
     said = capsys.readouterr().out
-    assert "muon94: the device cannot hold all images; streaming them from the host, 2796 steps at a time" in said
+    assert "muon94: the device cannot hold all images: streaming them from the host, 2796 steps at a time" in said
     assert "accuracy 20.00 %" in said and "12.00 %" in said
     main([*tiny, "--stream", "7"])
     assert "muon94: as --stream says: streaming them from the host, 7 steps at a time" in capsys.readouterr().out

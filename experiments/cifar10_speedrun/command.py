@@ -148,8 +148,8 @@ def report(
         mean = statistics.mean(percent)
         error = (mean * (100 - mean) / extra_images) ** 0.5
         print(
-            f"{name}: {mean:.2f} % (std {spread(percent):.2f}) on the first {extra_images:,} official test images; a sample "
-            f"of this size has a standard error of {error:.1f}"
+            f"{name}: {mean:.2f} % (std {spread(percent):.2f}) on the first {extra_images:,} official test images; a "
+            f"sample of this size has a standard error of {error:.1f}"
         )
     if arguments.split == "full" and len(ours) > 1:
         p = p_below([100 * run.accuracy for run in ours], recipe.target)

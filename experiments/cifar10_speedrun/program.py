@@ -280,9 +280,10 @@ def view_logits(model: committee.Network, variables: Any, x_BxHxWxC: jax.Array, 
 
 
 def count_run_flops(recipe: Recipe, image_shape: tuple[int, int, int], train_images: int, test_images: int) -> int:
-    """Counts the FLOPs of a run, two per multiply-add: convolutions and classifier, with gradients at twice the forward.
+    """Counts the FLOPs of a run, two per multiply-add.
 
-    The fixed whitening is not counted. Once its bias is fixed as well, the first convolution needs no input gradient.
+    Convolutions and the classifier count, with gradients at twice the forward pass; the fixed whitening does not. Once
+    its bias is fixed as well, the first convolution needs no input gradient.
     """
 
     def forward(recipe: Recipe) -> tuple[int, int]:
