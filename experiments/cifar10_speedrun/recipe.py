@@ -182,7 +182,7 @@ def _sgd(
     translate: int = 2,
     cutout: int = 0,
 ) -> Recipe:
-    """Makes a recipe from a rate and decay for 1,024 examples that do not depend on momentum, as in the original code."""
+    """Makes a recipe from a rate and decay for 1,024 examples, independent of momentum, as in the original code."""
     momentum = 0.85
     scale = 1024 * (1 + 1 / (1 - momentum))
     return Recipe(
