@@ -46,9 +46,7 @@ def check_compiler(device: str) -> None:
     variable, usual = ("CXX", ("g++",)) if device == "cpu" else ("CC", ("gcc", "clang", "cc"))
     wanted = (os.environ[variable],) if variable in os.environ else usual
     if not any(map(shutil.which, wanted)):
-        raise UserError(
-            f"torch.compile needs a compiler ({' or '.join(wanted)}): install one, or use --no-compile"
-        )
+        raise UserError(f"torch.compile needs a compiler ({' or '.join(wanted)}): install one, or use --no-compile")
 
 
 def theirs(net: Any, variables: Mapping[str, Any], batch: Batch, device: str, dtype: str, compiled: bool) -> Side:

@@ -213,9 +213,7 @@ def describe(result: Result) -> str:
         rows.append(("other load, %", number(100 * statistics.median(result.others)), ""))
     lines = [f"{name:<28}{one:>12}{other:>12}" for name, one, other in rows]
     if result.others and max(result.others) > BUSY:
-        lines.append(
-            "warning: other programs used the processor, which slows PyTorch down more than us: measure again"
-        )
+        lines.append("warning: other programs used the processor, which slows PyTorch down more than us: measure again")
     ratios = result.ratios
     return "\n".join([*lines, f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"])
 

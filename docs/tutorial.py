@@ -85,8 +85,8 @@ keep(figure, "digits")
 
 # %% [markdown]
 # A pipeline makes batches from a source; batch k depends on (seed, k) and nothing else. An augmentation is a pure
-# function of a key and a batch; it takes uint8 images and returns floats in [0, 1]. The task says what to learn: here it
-# adds one-hot targets to a batch, and computes the loss.
+# function of a key and a batch; it takes uint8 images and returns floats in [0, 1]. The task says what to learn: here
+# it adds one-hot targets to a batch, and computes the loss.
 
 # %%
 preprocess = Preprocess.fit(train_set)
