@@ -100,7 +100,7 @@ def test_script_runs_when_it_is_asked_to_and_its_first_run_does_not_count(tmp_pa
         assert (folder / "runs.txt").read_text() == "0\n"
         assert other.run().seconds == 2.0
         assert other.run().seconds == 3.0
-        with pytest.raises(UserError, match=r"script.py, which ended early: ValueError: no more runs; expected"):
+        with pytest.raises(UserError, match=r"script.py ended early \(ValueError: no more runs\): run it"):
             other.run()
     assert not folder.exists()
 
@@ -149,11 +149,11 @@ def test_interval_of_the_ratio_holds_it():
 
 
 def test_what_cannot_run_is_said_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="expected a file; check the path"):
+    with pytest.raises(UserError, match="no file .*absent.py: check `torch_script`"):
         torch_script.TorchScript(tmp_path / "absent.py", DATA)
     script = tmp_path / "script.py"
     script.write_text("")
-    with pytest.raises(UserError, match="given --torch-python .*; expected a Python"):
+    with pytest.raises(UserError, match=r"cannot run the Python .*python \(.*\): check `torch_python`"):
         torch_script.TorchScript(script, DATA, python=str(tmp_path / "python"))
     bare = tmp_path / "bare"  # a Python without PyTorch
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
@@ -166,7 +166,7 @@ def test_what_cannot_run_is_said_in_one_line(tmp_path):
 def test_table_of_another_form_is_refused():
     row = {"run": "", "epoch": "eval", "tta_val_acc": "0.9402", "total_time_seconds": "3.8"}
     assert torch_script.parse_row(row) == Run(3.8, 0.9402)
-    with pytest.raises(UserError, match="whose table has the columns run, epoch"):
+    with pytest.raises(UserError, match="script's table has the columns run, epoch"):
         torch_script.parse_row({"run": "", "epoch": "eval", "seconds": "1"})
 
 
@@ -185,22 +185,22 @@ def small_cifar10(monkeypatch):
     monkeypatch.setattr(speedrun_data, "open_source", source)
 
 
-def test_tuning_tests_on_training_images_and_scores_the_others_beside(small_cifar10):
+def test_tuning_tests_on_training_images_and_scores_the_others_as_extra(small_cifar10):
     data = load_data("tune", None)
-    assert [len(part[0]) for part in (data.train, data.test, data.beside or ((), ()))] == [40, 20, 12]
+    assert [len(part[0]) for part in (data.train, data.test, data.extra or ((), ()))] == [40, 20, 12]
     assert len(load_data("tune", None, train_images=7, test_images=3).train[1]) == 7
 
 
 def test_official_figure_needs_the_official_test_set(small_cifar10, monkeypatch):
-    with pytest.raises(UserError, match="--split full, but the test split there has 12 images; expected 10,000"):
+    with pytest.raises(UserError, match="the test split has 12 images, and the split full needs 10,000"):
         load_data("full", None)
     monkeypatch.setattr(speedrun_data, "TEST_IMAGES", 12)
     data = load_data("full", None)
-    assert len(data.train[0]) == 60 and len(data.test[0]) == 12 and data.beside is None
+    assert len(data.train[0]) == 60 and len(data.test[0]) == 12 and data.extra is None
 
 
 def test_too_little_memory_is_said_in_one_line():
-    with pytest.raises(UserError, match="expected a device that holds the activations") as caught:
+    with pytest.raises(UserError, match="the device cannot hold the activations") as caught:
         with contest.enough_memory(RECIPES["muon94"]):
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nand more")
     assert "\n" not in str(caught.value)
@@ -226,13 +226,13 @@ def test_preset_gives_defaults_and_flags_win():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--runs", "0"), "given --runs 0; expected a number greater than 0"),
-        (("--epochs", "-1"), "given --epochs -1.0; expected a number greater than 0"),
-        (("--epochs", "nan"), "given --epochs nan; expected a number greater than 0"),
-        (("--width-factor", "inf"), "given --width-factor inf; expected a number greater than 0"),
-        (("--seed", "-1"), "given --seed -1"),
+        (("--runs", "0"), "--runs is 0: it must be a finite number above 0"),
+        (("--epochs", "-1"), "--epochs is -1.0: it must be a finite number above 0"),
+        (("--epochs", "nan"), "--epochs is nan: it must be a finite number above 0"),
+        (("--width-factor", "inf"), "--width-factor is inf: it must be a finite number above 0"),
+        (("--seed", "-1"), "--seed is -1: it must be at least 0"),
         (("--recipe", "muon95"), "muon95.*see"),
-        (("--torch-script", "a/s.py", "b/s.py"), "expected files of different names"),
+        (("--torch-script", "a/s.py", "b/s.py"), "two files of the same name"),
     ],
 )
 def test_wrong_flags_are_refused(argv, message):
@@ -262,7 +262,7 @@ def test_command_measures_prints_and_records(tiny_run, monkeypatch, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "muon94, tune split: 40 training and 20 test images"
     assert any(line.startswith("training loss by epoch: ") and len(line.split()) == 8 for line in lines)
-    assert any("of the first 12 official test images" in line for line in lines)
+    assert any("on the first 12 official test images" in line for line in lines)
     assert lines[-1].startswith("muon94 / other.py: time ratio ")
     rows = {(row["case"].split(",")[0], row["measure"]): row for row in speed.read(table)}
     assert {measure for case, measure in rows if case == "other.py"} == {
@@ -306,7 +306,7 @@ def test_program_takes_the_next_seed_each_time(small_cifar10, monkeypatch):
     first, second = ours.run(), ours.run()
     assert len(seen) == 1, "traced more than once"
     assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps an epoch
-    assert first.accuracy == 0.25 and first.beside == pytest.approx(0.12) and first.seconds > 0
+    assert first.accuracy == 0.25 and first.extra_accuracy == pytest.approx(0.12) and first.seconds > 0
     assert ours.streamed is None
 
 
@@ -332,10 +332,10 @@ def test_images_that_the_device_cannot_hold_are_streamed(small_cifar10, monkeypa
     tiny = ["--runs", "1", "--batch-size", "20", "--width-factor", "0.04"]
     main(tiny)
     said = capsys.readouterr().out
-    assert "muon94: the device cannot hold all images; streaming them from the host, 2796 steps at a time" in said
+    assert "muon94: the device cannot hold all images: streaming them from the host, 2796 steps at a time" in said
     assert "accuracy 20.00 %" in said and "12.00 %" in said
     main([*tiny, "--stream", "7"])
-    assert "muon94: as was asked for; streaming them from the host, 7 steps at a time" in capsys.readouterr().out
+    assert "muon94: as --stream says: streaming them from the host, 7 steps at a time" in capsys.readouterr().out
     monkeypatch.setattr(contest, "Streamed", resident)
-    with pytest.raises(UserError, match="given batches of 20; expected a device that holds the activations of one"):
+    with pytest.raises(UserError, match="the device cannot hold the activations of a batch of 20: lower"):
         main(tiny)

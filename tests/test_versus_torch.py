@@ -211,9 +211,9 @@ def test_the_table_has_medians_shares_and_what_is_unknown():
     assert rows["GFLOP/s"] == ["100", "60"]
     assert rows["% of matmul's 200"] == ["50", "30"]
     assert rows["peak memory, MiB"] == ["1", "n/a"]
-    assert rows["compile or first step, s"] == ["3", "1"] and rows["the same, cached, s"] == ["0.5", "n/a"]
-    assert rows["busy with others, %"] == ["25"]
-    assert lines[-2].startswith("warning: others")
+    assert rows["compile or first step, s"] == ["3", "1"] and rows["the same from cache, s"] == ["0.5", "n/a"]
+    assert rows["other load, %"] == ["25"]
+    assert lines[-2].startswith("warning: other programs")
     assert lines[-1] == "ratio 1.50 (1.20–2.00)"
     assert "warning" not in describe(replace(made_up(), others=[0.0, 0.01]))
 
@@ -232,8 +232,8 @@ def test_figures_have_spread_and_leave_out_what_is_unknown():
     [
         ("--model lenet6 --device cpu", "lenet6"),
         ("--model lenet5", "--device"),
-        ("--model lenet5 --device gpu", "JAX found cpu; expected a GPU"),
-        ("--model lenet5 --device cpu --batch-size 1", "--batch-size 1; expected at least 2"),
+        ("--model lenet5 --device gpu", "JAX found cpu, not a GPU: install"),
+        ("--model lenet5 --device cpu --batch-size 1", "--batch-size is 1: it must be at least 2"),
         ("--model lenet5 --device cpu --blocks 0", "--blocks is 0: it must be a whole number of at least 1"),
         ("--model lenet5 --device cpu --seconds 0", "--seconds is 0: it must be a number greater than 0"),
         ("--model lenet5 --device cpu --seconds nan", "--seconds is nan: it must be a number greater than 0"),
@@ -260,7 +260,7 @@ def test_torch_compile_without_a_compiler(monkeypatch):
 
 def test_pytorch_without_the_gpu_of_jax(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="PyTorch .* found none"):
+    with pytest.raises(UserError, match="PyTorch .* found no GPU"):
         torch_side.import_torch("gpu")
 
 
