@@ -1,4 +1,4 @@
-"""The command line: names, defaults that follow each other, and one-line errors; no JAX is imported to answer."""
+"""The command line: flag names, dependent defaults, one-line errors, and no JAX import for help or mistakes."""
 
 import contextlib
 import importlib
@@ -287,7 +287,7 @@ def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():
 
 
 @pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 3 TiB")])
-def test_too_little_memory_is_told_in_one_line(error, capsys):
+def test_too_little_memory_is_reported_in_one_line(error, capsys):
     def main():
         print("…")
         raise error
@@ -307,7 +307,7 @@ def test_a_run_imports_no_pytorch_and_leaves_it_to_others(tmp_path):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_sees_a_bar_and_a_pipe_lines(terminal, tmp_path):
+def test_a_terminal_shows_a_bar_and_a_pipe_gets_lines(terminal, tmp_path):
     argv = ["--model", "softmax_regression", "--epochs", "2", "--workdir", str(tmp_path / "run")]
     ours, theirs = pty.openpty() if terminal else os.pipe()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
@@ -315,7 +315,7 @@ def test_a_terminal_sees_a_bar_and_a_pipe_lines(terminal, tmp_path):
     with subprocess.Popen(command, stdout=theirs, env=environment) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # a terminal ends in an error
+        with contextlib.suppress(OSError):  # reading a closed terminal raises
             while more := os.read(ours, 4096):
                 shown += more
     os.close(ours)

@@ -14,7 +14,7 @@ from cnn_jax.training.loggers.csv_file import CsvLogger
 
 
 def table(path):
-    """Rows as dicts of floats; empty cells left out."""
+    """Rows as dicts of floats, without empty cells."""
     with open(path, newline="") as file:
         return [{tag: float(cell) for tag, cell in row.items() if cell} for row in csv.DictReader(file)]
 
@@ -28,7 +28,7 @@ def test_importing_the_loggers_imports_no_library():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_an_unknown_name_and_a_missing_library_are_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_unknown_names_and_missing_libraries_are_reported_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unknown logger 'wandv'; perhaps you meant wandb"):
         make_loggers(["tensorboard", "wandv"], tmp_path, 0, {})
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
@@ -85,7 +85,7 @@ def test_csv_numbers_round_trip_and_steps_are_one_row(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_csv_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
+def test_csv_of_a_resumed_run_matches_an_uninterrupted_one(tmp_path):
     def write(logger, steps):
         for step in steps:
             logger.log({"train/loss": 1 / step}, step)
@@ -96,7 +96,7 @@ def test_csv_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
     write(CsvLogger(whole, 0), range(1, 13))
     write(CsvLogger(cut, 0), range(1, 11))
-    cut.write_bytes(cut.read_bytes() + b"11,0.0")  # half a line of a process that was killed
+    cut.write_bytes(cut.read_bytes() + b"11,0.0")  # half a line, left by a killed process
     write(CsvLogger(cut, 8), range(9, 13))
     assert cut.read_bytes() == whole.read_bytes()
     CsvLogger(cut, 0).close()
