@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the markers: `pytest -m 'not tfds'` skips tests on real data, `pytest -m slow` runs the slow tests."""
     config.addinivalue_line("markers", "tfds: needs TFDS_DATA_DIR with mnist and cifar10 prepared, else skipped")
-    config.addinivalue_line("markers", "slow: takes long; left out unless asked for by -m")
+    config.addinivalue_line("markers", "slow: skipped unless selected with -m")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

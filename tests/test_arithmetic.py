@@ -62,7 +62,7 @@ def test_filters_that_do_not_fit_on_the_slides_are_refused(size, filter_size, st
     assert output_size(size, filter_size, stride, rounding="ceil") == math.ceil(float(shown))
 
 
-def test_output_size_refuses_a_filter_larger_than_the_input_and_stride_zero():
+def test_output_size_refuses_a_filter_larger_than_the_input_and_a_stride_of_nothing():
     with pytest.raises(UserError, match=r"\(4 \+ 0 - 5\)/1 \+ 1 = 0, expected"):
         output_size(4, 5)
     assert output_size(4, 5, rounding="floor") == 0
@@ -71,7 +71,7 @@ def test_output_size_refuses_a_filter_larger_than_the_input_and_stride_zero():
         output_size(4, 3, 0, rounding="floor")
 
 
-def test_overhanging_windows_start_before_the_end():
+def test_overhanging_windows_begin_before_the_end():
     # As in PyTorch and Caffe: a third 2×2 window of stride 3 on 6 inputs would start at 6, past the last one.
     assert output_size(6, 2, 3, rounding="ceil") == 2
     assert output_size(7, 2, 3, rounding="ceil") == 3

@@ -107,7 +107,7 @@ def test_affine_warp_moves_the_content(matrix: list, shift: list, expected: np.n
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_affine_with_zero_ranges_is_the_identity():
+def test_affine_with_empty_ranges_is_the_identity():
     still = over_keys(affine, IMAGE_8x6x3, degrees=0.0, scale=(1.0, 1.0), translate=0.0, shear=0.0)
     np.testing.assert_allclose(still, np.broadcast_to(IMAGE_8x6x3, still.shape), atol=1e-6)
 
@@ -157,7 +157,7 @@ def test_elastic_displaces_smoothly_by_the_stated_amount():
     assert 0.8 < np.diff(moved, axis=1).std() / (expected / (np.sqrt(2) * sigma)) < 1.2
 
 
-def test_random_resized_crop_magnifies_a_part():
+def test_random_resized_crop_is_a_magnified_part():
     """On ramps in x and y the result is linear: its slopes give the size of the crop, its ends the position."""
     height, width = 40, 30
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -330,7 +330,7 @@ def test_arguments_reach_the_augmentation():
         ("flip:key=1", r"no argument 'key'"),
     ],
 )
-def test_mistakes_in_a_spec_are_reported_in_one_line(spec: str, message: str):
+def test_mistakes_in_a_spec_are_told_in_one_line(spec: str, message: str):
     with pytest.raises(UserError, match=message) as error:
         make_augment([spec], 4)
     assert "\n" not in str(error.value)
@@ -341,6 +341,6 @@ def test_mistakes_in_a_spec_are_reported_in_one_line(spec: str, message: str):
     ["pad_crop:padding=-1", "pad_crop:padding=8,mode=reflect", "cutout:size=0", "elastic:sigma=0", "affine:scale=2/1"]
     + ["random_resized_crop:scale=0.5/1.5", "color_jitter:hue=-1", "pca_color:sigma=-1", "mixup:alpha=0"],
 )
-def test_out_of_range_values_are_reported_when_a_batch_is_augmented(spec: str):
+def test_values_out_of_range_are_told_when_the_batch_is_seen(spec: str):
     with pytest.raises(UserError, match="given .*; ?expected|given .* expected"):
         make_augment([spec], 4)(KEY, jnp.asarray(IMAGES_6x8x8x3), jnp.asarray(LABELS_6))

@@ -41,7 +41,7 @@ def test_every_parameter_gets_a_gradient():
     assert [path for path, gradient in gradients.items() if not np.any(np.asarray(gradient))] == []
 
 
-def test_it_is_not_a_classifier():
+def test_it_is_no_classifier():
     with pytest.raises(UserError, match="conv_autoencoder has no classes"):
         create_model("conv_autoencoder", 10)
     outputs: Any = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
@@ -67,7 +67,7 @@ def run(tmp_path_factory):
     return cnn_jax.fit("conv_autoencoder", "digits", epochs=2, workdir=folder, **fields)
 
 
-def test_it_learns_and_keeps_the_lowest_loss(run):
+def test_it_learns_and_the_best_is_the_lowest(run):
     validation = [row["loss"] for row in run.history if row["kind"] == "validation"]
     assert len(validation) == 4 and validation[-1] < 0.7 * validation[0]
     assert run.summary["validation_loss"] == min(validation) and "test_accuracy" not in run.summary

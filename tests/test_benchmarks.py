@@ -184,7 +184,7 @@ def test_growth_wants_a_depth():
         growth.main(["--model", "lenet"])
 
 
-def test_startup_reports_why_a_command_ended(tmp_path):
+def test_startup_says_why_a_command_ended(tmp_path):
     with pytest.raises(UserError, match="ended before its first step: .*No module named"):
         startup.parts_of_start(["experiments.absent"], tmp_path)
 

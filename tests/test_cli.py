@@ -287,7 +287,7 @@ def test_help_and_mistakes_import_no_jax_and_exit_with_0_and_2():
 
 
 @pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 3 TiB")])
-def test_too_little_memory_is_reported_in_one_line(error, capsys):
+def test_too_little_memory_is_told_in_one_line(error, capsys):
     def main():
         print("…")
         raise error

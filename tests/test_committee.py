@@ -61,7 +61,7 @@ def test_a_committee_is_evaluated_as_the_mean_of_its_members():
     assert metrics["accuracy"] == pytest.approx(np.mean(mean.argmax(-1) == labels))
 
 
-def test_average_is_over_probabilities_not_logits():
+def test_average_is_of_probabilities_not_of_logits():
     logits_MxBxK = jnp.array([[[10.0, 0.0]], [[0.0, 1.0]]])
     expected = np.mean(jax.nn.softmax(logits_MxBxK), axis=0)
     np.testing.assert_allclose(jnp.exp(average(logits_MxBxK)), expected, rtol=1e-6)
@@ -76,7 +76,7 @@ def test_views():
     np.testing.assert_array_equal(down_right[:, :-1, :-1], images[:, 1:, 1:])
 
 
-def test_ten_crops_are_the_corners_the_centre_and_their_mirrors():
+def test_ten_crops_are_the_corners_the_middle_and_their_mirrors():
     height, width, part = 16, 8, 0.75
     y, x = np.mgrid[:height, :width].astype(np.float32)
     images = jnp.stack([x, y], axis=-1)[None]  # each pixel holds its own coordinates
@@ -154,7 +154,7 @@ def test_the_table_of_finished_runs(tmp_path, capsys, monkeypatch):
         main(["one", "other"])
 
 
-def test_an_unknown_view_is_refused_at_once():
+def test_an_unknown_view_is_refused_when_it_is_named():
     with pytest.raises(UserError, match="unknown view 'flop'; perhaps you meant flip"):
         Views(build("mlp", 3), ("flop",))
     with pytest.raises(UserError, match="pixels=0"):

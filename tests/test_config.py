@@ -28,7 +28,7 @@ def test_difference_lists_what_changes_the_result_and_nothing_else():
     assert one.difference(other) == ["learning_rate: 0.1 here, 0.2 there"]
 
 
-def test_initial_weights_may_be_named_by_another_path(monkeypatch, tmp_path):
+def test_weights_to_start_from_may_be_named_by_another_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     saved = Config().override(init_from=str(tmp_path / "first"))
     assert Config().override(init_from="first").difference(saved) == []

@@ -165,7 +165,7 @@ def test_bad_folders(tmp_path):
     assert "class 'b'" in message(tmp_path / "deep")
 
 
-def test_too_few_images_for_three_splits_are_reported_before_training(tmp_path):
+def test_too_few_images_for_three_splits_are_told_before_training(tmp_path):
     def message(name, **changes):
         with pytest.raises(UserError) as caught:
             make_experiment(CONFIG.override(dataset=name, **changes))

@@ -38,7 +38,7 @@ def test_every_example_once_an_epoch(count, size):
 
 
 @pytest.mark.parametrize("mode", ["resident", "stream"])
-def test_batches_follow_the_order(mode):
+def test_batch_is_what_the_order_says(mode):
     pipeline = make_pipeline(numbered(11), batch_size=4, seed=3, mode=mode)
     assert (pipeline.num_examples, pipeline.batch_size) == (11, 4)
     for step, batch in enumerate(batches(pipeline, islice(pipeline.train_items(), 9))):

@@ -112,7 +112,7 @@ def offline(monkeypatch):
 
     def break_off(_, url, folder, verify=True):
         if url.rpartition("/")[2] in reached:
-            time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+            time.sleep(0.2)  # by now the other downloads have failed and TFDS has given up
             (folder / "part").write_bytes(b"half a fi")
         raise ConnectionError("no network")
 
@@ -190,7 +190,7 @@ def test_whole_downloads_are_kept_for_the_next_attempt(tmp_path, offline, monkey
     def arrive(self, url, folder, verify=True):
         if not url.endswith("t10k-labels-idx1-ubyte.gz"):
             return break_off(self, url, folder, verify)
-        time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+        time.sleep(0.2)  # by now the other downloads have failed and TFDS has given up
         self._pbar_url.update(1)
         (folder / "labels.gz").write_bytes(b"all of it")
         return downloader.DownloadResult(folder / "labels.gz", checksums.compute_url_info(folder / "labels.gz"))

@@ -94,7 +94,7 @@ def test_digits_enlarged():
     assert np.abs(coarse - fine).max() < 20  # block means survive resizing
 
 
-def test_synthetic_examples_depend_on_split_and_index_only():
+def test_drawn_examples_depend_on_split_and_index_only():
     whole, part = open_source("xo:train=40", "train"), open_source("xo:train=40", "train[10:20]")
     more = open_source("xo:train=400", "train[:40]")
     for i in range(10):
@@ -113,7 +113,7 @@ def test_xo_without_nuisances_is_the_letter():
     assert x[20, 20] == 255 and o[20, 20] == 0
     radius, stroke = 0.3 * 41, 0.1 * 41
     assert o.sum() / 255 == pytest.approx(2 * np.pi * radius * stroke, rel=0.02)  # area of the ring
-    bars = 2 * (2 * radius * stroke + np.pi * stroke**2 / 4) - stroke**2  # two bars with round ends, minus their overlap
+    bars = 2 * (2 * radius * stroke + np.pi * stroke**2 / 4) - stroke**2  # two round-ended bars, minus their overlap
     assert x.sum() / 255 == pytest.approx(bars, rel=0.02)
 
 
@@ -245,7 +245,7 @@ def test_absent_tfds_set_in_a_script_and_in_a_notebook(tmp_path, monkeypatch):
     assert offered(__spec__=None) == "python -m experiments.digits_lenet5"
 
 
-def test_unknown_names_suggest_the_nearest(tmp_path):
+def test_unknown_names_get_the_nearest(tmp_path):
     with pytest.raises(UserError, match="perhaps you meant mnist"):
         open_source("mnits", "train", data_dir=str(tmp_path))
     with pytest.raises(UserError, match="perhaps you meant digits"):

@@ -138,14 +138,14 @@ def test_too_small_map_names_the_layer_and_shows_the_arithmetic():
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])
-def test_smallest_map_that_fits_is_accepted(size):
+def test_smallest_map_that_fits_is_taken(size):
     y = Two().init_with_output(jax.random.key(0), jnp.zeros((1, size, size, 1)))[0]
     assert isinstance(y, jax.Array)
     outputs = output_size(size, 5, 2, 1, rounding="floor")
     assert y.shape == (1, outputs, outputs, 3)
 
 
-def test_dilated_filter_needs_room_for_its_holes():
+def test_dilated_filter_needs_the_room_of_its_holes():
     layer = Conv(1, (3, 3), padding="VALID", kernel_dilation=2, name="holes")
     with pytest.raises(UserError, match="given a 5x4 map; a 5x5 filter"):
         layer.init(jax.random.key(0), jnp.zeros((1, 5, 4, 1)))
@@ -382,7 +382,7 @@ def test_flatten_keeps_the_batch():
     np.testing.assert_array_equal(flatten(jnp.arange(12).reshape(2, 1, 3, 2)), np.arange(12).reshape(2, 6))
 
 
-def test_images_refuses_anything_but_a_batch_of_floats():
+def test_images_refuses_what_is_no_batch_of_floats():
     with pytest.raises(UserError, match=r"shape \(28, 28, 1\).*add a batch axis"):
         images(jnp.zeros((28, 28, 1)), jnp.float32)
     with pytest.raises(UserError, match="given uint8 images.*normalize"):

@@ -74,7 +74,7 @@ def test_the_command_ends_with_the_same_weights(run, tmp_path):
     assert same(load_weights(tmp_path / "run" / files.WEIGHTS)[0], run.variables)
 
 
-def test_names_and_objects_give_the_same_run(run):
+def test_names_and_objects_are_the_same_run(run):
     splits = {split: open_source("digits", split) for split in ("train", "validation", "test")}
     model = cnn_jax.create_model("mlp", 10, hidden=(16,))
     fields: dict[str, Any] = FIELDS | {"model_args": ()}

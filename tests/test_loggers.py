@@ -28,7 +28,7 @@ def test_importing_the_loggers_imports_no_library():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_unknown_names_and_missing_libraries_are_reported_before_anything_is_written(tmp_path, monkeypatch):
+def test_an_unknown_name_and_a_missing_library_are_said_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unknown logger 'wandv'; perhaps you meant wandb"):
         make_loggers(["tensorboard", "wandv"], tmp_path, 0, {})
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
@@ -85,7 +85,7 @@ def test_csv_numbers_round_trip_and_steps_are_one_row(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_csv_of_a_resumed_run_matches_an_uninterrupted_one(tmp_path):
+def test_csv_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
     def write(logger, steps):
         for step in steps:
             logger.log({"train/loss": 1 / step}, step)

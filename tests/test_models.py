@@ -119,7 +119,7 @@ def test_dropout_acts_in_training_only():
     model.apply(variables, x[:1], train=False)  # needs no random key
 
 
-def test_stages_are_returned_by_name_in_order():
+def test_stages_are_given_by_name_in_order():
     model, variables = NETS["lenet5"], some_variables("lenet5")
     x = some_images(model, 2)
     logits, seen = jax.jit(lambda x: stages(model, variables, x))(x)
