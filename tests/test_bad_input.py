@@ -108,31 +108,31 @@ def test_a_streamed_label_out_of_range_ends_the_run_where_it_is_read(run_with_la
 
 
 @pytest.fixture
-def bound(tmp_path) -> list[str]:
+def restricted(tmp_path) -> list[str]:
     """Command prefix under which file permissions apply, even for root."""
     start = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     if start and not shutil.which("setpriv"):
-        pytest.skip("permissions do not bind root, and there is no setpriv")
+        pytest.skip("root ignores permissions, and there is no setpriv")
     (tmp_path / "trial").mkdir(mode=0o500)
     if subprocess.run([*start, "touch", tmp_path / "trial" / "written"], capture_output=True).returncode == 0:
-        pytest.skip("permissions do not bind this user")
+        pytest.skip("this user ignores permissions")
     return start
 
 
 @pytest.mark.parametrize("name", ["run", "."], ids=["below", "itself"])
-def test_a_folder_without_permission(name, bound, tmp_path):
+def test_a_folder_without_permission(name, restricted, tmp_path):
     folder = tmp_path / "read-only"
     folder.mkdir(mode=0o500)
-    done = subprocess.run([*bound, *COMMAND, str(folder / name)], capture_output=True, text=True)
+    done = subprocess.run([*restricted, *COMMAND, str(folder / name)], capture_output=True, text=True)
     assert done.returncode == 2
     assert_one_line(done.stderr, "Permission denied; check the path, its permissions")
     assert os.listdir(folder) == []
 
 
-def test_checkpoints_without_permission_do_not_hang(bound, tmp_path):
+def test_checkpoints_without_permission_do_not_hang(restricted, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / files.CHECKPOINTS).mkdir(mode=0o500)
-    command = [*bound, *COMMAND, str(tmp_path / "run")]
+    command = [*restricted, *COMMAND, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert_one_line(done.stderr, "a checkpoint could not be written (Permission denied)")
@@ -166,7 +166,7 @@ def test_a_full_disk_loses_only_unsaved_work_and_the_same_command_resumes(tmp_pa
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     trial = [*alone, 'mount -t tmpfs tmpfs "$1"', "sh", str(disk)]
     if not shutil.which("unshare") or subprocess.run(trial, capture_output=True).returncode:
-        pytest.skip("a disk of its own needs Linux and the right to mount")
+        pytest.skip("needs Linux and the right to mount a disk")
     command = [*alone, FULL_DISK, "sh", str(disk), *COMMAND, str(disk / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n") == ["150k 2", "400k 2", f"64m 0 {disk}/run/summary.json", ""]

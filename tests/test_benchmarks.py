@@ -195,7 +195,7 @@ def test_startup_times_the_parts_of_a_run(tmp_path):
     assert list(parts) == ["imports", "preparation", "placing", "compilation", "first step", "total"]
     assert min(parts.values()) > 0
     assert sum(parts.values()) == pytest.approx(2 * parts["total"])
-    assert any(tmp_path.rglob("xla/*")), "the programs were not kept"
+    assert any(tmp_path.rglob("xla/*")), "the programs were not cached"
 
 
 def test_pictures_are_drawn_for_the_figures_in_the_table(tmp_path):

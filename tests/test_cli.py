@@ -86,7 +86,7 @@ def test_a_saved_config_is_repeated(tmp_path):
     preset = parsed("--preset", "quick")
     (tmp_path / "config.json").write_text(preset.to_json())
     again = parsed("--config", str(tmp_path / "config.json"))
-    assert again.train.workdir == f"{preset.train.workdir}-repeated", "not where the experiment without a preset goes"
+    assert again.train.workdir == f"{preset.train.workdir}-repeated", "not the folder of the run without preset"
 
 
 def test_the_config_of_another_experiment_is_refused(tmp_path):

@@ -88,7 +88,7 @@ def assert_close(one: Any, other: Any) -> None:
 def test_logits_are_the_classifiers_on_images_of_the_training_size(case):
     x = some_images(2, case.trained[:2], case.trained[2])
     logits = evaluate(case.model, some_variables(case.model, case.trained), x)
-    assert np.std(logits) > 1e-3, "logits that are all the same prove nothing"
+    assert np.std(logits) > 1e-3, "equal logits would prove nothing"
     own = evaluate(*converted(case), x)
     assert own.shape == (2, 1, 1, logits.shape[-1])
     assert own.dtype == jnp.float32
@@ -159,7 +159,7 @@ def test_converted_model_is_a_model():
     }
     rows = {row.name: row for row in layer_table(model, (40, 44, 1))}
     assert sum(row.parameters for row in rows.values()) == 61_706 - 7 * 85
-    assert rows["fc1"].flops == 2 * 3 * 4 * (5 * 5 * 16 * 120), "at each of 3x4 places"
+    assert rows["fc1"].flops == 2 * 3 * 4 * (5 * 5 * 16 * 120), "at each of 3x4 positions"
 
 
 def test_bfloat16_stays_inside():

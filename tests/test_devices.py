@@ -167,7 +167,7 @@ def test_eight_devices_equal_one_from_any_seed(steps, dtype, options, atol):
     train = partial(from_seeds, model_of=TINY_RESNET, initial=initial, steps=steps, dtype=dtype, **options)
     one = train(make_parallel("jit", 1, BATCH))
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(one[0][0].params))
-    assert len({metrics["loss"] for _, metrics in one}) == len(SEEDS), "every seed is a run of its own"
+    assert len({metrics["loss"] for _, metrics in one}) == len(SEEDS), "seeds must give different runs"
     for kind in ("jit", "pmap"):
         assert_equal(train(make_parallel(kind, None, BATCH)), one, atol)
 

@@ -89,7 +89,7 @@ def test_own_module_optimizer_and_arrays_learn(tmp_path):
     assert run.evaluate((IMAGES, LABELS))["accuracy"] > 0.8
     probabilities = run.predict(IMAGES[:7])
     assert probabilities.shape == (7, 10) and np.allclose(probabilities.sum(-1), 1)
-    assert all("learning_rate" not in row for row in run.history), "its rate is inside"
+    assert all("learning_rate" not in row for row in run.history), "the rate is inside the optimizer"
     run.save(tmp_path / "saved")
     again = cnn_jax.load(tmp_path / "saved", model=tiny())
     assert np.array_equal(again.predict(IMAGES), run.predict(IMAGES))

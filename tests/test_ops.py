@@ -204,7 +204,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     for compiler, reason in (("c++ -include nothing.h", "nothing.h: No such file"), ("no-such-compiler", "no-such")):
         functions, said = native._functions(compiler)
         assert not functions and said.startswith(f"since {compiler} failed: ") and reason in said
-    assert len(list(tmp_path.rglob("*.so"))) == 1, "what was compiled, and nothing of what failed"
+    assert len(list(tmp_path.rglob("*.so"))) == 1, "failed compilations must leave nothing"
 
 
 def kernel_gradient(x, kernel, **kwargs) -> str:
@@ -280,7 +280,7 @@ def test_dispatch_takes_chunks_or_xlas_gradient_behind_barriers(monkeypatch, no_
     assert portable._chunk_size((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 128
     assert portable._chunk_size((256, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 8, "beyond the cache"
     monkeypatch.setattr(portable, "_WHOLE", False)
-    assert "scan" in kernel_gradient(x, kernel, **plain), "an XLA that is slower"
+    assert "scan" in kernel_gradient(x, kernel, **plain), "a slower XLA"
 
 
 def test_dispatch_takes_the_chunked_gradient_only_where_it_helps(monkeypatch, no_compiler):

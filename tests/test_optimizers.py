@@ -266,7 +266,7 @@ def test_muon_makes_the_update_of_a_convolution_orthogonal():
         for tree in (gradient, update)
     )
     assert before.min() / before.max() < 0.02
-    assert after.min() / after.max() > 0.5, "the convolution did not go to Muon"
+    assert after.min() / after.max() > 0.5, "Muon did not get the convolution"
 
 
 def test_gradients_are_clipped_to_the_global_norm():

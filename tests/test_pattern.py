@@ -101,7 +101,7 @@ def test_groups_are_their_repetitions(short, long):
 
 
 MISTAKES = [
-    # pattern, place and word, what is expected, hint
+    # pattern, place and word, what is wrong, what to do
     (
         "[[conv3-64]*2 poool]*3 fc10",
         "at character 15, 'poool'",
@@ -138,7 +138,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("pattern", "place", "expected", "advice"), MISTAKES)
-def test_mistake_is_reported_in_one_line_with_its_position(pattern, place, expected, advice):
+def test_mistake_is_told_in_one_line_with_its_place(pattern, place, expected, advice):
     with pytest.raises(UserError) as error:
         from_pattern(pattern)
     message = str(error.value)
@@ -208,7 +208,7 @@ def test_activation_follows_hidden_layers_and_their_norms_only():
     assert float(jnp.min(logits)) < 0
     np.testing.assert_allclose(seen["bn1"], nn.relu(seen["conv1"] / math.sqrt(1 + 1e-5)), rtol=1e-5)
     shifted = {**params, "bn2": {**params["bn2"], "bias": params["bn2"]["bias"] - 9}}
-    assert float(jnp.min(stages(model, {**variables, "params": shifted}, x)[1]["bn2"])) < 0, "bn behind pool: no ReLU"
+    assert float(jnp.min(stages(model, {**variables, "params": shifted}, x)[1]["bn2"])) < 0, "bn after pool: no ReLU"
 
 
 def test_output_maps_of_an_all_convolutional_net_are_averaged_without_activation():
@@ -263,7 +263,7 @@ def test_bfloat16_is_only_inside():
 def test_image_too_small_for_a_pooling_is_refused_by_its_name():
     with pytest.raises(UserError, match=r"PatternNet\.pool3: given a 1x1 map; a 2x2 filter") as error:
         shapes(from_pattern("[conv3-8 pool]*3 fc10"), (4, 4, 1))
-    assert "usual size" not in str(error.value), "a pattern of one's own has none"
+    assert "usual size" not in str(error.value), "a custom pattern has none"
 
 
 def test_text_of_the_command_line_survives():

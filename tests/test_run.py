@@ -311,7 +311,7 @@ def test_a_killed_and_resumed_run_ends_like_an_undisturbed_one(tmp_path):
         [(r["kind"], r["step"], r["loss"], r["accuracy"]) for r in files.read_metrics(f) if r["kind"] != "train"]
         for f in (whole, killed)
     ]
-    assert rows[0] == rows[1] and len(rows[0]) == 17, "16 validations and the test"
+    assert rows[0] == rows[1] and len(rows[0]) == 17, "16 validations and one test"
 
 
 def test_ctrl_c_ends_the_reader_processes_and_frees_their_memory(tmp_path):

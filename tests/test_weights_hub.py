@@ -143,7 +143,7 @@ def test_no_library_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     said = message("timm/tiny.in1k")
     assert "(no route to the hub)" in said and url in said and str(target) in said and "a local file" in said
-    assert len(hub.calls) == 1, "asked again without an answer"
+    assert len(hub.calls) == 1, "asked again without a network"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_downloads_that_fail_leave_nothing(tmp_path, monkeypatch):
     assert "perhaps you meant resnet50" in message("torchvision/resnet5")
 
 
-def test_an_untrained_run_is_not_looked_up_on_the_hub():
+def test_a_run_that_is_not_trained_yet_is_no_name_on_the_hub():
     assert "no such file or folder; " in message("runs/mnist_lenet5")
     assert message("runs/mnist_lenet5").endswith("; train it first: python -m experiments.mnist_lenet5")
     assert message("runs/mine").endswith("; correct it")

@@ -47,7 +47,7 @@ def test_our_names_for_timm_are_timms(model):
     naming = namings(ARCHITECTURES[model]())["timm"]
     ours = our_sizes(model)
     named = {torch_name(path, naming.names): size for path, size in ours.items()}
-    assert len(named) == len(ours), "two of our arrays have one name"
+    assert len(named) == len(ours), "two of our arrays share a name"
     assert named == {name: math.prod(shape) for name, shape in timm_shapes(model).items()}
 
 
