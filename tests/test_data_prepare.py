@@ -72,7 +72,7 @@ for path in Path(manual_dir).glob("*.gz"):
     checksums.get_all_url_infos()[full] = builder.url_infos[full] = checksums.compute_url_info(path)
 from cnn_jax.commands.data import main
 main(["prepare", name, "--data-dir", data_dir, "--manual-dir", manual_dir])
-main(["prepare", name, "--data-dir", data_dir])  # there already: nothing to download
+main(["prepare", name, "--data-dir", data_dir])  # already prepared: nothing to download
 assert "tensorflow" not in sys.modules and "jax" not in sys.modules
 """
 

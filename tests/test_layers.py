@@ -152,7 +152,7 @@ def test_dilated_filter_needs_the_room_of_its_holes():
     assert layer.init_with_output(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))[0].shape == (1, 1, 1, 1)  # type: ignore
 
 
-def conditions() -> Any:
+def some_maps() -> Any:
     """A (2, 4, 5, 12) array with values large enough for normalisation to matter."""
     return 30 * np.random.default_rng(0).normal(size=(2, 4, 5, 12)).astype(np.float32)
 
@@ -231,7 +231,7 @@ def test_training_step_of_batch_norm_writes_no_more_than_three_maps():
 
 @pytest.mark.parametrize("size", [5, 4, 1])
 def test_local_response_norm_is_the_formula_of_the_paper(size):
-    x = conditions()
+    x = some_maps()
     expected = np.empty_like(x)
     for i in range(12):
         seen = x[..., max(0, i - size // 2) : i + (size - 1) // 2 + 1]
@@ -246,7 +246,7 @@ def test_local_response_norm_is_the_formula_of_the_paper(size):
 @pytest.mark.parametrize("size", [5, 4])
 def test_local_response_norm_is_that_of_torch_with_alpha_over_size(size):
     torch = pytest.importorskip("torch")
-    x = conditions()
+    x = some_maps()
     ours = LocalResponseNorm(size, alpha=2e-3, beta=0.6, k=1.5)
     theirs = torch.nn.LocalResponseNorm(size, alpha=2e-3 * size, beta=0.6, k=1.5)
     x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)

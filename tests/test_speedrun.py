@@ -601,4 +601,4 @@ def test_published_sizes_fit_together(name):
     ]
     outcome = jax.eval_shape(partial(program.speedrun, recipe), *shapes)
     assert outcome.losses_S.shape == (recipe.plan(45_000).total_steps,) and outcome.accuracy.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(outcome.variables)} == {jnp.dtype("float32")}, "master weights are float32"
+    assert {leaf.dtype for leaf in jax.tree.leaves(outcome.variables)} == {jnp.dtype("float32")}, "float32 masters"
