@@ -185,7 +185,7 @@ def small_cifar10(monkeypatch):
     monkeypatch.setattr(speedrun_data, "open_source", source)
 
 
-def test_tuning_tests_on_training_images_and_also_scores_the_test_set(small_cifar10):
+def test_tuning_tests_on_training_images_and_scores_the_others_as_extra(small_cifar10):
     data = load_data("tune", None)
     assert [len(part[0]) for part in (data.train, data.test, data.beside or ((), ()))] == [40, 20, 12]
     assert len(load_data("tune", None, train_images=7, test_images=3).train[1]) == 7
@@ -305,7 +305,7 @@ def test_program_takes_the_next_seed_each_time(small_cifar10, monkeypatch):
     ours = Program("muon94", recipe, load_data("tune", None), seed=5)
     first, second = ours.run(), ours.run()
     assert len(seen) == 1, "traced more than once"
-    assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps per epoch
+    assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps an epoch
     assert first.accuracy == 0.25 and first.beside == pytest.approx(0.12) and first.seconds > 0
     assert ours.streamed is None
 

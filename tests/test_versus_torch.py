@@ -49,7 +49,7 @@ def quickly(step: Any, state: Any, batch: Any) -> Any:
 
 
 def drawn(model: Any, image: tuple[int, int, int]) -> Any:
-    """Faster `initial_variables`: weights from the same distributions."""
+    """A faster stand-in for `initial_variables`."""
     numbers = np.random.default_rng(1)
 
     def draw(path: Any, leaf: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Published counts and the model contract for every listed model, by tracing; `test_miniatures` runs numbers."""
+"""Published counts and the model contract for every listed model, by tracing; `test_miniatures` checks values."""
 
 import inspect
 import os
