@@ -215,9 +215,7 @@ def test_bad_images(tmp_path, capsys):
     assert [path.name for path in source.skipped] == ["bad.png"]
     assert materialize(source)["image"].shape == (6, 5, 7, 3)
     warning = capsys.readouterr().err
-    assert (
-        "left out 1 unreadable" in warning and "bad.png" in warning and warning.count("\n") == 2
-    )  # one line per load
+    assert "left out 1 unreadable" in warning and "bad.png" in warning and warning.count("\n") == 2  # one line per load
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):
