@@ -1,4 +1,4 @@
-"""The command line: names, defaults that follow each other, and one-line errors; no JAX is imported to answer."""
+"""The command line: flag names, dependent defaults, one-line errors, and no JAX import for help or mistakes."""
 
 import contextlib
 import importlib
@@ -86,7 +86,7 @@ def test_a_saved_config_is_repeated(tmp_path):
     preset = parsed("--preset", "quick")
     (tmp_path / "config.json").write_text(preset.to_json())
     again = parsed("--config", str(tmp_path / "config.json"))
-    assert again.train.workdir == f"{preset.train.workdir}-repeated", "not where the experiment without a preset goes"
+    assert again.train.workdir == f"{preset.train.workdir}-repeated", "not the folder of the run without preset"
 
 
 def test_the_config_of_another_experiment_is_refused(tmp_path):
@@ -305,7 +305,7 @@ def test_a_run_imports_no_pytorch_and_leaves_it_to_others(tmp_path):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_sees_a_bar_and_a_pipe_lines(terminal, tmp_path):
+def test_a_terminal_shows_a_bar_and_a_pipe_gets_lines(terminal, tmp_path):
     argv = ["--model", "softmax_regression", "--epochs", "2", "--workdir", str(tmp_path / "run")]
     ours, theirs = pty.openpty() if terminal else os.pipe()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
@@ -313,7 +313,7 @@ def test_a_terminal_sees_a_bar_and_a_pipe_lines(terminal, tmp_path):
     with subprocess.Popen(command, stdout=theirs, env=environment) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # a terminal ends in an error
+        with contextlib.suppress(OSError):  # reading a closed terminal raises
             while more := os.read(ours, 4096):
                 shown += more
     os.close(ours)

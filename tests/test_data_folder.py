@@ -1,4 +1,4 @@
-"""Folders of one's own images."""
+"""Data sets read from image folders."""
 
 import os
 
@@ -21,7 +21,7 @@ def cache(monkeypatch, tmp_path_factory):
 
 
 def fill(folder, counts, size=(5, 7), channels=3, suffix="png"):
-    """Writes `counts[class]` images a class; every pixel of image i of class k is 20 k + i."""
+    """Writes `counts[class]` images per class; every pixel of image i of class k is 20 k + i."""
     for label, (name, count) in enumerate(sorted(counts.items())):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -69,13 +69,13 @@ def test_one_folder_is_divided(tmp_path):
     parts = {split: set(values(open_source(name, split))) for split in ("train", "validation", "test")}
     assert set.union(*parts.values()) == {*range(40), 40, 41, 42}
     assert sum(map(len, parts.values())) == 43
-    for part in parts.values():  # stratified: every class of three or more is everywhere
+    for part in parts.values():  # stratified: every class with three or more images is in each part
         assert {value // 20 for value in part} == {0, 1, 2}
     assert 25 <= len(parts["train"]) <= 39
     assert default_splits(name) == Splits()
 
 
-def test_dividing_is_about_80_10_10_and_files_added_do_not_move_others(tmp_path):
+def test_split_is_about_80_10_10_and_stable_as_files_are_added(tmp_path):
     for i in range(300):
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / f"{i}.png").touch()
@@ -127,7 +127,7 @@ def test_sideways_photographs_have_the_size_they_are_shown_in(tmp_path):
     assert open_source(f"folder:{tmp_path}", "train").image_shape == (6, 8, 1)
 
 
-def test_hidden_and_foreign_files_are_no_images(tmp_path):
+def test_hidden_and_foreign_files_are_not_images(tmp_path):
     name = fill(tmp_path, {"a": 3, "b": 3})
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / "__MACOSX").mkdir()
@@ -190,7 +190,7 @@ def test_tenths_of_train_leave_some_of_each_class_to_train_on(tmp_path):
     fill(tmp_path / "train", {"cat": 20, "dog": 1})
     (dog,) = (tmp_path / "train" / "dog").iterdir()
     told = set()
-    for i in range(60):  # names, until one falls into the last tenth
+    for i in range(60):  # rename until the file falls into the last tenth
         dog = dog.rename(dog.with_name(f"{i}.png"))
         try:
             splits = default_splits(f"folder:{tmp_path}")
@@ -215,9 +215,7 @@ def test_bad_images(tmp_path, capsys):
     assert [path.name for path in source.skipped] == ["bad.png"]
     assert materialize(source)["image"].shape == (6, 5, 7, 3)
     warning = capsys.readouterr().err
-    assert (
-        "left out 1 unreadable" in warning and "bad.png" in warning and warning.count("\n") == 2
-    )  # one line each time
+    assert "left out 1 unreadable" in warning and "bad.png" in warning and warning.count("\n") == 2  # one line per load
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):

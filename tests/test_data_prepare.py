@@ -1,4 +1,4 @@
-"""Preparing TFDS sets without TensorFlow, from archives that the test makes itself in the original formats."""
+"""Preparing TFDS data sets without TensorFlow, from small archives written here in the original formats."""
 
 import errno
 import gzip
@@ -41,7 +41,7 @@ def write_mnist(folder, seed=0):
 
 
 def write_cifar10(folder):
-    """Writes CIFAR-10's archive with 3 images a batch; returns {part: (images, labels)}."""
+    """Writes CIFAR-10's archive with 3 images per batch file; returns {part: (images, labels)}."""
     generator = np.random.default_rng(1)
     images, labels = generator.integers(0, 256, (18, 32, 32, 3), np.uint8), np.arange(18, dtype=np.uint8) % 10
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
@@ -49,7 +49,7 @@ def write_cifar10(folder):
         contents = {"batches.meta.txt": "\n".join(CIFAR_NAMES).encode()}
         for k, name in enumerate(names):
             rows = slice(3 * k, 3 * k + 3)
-            planes = images[rows].transpose(0, 3, 1, 2).reshape(3, -1)  # red, then green, then blue
+            planes = images[rows].transpose(0, 3, 1, 2).reshape(3, -1)  # red plane, green plane, blue plane
             contents[name] = np.concatenate([labels[rows, None], planes], 1).tobytes()
         for name, content in contents.items():
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
@@ -58,7 +58,7 @@ def write_cifar10(folder):
     return {"train": (images[:15], labels[:15]), "test": (images[15:], labels[15:])}
 
 
-# Runs `prepare` in a process of its own, having told TFDS of the small archives' sums and of MNIST's small size.
+# Runs `prepare` in a separate process, with TFDS expecting the small archives' checksums and MNIST's small size.
 PREPARE = """
 import sys
 from pathlib import Path
@@ -72,7 +72,7 @@ for path in Path(manual_dir).glob("*.gz"):
     checksums.get_all_url_infos()[full] = builder.url_infos[full] = checksums.compute_url_info(path)
 from cnn_jax.commands.data import main
 main(["prepare", name, "--data-dir", data_dir, "--manual-dir", manual_dir])
-main(["prepare", name, "--data-dir", data_dir])  # there already: nothing to download
+main(["prepare", name, "--data-dir", data_dir])  # already prepared: nothing to download
 assert "tensorflow" not in sys.modules and "jax" not in sys.modules
 """
 
@@ -98,13 +98,13 @@ def test_prepared_from_archives_and_read_back_exactly(tmp_path, monkeypatch, nam
 
 
 def contents(folder):
-    """What lies in the folder: {path: bytes, None of a folder}."""
+    """Returns {path: its bytes, or None for a folder} for everything in the folder."""
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network. Downloads of the URLs (by their last words) in the yielded set get as far as a part of the file."""
+    """Disables the network; downloads whose file name is in the returned set write part of the file first."""
     from requests import ConnectionError
     from tensorflow_datasets.core.download import downloader
 
@@ -112,7 +112,7 @@ def offline(monkeypatch):
 
     def break_off(_, url, folder, verify=True):
         if url.rpartition("/")[2] in reached:
-            time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+            time.sleep(0.2)  # by now the other downloads have failed and TFDS has given up
             (folder / "part").write_bytes(b"half a fi")
         raise ConnectionError("no network")
 
@@ -121,7 +121,7 @@ def offline(monkeypatch):
 
 
 def refused(*arguments):
-    """Prepares, which must fail with one line, which is returned."""
+    """Calls `prepare`, expects a one-line error, and returns it."""
     with pytest.raises(UserError) as caught:
         prepare(*map(str, arguments))
     assert "\n" not in str(caught.value)
@@ -163,7 +163,7 @@ def test_without_network_the_command_says_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_tfds_is_silent_at_a_terminal_too(tmp_path, offline, monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # for Rich, that is a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes Rich behave as at a terminal
     refused("mnist", tmp_path)
     said = capsys.readouterr()
     assert said.out == "" and "preparing mnist" in said.err
@@ -190,7 +190,7 @@ def test_whole_downloads_are_kept_for_the_next_attempt(tmp_path, offline, monkey
     def arrive(self, url, folder, verify=True):
         if not url.endswith("t10k-labels-idx1-ubyte.gz"):
             return break_off(self, url, folder, verify)
-        time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+        time.sleep(0.2)  # by now the other downloads have failed and TFDS has given up
         self._pbar_url.update(1)
         (folder / "labels.gz").write_bytes(b"all of it")
         return downloader.DownloadResult(folder / "labels.gz", checksums.compute_url_info(folder / "labels.gz"))
@@ -233,7 +233,7 @@ def test_a_folder_without_all_archives_is_named_with_those_it_lacks(tmp_path, of
     assert [path.name for path in tmp_path.iterdir()] == ["archives"] and list(archives.iterdir()) == [there]
 
 
-def test_sets_that_are_only_given_out_by_hand(tmp_path):
+def test_sets_that_must_be_downloaded_by_hand(tmp_path):
     (tmp_path / "empty").mkdir()
     message = refused("imagenet2012", tmp_path / "data", tmp_path / "empty")
     assert f"given --manual-dir {tmp_path / 'empty'} for imagenet2012" in message
@@ -243,7 +243,7 @@ def test_sets_that_are_only_given_out_by_hand(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_disk_that_fills_up_is_no_damaged_archive(tmp_path, monkeypatch):
+def test_a_full_disk_is_not_reported_as_a_damaged_archive(tmp_path, monkeypatch):
     from tensorflow_datasets.core.download import checksums, extractor
 
     write_mnist(tmp_path)
@@ -276,11 +276,11 @@ def test_bad_requests(tmp_path):
 
 
 def store(folder, name, features, examples):
-    """Writes a set of one's own in TFDS format; `examples` are encoded images and labels, by split."""
+    """Writes a custom data set in TFDS format; `examples` maps splits to encoded images and labels."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_builders import adhoc_builder
 
-    no_tensorflow = SimpleNamespace(data=SimpleNamespace(Dataset=()))  # it asks whether examples are a tf.data.Dataset
+    no_tensorflow = SimpleNamespace(data=SimpleNamespace(Dataset=()))  # TFDS checks for a tf.data.Dataset
     with mock.patch.object(adhoc_builder, "tf", no_tensorflow):
         adhoc_builder.store_as_tfds_dataset(
             name,
@@ -361,7 +361,7 @@ def test_list_and_show(tmp_path, capsys):
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.size == (512, 608)
             cells = np.asarray(grid).reshape(8, 64 + 12, 8, 64, 3)
-        for part in (cells[:, :64], cells[:, 64:]):  # the images, and the class names below them
+        for part in (cells[:, :64], cells[:, 64:]):  # the images and the class names below them
             filled = (part != 255).any((1, 3, 4)).ravel()
             assert filled[:examples].all() and not filled[examples:].any()
     with pytest.raises(UserError, match="--output"):

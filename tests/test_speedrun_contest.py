@@ -1,4 +1,4 @@
-"""The protocol of the speed run: timed runs in turns, scripts in processes of their own, and the command line."""
+"""The protocol of the speed run: alternating timed runs, scripts in separate processes, and the command line."""
 
 import statistics
 import subprocess
@@ -51,7 +51,7 @@ DATA = Data(arrays(8), arrays(6), None, ("cat", "dog"))
 
 
 class Counting:
-    """A contender that says when it ran."""
+    """A contender that records when it ran."""
 
     def __init__(self, name: str, seconds: float, order: list[str]):
         self.name, self._seconds, self._order = name, seconds, order
@@ -68,7 +68,7 @@ def test_contenders_take_turns_in_blocks():
     assert len(ours) == len(theirs) == 5
 
 
-def test_ratio_is_of_the_medians_of_each_block():
+def test_ratio_is_between_the_medians_of_each_block():
     ours = [Run(seconds, 0.9) for seconds in (1.0, 1.0, 9.0, 2.0)]
     theirs = [Run(seconds, 0.9) for seconds in (2.0, 2.0, 2.0, 8.0)]
     assert ratios(ours, theirs, block=3) == [0.5, 0.25]
@@ -77,7 +77,7 @@ def test_ratio_is_of_the_medians_of_each_block():
 def test_t_test_is_one_sided():
     values = [94.1, 93.9, 94.2, 94.0, 94.05]
     t = (statistics.mean(values) - 94) / (statistics.stdev(values) / 5**0.5)
-    from scipy.stats import t as student  # JAX brings SciPy
+    from scipy.stats import t as student  # SciPy is a dependency of JAX
 
     assert p_below(values, 94.0) == pytest.approx(student.sf(t, 4), abs=1e-5)
     assert p_below(values, 94.3) == pytest.approx(1 - p_below([188.6 - v for v in values], 94.3), abs=1e-5)
@@ -87,7 +87,7 @@ def test_t_test_is_one_sided():
 # PyTorch scripts
 
 
-def test_script_runs_when_it_is_asked_to_and_its_first_run_does_not_count(tmp_path):
+def test_script_runs_on_request_and_its_first_run_does_not_count(tmp_path):
     pytest.importorskip("torch")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -115,7 +115,7 @@ def test_script_is_ended_before_its_last_run(tmp_path):
     assert process is not None and process.returncode == 0
 
 
-def test_script_that_has_made_all_its_runs_is_started_again(tmp_path):
+def test_script_is_restarted_after_all_its_runs(tmp_path):
     pytest.importorskip("torch")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.partition("raise")[0])
@@ -142,7 +142,7 @@ def test_script_does_not_outlive_the_program_that_was_killed(tmp_path):
     assert not Path(said[1]).exists()
 
 
-def test_interval_of_the_ratio_holds_it():
+def test_interval_contains_the_ratio():
     ours, theirs = ([Run(mean + 0.01 * (i % 5 - 2), 0.9) for i in range(20)] for mean in (1.0, 2.0))
     low, high = contest.interval(ours, theirs)
     assert 0.49 < low < 0.5 < high < 0.51
@@ -155,7 +155,7 @@ def test_what_cannot_run_is_said_in_one_line(tmp_path):
     script.write_text("")
     with pytest.raises(UserError, match=r"cannot run the Python .*python \(.*\): check `torch_python`"):
         torch_script.TorchScript(script, DATA, python=str(tmp_path / "python"))
-    bare = tmp_path / "bare"  # a Python without PyTorch
+    bare = tmp_path / "bare"  # a Python without site-packages
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
     with pytest.raises(UserError, match=r"No module named .*\(pip install numpy torch torchvision\)") as caught:
@@ -175,7 +175,7 @@ def test_table_of_another_form_is_refused():
 
 @pytest.fixture
 def small_cifar10(monkeypatch):
-    """Instead of CIFAR-10: splits of 40, 20 and 12 images."""
+    """Replaces CIFAR-10 by splits of 40, 20 and 12 images."""
     sizes = {"train": 60, "train[:45000]": 40, "train[45000:]": 20, "test": 12}
 
     def source(name: str, split: str, **_: Any) -> ArraySource:
@@ -247,7 +247,7 @@ def test_other_platform_is_refused(small_cifar10):
 
 @pytest.fixture
 def tiny_run(small_cifar10):
-    """Flags of a run that is compiled in seconds."""
+    """Flags of a run that compiles in seconds."""
     return ["--runs", "2", "--epochs", "2", "--batch-size", "8", "--width-factor", "0.04", "--precision", "float32"]
 
 
@@ -277,7 +277,7 @@ def test_command_measures_prints_and_records(tiny_run, monkeypatch, tmp_path, ca
 
 
 class _Stub:
-    """Takes as many seconds as there are test images."""
+    """A script stand-in that takes one second per test image."""
 
     def __init__(self, name: str, seconds: float):
         self.name, self.versions, self._seconds = name, "torch 0", seconds
@@ -311,7 +311,7 @@ def test_program_takes_the_next_seed_each_time(small_cifar10, monkeypatch):
 
 
 class _Runner:
-    """Recognises as many images as there are."""
+    """A streamed-run stand-in whose accuracy is 1% per image."""
 
     def __init__(self, recipe: Any, train: Any, test: Any, steps: int, unroll: int):
         self._accuracy = len(test[1]) / 100

@@ -1,4 +1,4 @@
-"""Weights of any source become a model that works, or one line that says why not. No test needs a network."""
+"""Loading weights from every kind of source, or a one-line error. No test needs a network."""
 
 import hashlib
 import io
@@ -66,7 +66,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def saved(path: Path, state: Any = STATE, config: Any = CONFIG) -> Path:
-    """Writes weights, and the config.json of the hub beside them."""
+    """Writes weights with the Hub's config.json beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, state, {})
     path.with_name("config.json").write_text(json.dumps(config))
@@ -102,7 +102,7 @@ def test_files_brought_by_hand_are_taken_before_any_network(tmp_path, monkeypatc
 
 
 class FakeHub(SimpleNamespace):
-    """The four functions of `huggingface_hub` that are used, on a folder; without one there is no network."""
+    """Fakes the four functions of `huggingface_hub` we use, serving a folder; None means no network."""
 
     def __init__(self, folder: Path | None):
         super().__init__(calls=[], folder=folder)
@@ -143,7 +143,7 @@ def test_no_library_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     said = message("timm/tiny.in1k")
     assert "(no route to the hub)" in said and url in said and str(target) in said and "a local file" in said
-    assert len(hub.calls) == 1, "asked again without an answer"
+    assert len(hub.calls) == 1, "asked again without a network"
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_no_library_and_no_network(tmp_path, monkeypatch):
         ([], "is not the config.json of a timm model"),
     ],
 )
-def test_models_of_the_hub_that_are_none_of_ours(tmp_path, config, expected):
+def test_unsupported_hub_models_are_refused(tmp_path, config, expected):
     saved(tmp_path / "w" / "model.safetensors", config=config)
     assert expected in message(tmp_path / "w")
 
 
 def publish(monkeypatch, content: bytes, digest: str | None = None) -> TorchvisionFile:
-    """Makes torchvision publish a file."""
+    """Fakes a file published by torchvision."""
     digest = digest or hashlib.sha256(content).hexdigest()[:8]
     entry = TorchvisionFile("tiny", f"tiny-{digest}.safetensors", 1.0, 5.0, from_timm(PRETRAINED_CFG))
     monkeypatch.setitem(TORCHVISION, "tiny", entry)
@@ -186,8 +186,8 @@ def test_a_file_of_torchvisions(tmp_path, monkeypatch, capsys):
     assert (model, preprocess) == (TINY(), entry.preprocess)
     assert "downloading https://download.pytorch.org/models/tiny-" in capsys.readouterr().err
     monkeypatch.delattr("urllib.request.urlopen")
-    assert_same(load_pretrained("torchvision/tiny")[1], VARIABLES)  # kept
-    # A local file of this name tells what it is for, too.
+    assert_same(load_pretrained("torchvision/tiny")[1], VARIABLES)  # from the cache
+    # The name of a local file identifies its model, too.
     path = saved(tmp_path / "elsewhere" / entry.file)
     assert_same(load_pretrained(path)[1], VARIABLES)
 
@@ -231,7 +231,7 @@ def test_classifier_is_kept_replaced_or_refused(tmp_path):
     head, _ = new.pop("output"), old.pop("output")
     assert_same(new, old)
     assert_same(variables["batch_stats"], VARIABLES["batch_stats"])
-    # LeCun-normal, as in the model.
+    # LeCun-normal, like the model's own.
     assert head["kernel"].shape == (8, 3) and 0.1 < head["kernel"].std() < 0.7
     other = load_pretrained(path, num_classes=3, classifier="replace", seed=1)[1]["params"]["output"]["kernel"]
     assert not np.array_equal(other, head["kernel"])
@@ -319,7 +319,7 @@ def test_side_heads_get_new_classifiers_too(tmp_path):
 
 
 @pytest.mark.parametrize("variables", [STATE, VARIABLES])
-def test_types_of_the_numbers(tmp_path, variables):
+def test_number_types(tmp_path, variables):
     def typed(dtype: Any) -> Path:
         return saved(tmp_path / "w.safetensors", jax.tree.map(lambda array: array.astype(dtype), variables))
 
@@ -350,7 +350,7 @@ def test_damaged_header_of_an_exported_file(tmp_path):
 
 
 def test_flattened_maps_are_put_in_order(tmp_path):
-    """A dense layer that saw channels first sees the same pixels channels last."""
+    """A dense layer trained on channels-first maps reads the same pixels channels-last."""
     model: Any = VGG(3, convolutions=(1,), features=(4,), dense=(6, 5), input_shape=(8, 8, 3))
     variables = drawn(model, (8, 8, 3))
     state = to_torch(variables, namings(model)["torchvision"].names, flattened=flattened_maps(model, (8, 8, 3)))
@@ -379,7 +379,7 @@ def test_a_run_is_exported_and_comes_back(tmp_path):
     state, metadata = read_state(path)
     assert set(state) == {"output.weight", "output.bias"} and metadata["format"] == "pt"
     images, _ = digits("test[:7]")
-    # What PyTorch would compute: flatten channels first, one linear layer. (One channel: the same order.)
+    # As in PyTorch: flatten channels-first, then one linear layer. (With one channel the order is the same.)
     theirs = (images / np.float32(255)).transpose(0, 3, 1, 2).reshape(7, -1) @ state["output.weight"].T
     np.testing.assert_allclose(theirs + state["output.bias"], expected_logits(images), rtol=1e-4, atol=1e-4)
     assert len(json.loads(metadata["cnn_jax"])["classes"]) == 10
