@@ -50,9 +50,9 @@ def output_size(
     room = size + before + after - filter_size
     if rounding == "exact" and (room < 0 or room % stride):
         raise UserError(
-            f"a filter of {filter_size} with stride {stride} and padding {before} + {after} does not fit {size} inputs, "
-            f"since ({size} + {before + after} - {filter_size})/{stride} + 1 = {room / stride + 1:.4g}: choose a padding "
-            "or stride that makes it a whole number of at least 1"
+            f"a filter of {filter_size} with stride {stride} and padding {before} + {after} does not fit {size} "
+            f"inputs, as ({size} + {before + after} - {filter_size})/{stride} + 1 = {room / stride + 1:.4g}: choose a "
+            "padding or stride that makes it a whole number of at least 1"
         )
     if rounding != "ceil":
         return room // stride + 1

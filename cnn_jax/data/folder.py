@@ -9,7 +9,7 @@ In the second, the hash of a file's class and name chooses its split, so adding 
 class with at least three files occurs in every split; smaller classes may be missing from validation and test, never
 from train. Files within a split are ordered by hash, so a slice such as train[90%:] is a random sample.
 
-Images are JPEG, PNG, WebP, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` brings them to one size.
+Images are JPEG, PNG, WebP, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them alike.
 """
 
 import hashlib
@@ -123,8 +123,8 @@ def default_splits(path: str) -> Splits:
     missing = ", ".join(part for part in ("validation", "test") if part not in parts)
     if len(files) < least:
         raise UserError(
-            f"folder:{path} has {len(files)} images in train, too few to take some for {missing}: have at least {least}, "
-            "or add the missing folders"
+            f"folder:{path} has {len(files)} images in train, too few to take some for {missing}: provide at least "
+            f"{least}, or the missing folders"
         )
     _, rows = parse_split(splits.train, {"train": len(files)})
     if unlearned := {*range(len(class_names))} - {file.label for file in files[rows.start : rows.stop]}:
@@ -185,7 +185,7 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
     filled = {class_names[file.label] for file in files}
     if empty := [name for name in there if name not in filled]:
         raise UserError(
-            f"{folder}: class {empty[0]!r} has no images: add some ({', '.join(sorted(SUFFIXES))}), or remove its folder"
+            f"{folder}: class {empty[0]!r} has no images: add some ({', '.join(sorted(SUFFIXES))}) or remove its folder"
         )
     return sorted(files, key=lambda file: (file.place, file.path))
 

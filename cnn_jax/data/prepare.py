@@ -160,7 +160,7 @@ def _silence(message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _workers(begun: dict[str, Path]) -> Iterator[None]:
-    """Gives TFDS its own threads for downloading and unpacking; finally waits for them and removes unfinished downloads.
+    """Gives TFDS its own threads to download and unpack; at the end waits for them and removes unfinished downloads.
 
     TFDS itself returns as soon as the first of many downloads fails, and leaves the others running.
     """
@@ -234,8 +234,8 @@ def _by_hand(job: _Job, problem: str) -> UserError:
     lacking = [name for name in names.values() if not (job.manual_dir / name).exists()]
     lacks = f"lacks {listed(lacking)}" if lacking else "has all files"
     return UserError(
-        f"`manual_dir` {job.manual_dir} {lacks}, and {job.name} {problem}: fetch {urls} into that folder, keep the file "
-        "names, and run the same command again"
+        f"`manual_dir` {job.manual_dir} {lacks}, and {job.name} {problem}: fetch {urls} into that folder, keep the "
+        "file names, and run the same command again"
     )
 
 

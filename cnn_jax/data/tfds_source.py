@@ -84,8 +84,8 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
         records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise UserError(
-            f"{name} in {builder.data_path} is stored as {builder.info.file_format}, not array_record: move that folder "
-            f"away and run {_prepare_command(name, data_folder(data_dir))}"
+            f"{name} in {builder.data_path} is stored as {builder.info.file_format}, not array_record: move that "
+            f"folder away and run {_prepare_command(name, data_folder(data_dir))}"
         ) from error
     except ValueError as error:
         parts = ", ".join(f"{part} ({info.num_examples} examples)" for part, info in builder.info.splits.items())
@@ -178,8 +178,8 @@ def absent(name: str, folder: Path) -> UserError:
         except (AssertionError, ValueError):
             return cannot_prepare(name, found)
     return UserError(
-        f"data set {name!r} is not in {folder}{found}: run {_prepare_command(name, folder)}; or use data that ships with "
-        f"the package: {_command_on_digits()}"
+        f"data set {name!r} is not in {folder}{found}: run {_prepare_command(name, folder)}; or use data that ships "
+        f"with the package: {_command_on_digits()}"
     )
 
 

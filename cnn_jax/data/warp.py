@@ -115,7 +115,7 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> jax.Array:
-    """Crops a rectangle of random area, aspect ratio and position, resized to the image's size (Szegedy et al. 2015, §6).
+    """Crops a rectangle of random area, aspect and position and resizes it to full size (Szegedy et al. 2015, §6).
 
     A rectangle wider or taller than the image is clipped to it. Downscaling is anti-aliased.
 
@@ -127,8 +127,8 @@ def random_resized_crop(
     """
     if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
         raise UserError(
-            f"scale={scale[0]}/{scale[1]} and ratio={ratio[0]}/{ratio[1]} for random_resized_crop: set each to smallest/"
-            "largest, above 0, and scale at most 1"
+            f"scale={scale[0]}/{scale[1]} and ratio={ratio[0]}/{ratio[1]} for random_resized_crop: set both to "
+            "smallest/largest, above 0, and scale to at most 1"
         )
     height, width, channels = image_HxWxC.shape
     area, aspect, top, left = jax.random.uniform(key, (4,))

@@ -142,8 +142,8 @@ def _patches_times_kernel(
     output = _output_size(x.shape, size, strides, pads)
     matrix_DxF = kernel.reshape(-1, features)
     # The transpose multiplies patches and dL/dy, one of them transposed; which one follows from the choice here.
-    turn_patches = features < len(matrix_DxF)
-    matrix = matrix_DxF.T if turn_patches else matrix_DxF
+    transpose_patches = features < len(matrix_DxF)
+    matrix = matrix_DxF.T if transpose_patches else matrix_DxF
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))  # once: inside the loop it would take as long as the products
 
     # Checkpointed, so that the transposed scan gathers each chunk's patches again instead of reading all of them from
@@ -151,7 +151,7 @@ def _patches_times_kernel(
     @partial(jax.checkpoint, prevent_cse=False)
     def product(x_chunk: jax.Array, matrix: jax.Array) -> jax.Array:
         patches_NxD = _patches(x_chunk, size, strides, output)
-        rows_NxF = (matrix @ patches_NxD.T).T if turn_patches else patches_NxD @ matrix
+        rows_NxF = (matrix @ patches_NxD.T).T if transpose_patches else patches_NxD @ matrix
         return rows_NxF.reshape(-1, *output, features)
 
     whole = len(x) - len(x) % chunk
