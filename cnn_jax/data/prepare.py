@@ -232,10 +232,10 @@ def _by_hand(job: _Job, problem: str) -> UserError:
             f"{job.command('FOLDER')}"
         )
     lacking = [name for name in names.values() if not (job.manual_dir / name).exists()]
-    lacks = f"lacks {listed(lacking)}" if lacking else "has all files"
+    state = f"lacks {listed(lacking)}, and" if lacking else "has all files, but"
     return UserError(
-        f"`manual_dir` {job.manual_dir} {lacks}, and {job.name} {problem}: fetch {urls} into that folder, keep the "
-        "file names, and run the same command again"
+        f"`manual_dir` {job.manual_dir} {state} {job.name} {problem}: fetch {urls} into that folder, keep the file "
+        "names, and run the same command again"
     )
 
 
