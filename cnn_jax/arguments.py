@@ -52,7 +52,7 @@ def load_attribute(text: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # a module that the user's own code imports
         raise UserError(
-            f"there is no module {error.name} for {text!r}: correct the name, or start in its folder"
+            f"there is no module {error.name} for {text!r}: correct the name, or run from the folder that holds it"
         ) from None
     for name in attribute.split("."):
         if not hasattr(found, name):

@@ -70,7 +70,7 @@ def ends(padding: Ends) -> tuple[int, int]:
 
 
 def same_padding(size: int, filter_size: int, stride: int = 1) -> tuple[int, int]:
-    """Padding (before, after) called "SAME": gives ceil(N/S) outputs; if it is odd, the larger half goes to the end.
+    """Padding (before, after) for ceil(N/S) outputs ("SAME"); of an odd total the larger half goes to the end.
 
     With stride 1 and odd F this is (F - 1)/2 at each end, which keeps the size.
 

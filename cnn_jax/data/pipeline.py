@@ -35,16 +35,24 @@ class Pipeline(Protocol):
     """
 
     @property
-    def num_examples(self) -> int: ...
+    def num_examples(self) -> int:
+        """Number of examples of the source."""
+        ...
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Global batch size, over all devices."""
+        ...
 
     @property
-    def eval_steps(self) -> int: ...
+    def eval_steps(self) -> int:
+        """Number of batches of one evaluation pass."""
+        ...
 
     @property
-    def arrays(self) -> Any: ...
+    def arrays(self) -> Any:
+        """Arrays to copy to the device once."""
+        ...
 
     def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the source's arrays with leading axis B and, for an item of `eval_items`, "mask" (bool B)."""

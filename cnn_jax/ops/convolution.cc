@@ -294,7 +294,7 @@ struct Geometry {
   int64_t pixel() const { return groups * channels; }                   // floats per pixel of the maps
   int64_t image() const { return height * width * pixel(); }            // floats per image of the maps
   int64_t step() const { return depthwise ? RoundUp(channels) : channels; }  // floats per pixel that outputs read
-  int64_t depth() const { return depthwise ? kernel_width : kernel_width * channels; }  // floats per kernel row
+  int64_t depth() const { return depthwise ? kernel_width : kernel_width * channels; }  // numbers summed per kernel row
   int64_t columns() const { return (output_width - 1) * column_stride + kernel_width; }  // that outputs read
   int64_t rows(int64_t outputs) const { return (outputs - 1) * row_stride + kernel_height; }  // read by `outputs` rows
   bool in_place() const {  // whether outputs can read the maps as they are
