@@ -193,9 +193,7 @@ def _slide(x: np.ndarray, kernel: np.ndarray, pads: list[tuple[int, int]], edges
         x = np.pad(x, pads, mode="constant" if edges == "zero" else "edge")
     shape = [output_size(n, k, stride, rounding="floor") for n, k in zip(x.shape, kernel.shape, strict=True)]
     if min(shape) < 1:
-        raise UserError(
-            f"a kernel of shape {kernel.shape} does not fit a signal of shape {x.shape}: pad the signal"
-        )
+        raise UserError(f"a kernel of shape {kernel.shape} does not fit a signal of shape {x.shape}: pad the signal")
     y = np.zeros(shape, np.result_type(x, kernel))
     for k in np.ndindex(kernel.shape):
         y += kernel[k] * x[tuple(slice(i, i + stride * (n - 1) + 1, stride) for i, n in zip(k, shape, strict=True))]

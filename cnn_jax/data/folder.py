@@ -139,9 +139,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     """Returns the class names in alphabetical order, and the files of each existing split."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(
-            f"folder:{path} is not a folder: give the path of one with a sub-folder per class"
-        )
+        raise UserError(f"folder:{path} is not a folder: give the path of one with a sub-folder per class")
     folders = {"train": root / "train", "validation": root / "validation", "test": root / "test"}
     if (root / "val").is_dir():
         folders["validation"] = root / "val"
@@ -149,9 +147,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
         class_names = _class_names(folders["train"])
         splits = {part: _files(folder, class_names) for part, folder in folders.items() if folder.is_dir()}
     elif folders["validation"].is_dir() and folders["test"].is_dir():
-        raise UserError(
-            f"folder:{path} has validation and test but no train: add PATH/train/CLASS"
-        )
+        raise UserError(f"folder:{path} has validation and test but no train: add PATH/train/CLASS")
     else:
         class_names = _class_names(root)
         splits = _divide(_files(root, class_names))

@@ -89,9 +89,7 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
         ) from error
     except ValueError as error:
         parts = ", ".join(f"{part} ({info.num_examples} examples)" for part, info in builder.info.splits.items())
-        raise UserError(
-            f"{name} has no split {split!r}, only {parts}: write it like test or train[:90%]"
-        ) from error
+        raise UserError(f"{name} has no split {split!r}, only {parts}: write it like test or train[:90%]") from error
     except RuntimeError as error:
         raise _damaged(name, str(builder.data_path), error) from error
     label = features[label_key]
@@ -152,9 +150,7 @@ def find_prepared(name: str, folder: Path) -> Any | None:
     except registered.DatasetNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(
-            f"data set {name!r} is not a name, name:version or name/config: write it like mnist"
-        ) from error
+        raise UserError(f"data set {name!r} is not a name, name:version or name/config: write it like mnist") from error
 
 
 def absent(name: str, folder: Path) -> UserError:
@@ -167,9 +163,7 @@ def absent(name: str, folder: Path) -> UserError:
         ours = ["digits", "xo", "synthetic:32x32x3:10", "folder:PATH"]
         if nearest(base, [*known, *ours]):
             return unknown("data set", name, [*known, *ours])
-        return UserError(
-            f"unknown data set {name!r}: choose {', '.join(ours)}, mnist, cifar10 or another name of TFDS"
-        )
+        return UserError(f"unknown data set {name!r}: choose {', '.join(ours)}, mnist, cifar10 or another name of TFDS")
     versions = sorted(path.name for path in (folder / base).glob("*") if path.is_dir())
     found = f" (found: {', '.join(versions)})" if versions else ""
     if name != base:
