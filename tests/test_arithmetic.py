@@ -56,14 +56,14 @@ def test_output_sizes_of_the_slides(size, filter_size, stride, padding, outputs)
 def test_filters_that_do_not_fit_on_the_slides_are_refused(size, filter_size, stride, shown):
     with pytest.raises(UserError) as error:
         output_size(size, filter_size, stride)
-    assert f"it does not fit: ({size} + 0 - {filter_size})/{stride} + 1 = {shown}," in str(error.value)
+    assert f"does not fit {size} inputs, as ({size} + 0 - {filter_size})/{stride} + 1 = {shown}:" in str(error.value)
     assert "\n" not in str(error.value)
     assert output_size(size, filter_size, stride, rounding="floor") == math.floor(float(shown))
     assert output_size(size, filter_size, stride, rounding="ceil") == math.ceil(float(shown))
 
 
 def test_output_size_refuses_a_filter_larger_than_the_input_and_a_stride_of_nothing():
-    with pytest.raises(UserError, match=r"\(4 \+ 0 - 5\)/1 \+ 1 = 0, expected"):
+    with pytest.raises(UserError, match=r"\(4 \+ 0 - 5\)/1 \+ 1 = 0: choose"):
         output_size(4, 5)
     assert output_size(4, 5, rounding="floor") == 0
     assert output_size(4, 5, padding=(1, 0)) == output_size(5, 5) == 1
@@ -167,9 +167,9 @@ def test_convolution_is_cross_correlation_with_the_kernel_rotated():
 
 
 def test_kernels_that_cannot_slide_are_refused():
-    with pytest.raises(UserError, match="kernel of 1 axes for a signal of 2"):
+    with pytest.raises(UserError, match="kernel of 1 axes cannot slide over a signal of 2"):
         cross_correlate(np.zeros((3, 3)), [1, 2])
-    with pytest.raises(UserError, match=r"shape \(3,\) for a signal of shape \(2,\).*does not fit"):
+    with pytest.raises(UserError, match=r"shape \(3,\) does not fit a signal of shape \(2,\)"):
         convolve([1, 2], [1, 2, 3])
 
 

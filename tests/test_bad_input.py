@@ -50,15 +50,18 @@ def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ),
         (
             ["--optimizer", "momentum", "--optimizer-args", "momentum=abc"],
-            "--optimizer-args: given momentum=abc for optimizer momentum; expected momentum=NUMBER",
+            "--optimizer-args: momentum=abc for optimizer momentum: write momentum=NUMBER",
         ),
-        (["--schedule-args", "peak=x"], "--schedule-args: given peak=x for schedule one_cycle; expected peak=NUMBER"),
-        (["--model-args", "depth=x"], "--model-args: given depth=x for lenet5, which has no argument 'depth'; choose"),
-        (["--model", "mlp", "--model-args", "hidden=x"], "--model-args: given hidden=x for mlp; expected hidden="),
-        (["--augment", "pad_crop:padding=-1"], "--augment: given padding=-1"),
-        (["--augment", "affine:scale=0/0"], "--augment: given scale="),
-        (["--augment", "pca_color"], "--augment: given sigma=0.1 for pca_color of images of 1 channels"),
-        (["--augment", "pad_crop:padding=x"], "--augment: given padding=x for augmentation pad_crop; expected padding"),
+        (["--schedule-args", "peak=x"], "--schedule-args: peak=x for schedule one_cycle: write peak=NUMBER"),
+        (["--model-args", "depth=x"], "--model-args: lenet5 has no argument 'depth'; choose"),
+        (["--model", "mlp", "--model-args", "hidden=x"], "--model-args: hidden=x for mlp: write hidden="),
+        (["--augment", "pad_crop:padding=-1"], "--augment: padding=-1 for pad_crop"),
+        (["--augment", "affine:scale=0/0"], "--augment: scale=0.0/0.0 for affine"),
+        (
+            ["--augment", "pca_color"],
+            "--augment: pca_color needs colour images, and these have 1 channels: leave it out, or set --channels to 3",
+        ),
+        (["--augment", "pad_crop:padding=x"], "--augment: padding=x for augmentation pad_crop: write padding"),
     ],
 )
 def test_a_mistake_is_reported_with_its_flag_before_any_image_is_read(argv, said, monkeypatch, capsys, tmp_path):
@@ -95,14 +98,14 @@ def run_with_label_10(monkeypatch, capsys):
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_label_out_of_range_is_found_before_anything_is_written(split, run_with_label_10, tmp_path):
     said = run_with_label_10(split, *SMALL, str(tmp_path / "run"))
-    assert_one_line(said, f"digits {split!r}, whose example 7 has label 10; expected labels 0 to 9")
+    assert_one_line(said, f"digits {split!r}: example 7 has label 10, not 0 to 9")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_streamed_label_out_of_range_ends_the_run_where_it_is_read(run_with_label_10, tmp_path):
     options = ("--pipeline", "stream", "--normalize", "none")  # so that not even the mean reads the images
     said = run_with_label_10("validation", *options, *SMALL, str(tmp_path / "run"))
-    assert_one_line(said, "digits 'validation', whose example 7 has label 10; expected labels 0 to 9")
+    assert_one_line(said, "digits 'validation': example 7 has label 10, not 0 to 9")
     assert not {files.WEIGHTS, files.SUMMARY, files.REPORT} & set(os.listdir(tmp_path / "run"))
     assert os.listdir(tmp_path / "run" / files.CHECKPOINTS) == []
 

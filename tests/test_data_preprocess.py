@@ -76,9 +76,9 @@ def saved(image_shape: Any = (8, 6, 1), mean: Any = (0.5,), std: Any = (1.0,)) -
     + [saved([8, 6, 0], [], [])],
 )
 def test_a_damaged_file_is_named(text):
-    with pytest.raises(UserError, match="^given runs/a/preprocess.json that cannot be read") as error:
+    with pytest.raises(UserError, match="^runs/a/preprocess.json is not JSON with image_shape, mean and std") as error:
         Preprocess.from_json(text, "runs/a/preprocess.json")
-    assert "expected JSON with image_shape, mean and std" in str(error.value) and "\n" not in str(error.value)
+    assert "restore it" in str(error.value) and "\n" not in str(error.value)
     assert Preprocess.from_json(saved(), "runs/a/preprocess.json") == Preprocess((8, 6, 1), (0.5,), (1.0,))
 
 

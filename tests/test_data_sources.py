@@ -159,7 +159,7 @@ def test_image_size_of_built_in_sets():
     for name in ("xo:size=24", "synthetic:9x9x1:2"):
         with pytest.raises(UserError, match="size"):
             open_source(name, "train", image_size=8)
-    with pytest.raises(UserError, match="image size -3"):
+    with pytest.raises(UserError, match="`image_size` is -3"):
         open_source("digits", "train", image_size=-3)
 
 
@@ -186,9 +186,9 @@ def test_colour_sources_become_grey_as_pillow_does():
 
 
 def test_other_channels_are_refused():
-    with pytest.raises(UserError, match="given synthetic:4x4x2:2 with 2 channels and --channels 3; expected grey"):
+    with pytest.raises(UserError, match="synthetic:4x4x2:2 has 2 channels, and only grey.*: leave out `channels` 3"):
         open_source("synthetic:4x4x2:2", "train", channels=3)
-    with pytest.raises(UserError, match="given 2 channels; expected 1"):
+    with pytest.raises(UserError, match="`channels` is 2: set it to 1"):
         open_source("digits", "train", channels=2)
 
 
@@ -203,8 +203,8 @@ def test_absent_tfds_set_says_how_to_get_it_and_what_works_without(tmp_path):
     with pytest.raises(UserError) as caught:
         open_source("svhn_cropped", "train", data_dir=str(folder))
     message = str(caught.value)
-    assert f"given data set 'svhn_cropped', which is not in {folder}" in message and "\n" not in message
-    assert f"run: python -m cnn_jax data prepare svhn_cropped --data-dir '{folder}'; or" in message
+    assert f"data set 'svhn_cropped' is not in {folder}" in message and "\n" not in message
+    assert f"run python -m cnn_jax data prepare svhn_cropped --data-dir '{folder}'; or" in message
     assert message.endswith(": python -m experiments.digits_lenet5")  # pytest is no experiment
 
 
@@ -260,7 +260,7 @@ def test_labels_out_of_range_are_refused():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     for label in (-1, 2):
         source = ArraySource("mine", "test", ("a", "b"), images, np.array([0, label, 1]))
-        with pytest.raises(UserError, match=f"example 1 has label {label}; expected labels 0 to 1"):
+        with pytest.raises(UserError, match=f"mine 'test': example 1 has label {label}, not 0 to 1"):
             materialize(source)
 
 

@@ -223,9 +223,9 @@ def test_smallest_image_of_lenet5_works():
 MISTAKES = [
     ("lenet-5", [], "unknown model 'lenet-5'; perhaps you meant lenet5"),
     ("lenet5", ["activaton=relu"], "perhaps you meant activation"),
-    ("lenet5", ["pool=min"], "given pool=min for lenet5; expected pool=max|average"),
-    ("resnet20", ["zero_init_residual=perhaps"], "expected zero_init_residual=true|false"),
-    ("mnist_cnn", ["dense_dropout=half"], "expected dense_dropout=NUMBER"),
+    ("lenet5", ["pool=min"], "pool=min for lenet5: write pool=max|average"),
+    ("resnet20", ["zero_init_residual=perhaps"], "write zero_init_residual=true|false"),
+    ("mnist_cnn", ["dense_dropout=half"], "write dense_dropout=NUMBER"),
     ("resnet20", ["dtype=float16"], "no argument 'dtype'"),
 ]
 
@@ -308,7 +308,7 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
         (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
         (["lenet5", "--classes", "0"], "0 classes for lenet5"),
         (["lenet5", "--classes", "ten"], "--classes is ten: it must be a whole number (see"),
-        (["lenet5", "--model-args", "pool"], "expected key=value"),
+        (["lenet5", "--model-args", "pool"], "is not key=value"),
         (["--input", "8x8x1"], "these options need a model"),
         (["--foo"], "unknown option --foo; drop it (see"),
     ],

@@ -467,7 +467,7 @@ def test_preprocessing_of_files(tmp_path):
     assert PublishedPreprocess.from_json(preprocess.to_json()) == preprocess
     plain = Preprocess((8, 8, 1), (0.5,), (0.25,))
     assert PublishedPreprocess.from_json(plain.to_json()) == plain
-    with pytest.raises(UserError, match="odd (that )?cannot be read"):
+    with pytest.raises(UserError, match="odd is not JSON with image_shape, mean and std"):
         PublishedPreprocess.from_json("[]", "odd")
     with pytest.raises(UserError, match="resize must be at least 8"):
         PublishedPreprocess((8, 8, 1), (0.5,), (0.25,), resize=7)
