@@ -174,7 +174,7 @@ def test_too_few_images_for_three_splits_are_told_before_training(tmp_path):
 
     pairs = fill(tmp_path / "pairs", {"cat": 2, "dog": 2})
     assert message(pairs).startswith(f"{pairs} has no class with three images")
-    assert len(open_source(pairs, "train")) > 0  # to look at them is possible
+    assert len(open_source(pairs, "train")) > 0  # the images can still be opened
     one = fill(tmp_path / "one", {"cat": 9})
     assert message(one) == f"given {one}, whose only class is 'cat'; expected at least two class folders; add one"
     assert "'0'; expected at least two classes" in message("synthetic:8x8x1:1")

@@ -118,7 +118,7 @@ def test_bad_arguments():
     for arguments in ({"mode": "steam"}, {"batch_size": 0}, {"workers": -1}):
         with pytest.raises(UserError):
             make_pipeline(numbered(4), **{"batch_size": 2, "seed": 0, **arguments})
-    assert batch_indices(-1, 0, 5, 5).shape == (5,)  # any whole number is a seed
+    assert batch_indices(-1, 0, 5, 5).shape == (5,)  # any integer is a valid seed
     with pytest.raises(UserError, match="`batch_size` is 65537 for 10 examples: set it to at most 65536"):
         make_pipeline(open_source("digits", "train[:10]"), batch_size=2**16 + 1, seed=0)
 

@@ -268,7 +268,7 @@ def test_bad_requests(tmp_path):
     assert "not a folder" in refused("mnist", tmp_path, tmp_path / "nowhere")
     assert "choose mnist, version 3.0.1" in refused("mnist:9.9.9", tmp_path)
     with pytest.raises(UserError, match="^TFDS cannot prepare data set 'mnist:9.9.9': choose mnist, version 3.0.1"):
-        open_source("mnist:9.9.9", "train", data_dir=str(tmp_path))  # no advice to prepare what nobody can
+        open_source("mnist:9.9.9", "train", data_dir=str(tmp_path))  # must not suggest preparing it
     assert "choose emnist/byclass, emnist/bymerge, " in refused("emnist/nope", tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")

@@ -205,7 +205,7 @@ def test_absent_tfds_set_says_how_to_get_it_and_what_works_without(tmp_path):
     message = str(caught.value)
     assert f"data set 'svhn_cropped' is not in {folder}" in message and "\n" not in message
     assert f"run python -m cnn_jax data prepare svhn_cropped --data-dir '{folder}'; or" in message
-    assert message.endswith(": python -m experiments.digits_lenet5")  # pytest is no experiment
+    assert message.endswith(": python -m experiments.digits_lenet5")  # pytest is not an experiment
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_program_takes_the_next_seed_each_time(small_cifar10, monkeypatch):
     ours = Program("muon94", recipe, load_data("tune", None), seed=5)
     first, second = ours.run(), ours.run()
     assert len(seen) == 1, "traced more than once"
-    assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps an epoch
+    assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps per epoch
     assert first.accuracy == 0.25 and first.extra_accuracy == pytest.approx(0.12) and first.seconds > 0
     assert ours.streamed is None
 
