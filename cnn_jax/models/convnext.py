@@ -92,7 +92,7 @@ class ConvNeXt(Classifier):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
-        types, init = self.types, self.kernel_start(_normal)
+        types, init = self.types, self.kernel_initializer(_normal)
         conv = self.conv(_normal, padding="VALID")
         make_block: Any = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
         before, last = 0, max(1, sum(self.blocks) - 1)
