@@ -12,7 +12,7 @@ Filters of `all_cnn_c` (tables 1 and 2): 3×3 96, 3×3 96, 3×3/2 96 → 3×3 19
 Training drops a fifth of the image, and half of the activations after each convolution of stride 2 (§3.1). As in the
 table, a rectifier also follows the last convolution: logits are never negative.
 
-Where ours differs:
+Differences:
 - The paper says neither how weights start nor how maps are padded. Ours start He-normal, biases 0; all convolutions
   keep the size of the maps, or halve it, but the seventh (`all_cnn_c`), which yields the table's 6×6.
 - The paper's counts, "about" 1.28, 1.35 and 1.4 million, are rounded up.
@@ -36,7 +36,7 @@ class AllCnn(Classifier):
         features: filters of each convolution of each stage; the last layers have as many as the last stage.
         input_dropout: share of the image's numbers dropped in training.
         dropout: share of the activations dropped after each stage.
-        activation: after each convolution, also the last, a name of `layers.ACTIVATIONS`.
+        activation: after each convolution, also the last, a key of `layers.ACTIVATIONS`.
         input_shape: (H, W, C) of the paper; any other from 9×9 works.
     """
 

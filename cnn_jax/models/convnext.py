@@ -36,12 +36,12 @@ class ConvNeXtBlock(nn.Module):
 
     Attributes:
         layer_scale: the factor of each map of F starts with this.
-        activation: of the 4·C units, a name of `layers.ACTIVATIONS`.
+        activation: of the 4·C units, a key of `layers.ACTIVATIONS`.
         kernel_init: of its layers.
         drop_path: share of the examples that skip the block in training.
         train: whether they do.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        dtype: computation type.
+        param_dtype: parameter type.
     """
 
     layer_scale: float
@@ -74,9 +74,9 @@ class ConvNeXt(Classifier):
         blocks: of each stage.
         widths: maps of each stage.
         layer_scale: start of the factors of the residuals.
-        activation: one a block, a name of `layers.ACTIVATIONS`.
+        activation: one a block, a key of `layers.ACTIVATIONS`.
         drop_path: share of examples that skip the last block in training; it grows linearly from 0 in the first.
-        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
+        remat: recompute block activations in the backward pass: less memory, more time.
         input_shape: (H, W, C) of the paper; any other from 32×32 works.
     """
 

@@ -52,7 +52,7 @@ class Committee:
     combine: Callable[[Any], Any] = average
 
     def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the combined outputs, for classifiers log-probabilities (B, K); each leaf of `variables` is (M, …)."""
+        """Returns the combined outputs, for classifiers log-probabilities (B, K); leaves of `variables` are (M, …)."""
         return self.combine(self.members(variables, x_BxHxWxC, train=train))
 
     def members(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:

@@ -3,7 +3,7 @@ ILSVRC-2014 (table 3): one network and one crop 10.07 %, seven networks and 144 
 
 `googlenet` is the paper's: biases, local response normalisation, no batch normalisation. 13,378,280 parameters, of
 which the two side heads of §5, dropped after training, have 6,379,728: 6,998,552 without (`aux_heads=false`).
-Where ours differs:
+Differences:
 - The constants of the normalisation, which the paper does not give, are those of AlexNet (§3.3 there).
 - Weights start uniform with standard deviation 1/sqrt(fan-in), biases of convolutions at 0.2, as in the replica of the
   Caffe model zoo; the paper does not say.
@@ -92,9 +92,9 @@ class ConvUnit(nn.Module):
 
     Attributes:
         filters: of the convolution.
-        conv: makes a convolution.
-        norm: makes a batch normalisation; None: a bias instead.
-        activation: a name of `layers.ACTIVATIONS`.
+        conv: convolution factory.
+        norm: batch normalisation factory; None to use a bias instead.
+        activation: a key of `layers.ACTIVATIONS`.
     """
 
     filters: Filters
@@ -118,7 +118,7 @@ class Inception(nn.Module):
 
     Attributes:
         branches: in the order of their outputs.
-        unit: makes a `ConvUnit` of `Filters`.
+        unit: `ConvUnit` factory, takes `Filters`.
     """
 
     branches: tuple[Branch, ...]
@@ -148,10 +148,10 @@ class AuxiliaryHead(nn.Module):
     Attributes:
         num_classes: K.
         adaptive: pool to 4×4 maps whatever the size; else by 5×5 windows with stride 3, which make 4×4 of 14×14.
-        unit: makes a `ConvUnit` of `Filters`.
-        dense: makes a dense layer.
+        unit: `ConvUnit` factory, takes `Filters`.
+        dense: dense layer factory.
         train: whether to drop 70 % of the units.
-        activation: of the dense layer, a name of `layers.ACTIVATIONS`.
+        activation: of the dense layer, a key of `layers.ACTIVATIONS`.
     """
 
     num_classes: int
@@ -188,7 +188,7 @@ class GoogLeNet(NormalizedClassifier):
     Attributes:
         form: "paper" or "torchvision", see above.
         aux_heads: whether to have the side heads. The paper's take images from 79×79.
-        remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
+        remat: recompute block activations in the backward pass: less memory, more time.
         input_shape: (H, W, C) of the paper; any other that fits works, but in the paper's form the size of the images
             decides the number of parameters of the heads.
     """

@@ -5,7 +5,7 @@ sees some of them), the poolings have no parameters, the activation is a choice,
 
 `lenet5_1998` is the paper's: 60,000 trainable parameters (C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164) and an
 output layer of 84·K fixed ones. The published test error is 0.95 %, 0.8 % with distorted training images.
-Where ours differs:
+Differences:
 - The fixed output prototypes are random ±1 codes of 84 bits. The paper's are 7×12 drawings of the characters, which
   help where classes look alike (O and 0).
 - Weights start uniform with standard deviation 1/sqrt(fan-in) (LeCun et al. 1998, "Efficient BackProp", eq. 16); the
@@ -53,7 +53,7 @@ class LeNet5(Classifier):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32."""
-        del train  # nothing behaves differently in training
+        del train  # training and evaluation are the same
         conv, dense = self.conv(), self.fully_connected()
         activate, pool = activation(self.activation), POOLS[self.pool]
         x = images(x_BxHxWxC, self.dtype)
@@ -88,10 +88,10 @@ class PartialConv(nn.Module):
     Its kernel (5, 5, 60) holds the connected filters only; they are put into a dense kernel whose other entries are 0.
 
     Attributes:
-        kernel_init: a name of `layers.INITIALIZERS`, which draws a dense kernel (5, 5, 6, 16), of which the connected
+        kernel_init: a key of `layers.INITIALIZERS`, which draws a dense kernel (5, 5, 6, 16), of which the connected
             filters are kept; or "published": uniform with standard deviation 1/sqrt(fan-in) of the map that it makes.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        dtype: computation type.
+        param_dtype: parameter type.
     """
 
     kernel_init: str = "published"
@@ -142,7 +142,7 @@ class LeNet5Of1998(Classifier):
     """LeNet-5 as published, with an activation after every layer up to F6.
 
     Attributes:
-        kernel_init: of every layer with a kernel, a name of `layers.INITIALIZERS`; or "published", see above.
+        kernel_init: of every layer with a kernel, a key of `layers.INITIALIZERS`; or "published", see above.
         input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
     """
 
@@ -152,7 +152,7 @@ class LeNet5Of1998(Classifier):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32, at most 0."""
-        del train  # nothing behaves differently in training
+        del train  # training and evaluation are the same
         published, types = initializer("lecun_uniform"), self.types
         conv, dense, activate = self.conv(published), self.fully_connected(published), activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)

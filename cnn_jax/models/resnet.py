@@ -14,7 +14,7 @@ have 25,028,904 parameters and the published top-1 error 22.2 %; 101 layers 32×
 Bottlenecks twice as wide inside: Zagoruyko and Komodakis 2016, "Wide residual networks": 50 layers with 68,883,240
 parameters (top-1 error 21.9 %) and 101 with 126,886,696. The wide networks for CIFAR are in `preact_resnet`.
 
-Where ours differs:
+Differences:
 - The bottleneck's stride is on its 3×3 convolution, not on the first 1×1 ("v1.5": same parameters, a little more
   computation and accuracy), as in today's frameworks and the weights they publish.
 - Convolutions are He-normal from the fan-out, as in those frameworks; the classifier is LeCun-normal.
@@ -62,12 +62,12 @@ class Block(nn.Module):
         stride: of the block.
         bottleneck: which F.
         shortcut: where the shape changes, "A" sub-samples and pads with zero maps, "B" projects by a 1×1 convolution.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
+        conv: convolution factory.
+        norm: batch normalisation factory.
         zero_init: start with F = 0, by the scale of its last norm.
         groups: of a bottleneck's 3×3 convolution.
         base_width: width of a bottleneck's 3×3 convolution, in 64ths of `features` for each group.
-        activation: after each convolution, of the last one after the addition; a name of `layers.ACTIVATIONS`.
+        activation: after each convolution, of the last one after the addition; a key of `layers.ACTIVATIONS`.
     """
 
     features: int
@@ -118,7 +118,7 @@ class ResNet(NormalizedClassifier):
         base_width: maps of a group in the first stage, for a `width` of 64.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         zero_init_residual: start every block as the identity (Goyal et al. 2017, §5.1).
-        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
+        remat: recompute block activations in the backward pass: less memory, more time.
     """
 
     blocks: tuple[int, ...] = (3, 3, 3)

@@ -19,7 +19,7 @@ right for white noise; `whitened(variables, images)` puts the ones for the data 
 Initialised as the released code: convolutions uniform within ±1/sqrt(fan-in), then the first filters, as many as there
 are input maps, become the identity (so all of them in most layers); the scale of the norms is fixed at 1.
 
-Where ours differs:
+Differences:
 - The running variance is the mean of the batches' own variances, not corrected by n/(n - 1) with n above 9,000.
 - The last pooling takes the maximum of the whole map, which at 32×32 pixels is 3×3, so that images of any size work.
 """
@@ -118,7 +118,7 @@ class Whitening(nn.Module):
     Attributes:
         bias_limit: the bias starts uniform within ± this.
         train_bias: whether the bias gets a gradient.
-        dtype: of the computation.
+        dtype: computation type.
         param_dtype: of the filters and the bias.
     """
 
@@ -158,9 +158,9 @@ class Group(nn.Module):
         features: filters of each convolution.
         depth: number of convolutions.
         residual: the first activation is added before the last one.
-        activation: a name of `layers.ACTIVATIONS`.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
+        activation: a key of `layers.ACTIVATIONS`.
+        conv: convolution factory.
+        norm: batch normalisation factory.
     """
 
     features: int
@@ -189,8 +189,8 @@ class SpeedNet(NormalizedClassifier):
         widths: filters of each group; each group halves the maps.
         depth: convolutions of each group.
         residual: see `Group`.
-        activation: within the groups, a name of `layers.ACTIVATIONS`; after the whitening it is always the exact GELU.
-        kernel_init: of every layer but the whitening, a name of `layers.INITIALIZERS`; or "published", see above.
+        activation: within the groups, a key of `layers.ACTIVATIONS`; after the whitening it is always the exact GELU.
+        kernel_init: of every layer but the whitening, a key of `layers.INITIALIZERS`; or "published", see above.
         logit_scale: factor of the logits.
         momentum: of the running means and variances: running = momentum·running + (1 - momentum)·batch.
         unit_output: the classifier's weights start with deviation 1, instead of uniform within ±1/sqrt(fan-in).

@@ -11,7 +11,7 @@ Errors (table 3): validation set of ILSVRC-2012, tested at one scale; the networ
 Five stages of 3×3 convolutions of 64, 128, 256, 512 and 512 filters, each stage followed by 2×2 max pooling, and three
 dense layers. Layers are named as in the weights that the authors released: conv1_1 … conv5_3, fc6, fc7.
 
-Where ours differs:
+Differences:
 - The names with _bn, which the paper does not have, normalize after each convolution (Ioffe and Szegedy 2015), as
   torchvision's. The convolutions keep their biases, as there: 132,868,840; 133,053,736; 138,365,992; 143,678,248.
 - Weights start as torchvision's: convolutions He-normal from the fan-out, dense layers normal with deviation 0.01,
