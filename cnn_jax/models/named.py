@@ -24,7 +24,7 @@ def make_model(
 
     Args:
         name: a name of the catalogue, or `package.module:attribute` of a Linen module, or of a class or function that
-            returns one. It receives those of num_classes, dtype and axis_name that it has parameters for.
+            returns one and is passed those of num_classes, dtype and axis_name that it has parameters for.
         num_classes: K; None for models without classes.
         dtype: computation type.
         axis_name: `pmap` axis of batch normalisation.
