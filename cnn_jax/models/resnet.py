@@ -145,8 +145,8 @@ class ResNet(NormalizedClassifier):
             )
         if self.groups < 1 or self.width * self.base_width < 64:
             raise UserError(
-                f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave no channels: "
-                "use at least one group, and width*base_width/64 of at least one channel per group"
+                f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave a bottleneck without "
+                "channels: groups and width*base_width/64 must be at least 1"
             )
         make_block: Any = nn.remat(Block) if self.remat else Block
         x = images(x_BxHxWxC, self.dtype)

@@ -87,8 +87,7 @@ def whitened(variables: Mapping[str, Any], images_BxHxWxC: jax.Array) -> dict[st
         raise UserError("the variables have no whitening filters: pass variables of a SpeedNet")
     if old.shape[2] != images_BxHxWxC.shape[-1]:
         raise UserError(
-            f"cannot whiten with images of shape {images_BxHxWxC.shape}: "
-            f"the model was initialised for {old.shape[2]} channels, so pass images with {old.shape[2]}"
+            f"images of shape {images_BxHxWxC.shape} cannot whiten this model: pass images with {old.shape[2]} channels"
         )
     kernel = whitening(images_BxHxWxC).astype(old.dtype)
     return {**variables, "batch_stats": {**statistics, "whiten": {"kernel": kernel}}}
