@@ -18,7 +18,7 @@ Volumes: 227×227×3 → conv1 55×55×96 → pool1 27×27 → conv2 27×27×256
 conv2 (§3.3), before pooling; lecture slides and CaffeNet put it after. Pooling overlaps: 3×3, stride 2 (§3.4).
 Weights start normal with standard deviation 0.01; biases at 1 in conv2, conv4, conv5, fc6 and fc7, at 0 elsewhere (§5).
 
-Differences:
+Differences from the paper:
 - Images are 227×227. The paper says 224, which does not give its volumes.
 - `alexnet_one_tower` is initialised as in the 2012 paper (torchvision: PyTorch's uniform default). As in torchvision,
   it has no response normalisation, and dropout applies to the inputs of fc6 and fc7 rather than to their outputs.

@@ -12,7 +12,7 @@ Filters of `all_cnn_c` (tables 1 and 2): 3×3 96, 3×3 96, 3×3/2 96 → 3×3 19
 1×1. Training drops a fifth of the input, and half of the activations after each strided convolution (§3.1). As in the
 table, a ReLU also follows the last convolution, so logits are never negative.
 
-Differences:
+Differences from the paper:
 - The paper specifies neither initialisation nor padding. Weights start He-normal, biases at 0; every convolution keeps
   or halves the map size, except the seventh (in `all_cnn_c`), which yields the table's 6×6.
 - The paper rounds its parameter counts up to "about" 1.28, 1.35 and 1.4 million.

@@ -1,8 +1,8 @@
 """Convolutional auto-encoder: Masci, Meier, Cireşan and Schmidhuber 2011, "Stacked convolutional auto-encoders for
 hierarchical feature extraction"; auto-encoders in general: Hinton and Salakhutdinov 2006.
 
-Differences: strided convolutions replace pooling; all layers are trained jointly; and the decoder upsamples, then
-convolves, because transposed convolutions leave checkerboard artefacts (Odena, Dumoulin and Olah 2016).
+Differences from the paper: strided convolutions replace pooling, all layers are trained jointly, and the decoder
+upsamples, then convolves, because transposed convolutions leave checkerboard artefacts (Odena, Dumoulin and Olah 2016).
 """
 
 from typing import Any

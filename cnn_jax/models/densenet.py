@@ -7,7 +7,7 @@ ImageNet family (table 1): 121, 169, 201 layers with k = 32, 161 with k = 48; 7,
 6.34 %.
 
 CIFAR family (§3, §4.1), three blocks: `densenet_bc100` has 100 layers, k = 12 and 769,162 parameters for ten classes;
-4.51 % error on CIFAR-10 with flips and crops, 5.92 % with neither, but with `dropout=0.2` (table 2).
+4.51 % error on CIFAR-10 with flips and crops, 5.92 % without them but with `dropout=0.2` (table 2).
 
 Initialised as in torchvision: convolutions He-normal by fan-in, classifier uniform within ±1/sqrt(fan-in).
 """
@@ -47,8 +47,8 @@ class DenseLayer(nn.Module):
     def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
         """Each (B, H, W, any number of channels) → (B, H, W, k).
 
-        Inputs are concatenated in here so that `nn.remat` does not store the concatenations of all layers, whose memory
-        grows with the square of the depth (Pleiss et al. 2017, "Memory-efficient implementation of DenseNets").
+        The layer concatenates its inputs itself, so that `nn.remat` does not store the concatenations of all layers, whose
+        memory grows with the square of the depth (Pleiss et al. 2017, "Memory-efficient implementation of DenseNets").
         """
         x, activate = jnp.concatenate(maps, axis=-1), activation(self.activation)
         x = activate(self.norm(name="bn1")(x))

@@ -106,7 +106,7 @@ REPLACING = {"ten_crop"}  # views that replace the image; the others are added t
 
 @dataclass(frozen=True)
 class Views:
-    """A network evaluated on several views of each image; each of `specs` applies to all views before it.
+    """A network evaluated on several views of each image; each spec applies to all views made so far.
 
     Attributes:
         model: the network.

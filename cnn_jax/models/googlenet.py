@@ -3,10 +3,10 @@ ILSVRC-2014 (table 3): 10.07 % with one network and one crop, 6.67 % with seven 
 
 `googlenet` is the paper's: biases, local response normalisation, no batch normalisation. 13,378,280 parameters, of
 which 6,379,728 belong to the two auxiliary heads of §5, which are dropped after training: 6,998,552 without them
-(`aux_heads=false`). Differences:
-- The paper does not give the constants of the response normalisation; they are AlexNet's (§3.3 there).
-- The paper does not give the initialisation; weights start uniform with standard deviation 1/sqrt(fan-in), biases of
-  convolutions at 0.2, as in the Caffe model zoo's replica.
+(`aux_heads=false`). Choices where the paper is silent:
+- The constants of the response normalisation are AlexNet's (§3.3 there).
+- Weights start uniform with standard deviation 1/sqrt(fan-in), biases of convolutions at 0.2, as in the Caffe model
+  zoo's replica.
 
 `googlenet_torchvision` fits PyTorch's public weights: 13,004,888 parameters, 6,624,904 without the heads; 30.22 /
 10.47 % top-1 / top-5 error. Besides batch normalisation, it differs in other ways, hence the name: the "5×5" filters

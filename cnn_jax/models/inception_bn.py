@@ -7,7 +7,7 @@ four branches of 4c and 4d have 608 filters in total, not 576, and 4e outputs 10
 the poolings of 4c and 4d (`projection_4cd=96`; 11,188,288 parameters) that column is right, as in Google's own code.
 The replicas in Caffe and MXNet use the printed filters, and a plain first convolution (`separable_stem=false`).
 
-Differences:
+Differences from the paper:
 - All padding is symmetric. Average pooling excludes padding, as in Google's code.
 - Weights are He-normal, as in Google's code except for its 1×1 reductions; convolutions before a norm have no bias.
 """

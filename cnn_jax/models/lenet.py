@@ -5,7 +5,7 @@
 
 `lenet5_1998` is the paper's: 60,000 trainable parameters (C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164) and an
 output layer of 84·K fixed ones. The published test error is 0.95 %, or 0.8 % with distorted training images.
-Differences:
+Differences from the paper:
 - The fixed output prototypes are random ±1 codes of 84 bits. The paper's are 7×12 drawings of the characters, which
   help with classes that look alike (O and 0).
 - Weights start uniform with standard deviation 1/sqrt(fan-in) (LeCun et al. 1998, "Efficient BackProp", eq. 16); the

@@ -53,7 +53,7 @@ STAGES = (
 
 
 def scaled_width(features: int, width: float) -> int:
-    """Returns filters times `width`, rounded to a multiple of 8 but down by at most a tenth, as in the authors' code.
+    """Returns filters times `width`, rounded to a multiple of 8, losing at most a tenth, as in the authors' code.
 
     >>> scaled_width(24, 0.5), scaled_width(24, 1.4)
     (16, 32)

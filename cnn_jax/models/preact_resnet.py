@@ -11,7 +11,7 @@ the 2015 paper. ImageNet: 18 and 50 layers with 11,687,720 and 25,549,352 parame
 wide, with optional dropout between the two. On CIFAR-10, WRN-28-10 has 36,479,194 parameters and a test error of
 4.00 %, 3.89 % with dropout (the authors' code, median of five). WRN-16-4 has 2,748,890 parameters, WRN-40-2 2,243,546.
 
-Differences:
+Differences from the papers:
 - The ImageNet stem pools before the first norm. The paper activates right after its first convolution.
 - The wide networks' He-normal is truncated at two standard deviations, with the variance preserved.
 """

@@ -14,7 +14,7 @@ The bottleneck's 3×3 convolution has `groups` groups of `base_width` channels (
 Bottlenecks with twice the inner width: Zagoruyko and Komodakis 2016, "Wide residual networks": 50 layers with
 68,883,240 parameters (top-1 error 21.9 %) and 101 with 126,886,696. The wide networks for CIFAR are in `preact_resnet`.
 
-Differences:
+Differences from the paper:
 - In bottlenecks the 3×3 convolution is strided, not the first 1×1 ("v1.5": same parameters, slightly more computation
   and accuracy), as in today's frameworks and their published weights.
 - Convolutions are He-normal by fan-out, as in those frameworks; the classifier is LeCun-normal.

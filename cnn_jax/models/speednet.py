@@ -19,7 +19,7 @@ white noise; `whitened(variables, images)` replaces it by the filters for the da
 Initialised as in the released code: convolutions uniform within ±1/sqrt(fan-in), with the first filters, one per input
 channel (in most layers all of them), set to the identity; the scale of the norms is fixed at 1.
 
-Differences:
+Differences from the released code:
 - The running variance averages uncorrected batch variances, without the factor n/(n - 1), where n exceeds 9,000.
 - The last pooling takes the maximum of the whole map (3×3 for 32×32 images), so that images of any size work.
 """

@@ -11,7 +11,7 @@ Errors (table 3): validation set of ILSVRC-2012, tested at one scale, without ba
 Five stages of 3×3 convolutions with 64, 128, 256, 512 and 512 filters, each followed by 2×2 max pooling, and three
 dense layers. Layers are named as in the authors' released weights: conv1_1 … conv5_3, fc6, fc7.
 
-Differences:
+Differences from the paper:
 - The _bn variants, which are not in the paper, normalise after each convolution (Ioffe and Szegedy 2015), as in
   torchvision. As there, the convolutions keep their biases: 132,868,840; 133,053,736; 138,365,992; 143,678,248
   parameters.

@@ -9,7 +9,7 @@ Volumes: 224×224×3 → conv1 110×110×96 → pool1 55×55 → conv2 26×26×2
 13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. Response normalisation follows pooling, the reverse of AlexNet's
 order. Weights start normal with standard deviation 0.01, biases at 0 (§3.1).
 
-Differences:
+Differences from the paper:
 - The figure gives no padding. Here it is 1 before conv1 and 0 before conv2, and pooling windows may extend past the
   bottom and right edges, which reproduces the figure's volumes.
 - The paper's training rescales filters whose root mean square exceeds 0.1 (§3.1), which is not part of the network.
