@@ -131,7 +131,8 @@ def test_too_small_map_names_the_layer_and_shows_the_arithmetic():
     with pytest.raises(UserError) as error:
         Two().init(jax.random.key(0), jnp.zeros((1, 2, 6, 1)))
     expected = (
-        "Two.second: a 2x6 map is too small for a 5x5 filter with stride 2 and total padding 2, as (2 + 2 - 5)/2 + 1 < 1"
+        "Two.second: a 2x6 map is too small for a 5x5 filter with stride 2 and total padding 2, "
+        "as (2 + 2 - 5)/2 + 1 < 1: use larger images"
     )
     assert str(error.value).startswith(expected)
     assert "\n" not in str(error.value)

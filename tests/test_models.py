@@ -333,7 +333,9 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, argv, message):
     ],
 )
 def test_values_out_of_range_are_refused(name, argument):
-    with pytest.raises(UserError, match=f"^{argument} is out of range for {name}: use (whole numbers|a rate) of at least [01]"):
+    with pytest.raises(
+        UserError, match=f"^{argument} is out of range for {name}: use (whole numbers|a rate) of at least [01]"
+    ):
         build(name, args=[argument])
 
 

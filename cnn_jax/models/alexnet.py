@@ -80,9 +80,7 @@ class AlexNet(Classifier):
             )
         if self.groups < 1 or any(features % self.groups for features in self.features):
             widths = "/".join(map(str, self.features))
-            raise UserError(
-                f"groups={self.groups} is not a common divisor of features={widths}: change one of them"
-            )
+            raise UserError(f"groups={self.groups} is not a common divisor of features={widths}: change one of them")
         conv_layer, dense = self.conv(), self.fully_connected()
         activate = activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)

@@ -47,8 +47,9 @@ class DenseLayer(nn.Module):
     def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
         """Each (B, H, W, any number of channels) → (B, H, W, k).
 
-        The layer concatenates its inputs itself, so that `nn.remat` does not store the concatenations of all layers, whose
-        memory grows with the square of the depth (Pleiss et al. 2017, "Memory-efficient implementation of DenseNets").
+        The layer concatenates its inputs itself, so that `nn.remat` does not store the concatenations of all layers,
+        whose memory grows with the square of the depth (Pleiss et al. 2017, "Memory-efficient implementation of
+        DenseNets").
         """
         x, activate = jnp.concatenate(maps, axis=-1), activation(self.activation)
         x = activate(self.norm(name="bn1")(x))

@@ -90,9 +90,7 @@ def ten_crop(images_BxHxWxC: jax.Array, *, part: float = 0.875) -> list[jax.Arra
     height, width = images_BxHxWxC.shape[1:3]
     rows, columns = round(part * height), round(part * width)
     if not (0 < part <= 1 and rows and columns):
-        raise UserError(
-            f"view ten_crop cannot use part={part} of {height}x{width} images: use 1 or a little less"
-        )
+        raise UserError(f"view ten_crop cannot use part={part} of {height}x{width} images: use 1 or a little less")
     low, right = height - rows, width - columns
     corners = ((0, 0), (0, right), (low, 0), (low, right), (low // 2, right // 2))
     crops = [images_BxHxWxC[:, top : top + rows, left : left + columns] for top, left in corners]
