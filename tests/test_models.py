@@ -193,7 +193,7 @@ def test_shortcut_a_samples_every_second_pixel_and_adds_zero_maps():
 
 
 def test_shortcut_a_is_refused_with_bottlenecks():
-    with pytest.raises(UserError, match="shortcut=A with bottleneck"):
+    with pytest.raises(UserError, match="shortcut=A does not work with bottleneck blocks"):
         shapes(build("resnet50", args=["shortcut=A"]), (64, 64, 3))
 
 
