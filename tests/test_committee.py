@@ -160,5 +160,5 @@ def test_an_unknown_view_is_refused_when_it_is_named():
     with pytest.raises(UserError, match="pixels=0"):
         shift(jnp.zeros((1, 4, 4, 1)), pixels=0)
     for part in (0.0, 1.1, 0.01):
-        with pytest.raises(UserError, match=f"given part={part} for view ten_crop of 4x4 images"):
+        with pytest.raises(UserError, match=f"view ten_crop cannot use part={part} of 4x4 images"):
             ten_crop(jnp.zeros((1, 4, 4, 1)), part=part)

@@ -131,7 +131,8 @@ def test_too_small_map_names_the_layer_and_shows_the_arithmetic():
     with pytest.raises(UserError) as error:
         Two().init(jax.random.key(0), jnp.zeros((1, 2, 6, 1)))
     expected = (
-        "Two.second: given a 2x6 map; a 5x5 filter with stride 2 and padding 2 in all needs (2 + 2 - 5)/2 + 1 >= 1"
+        "Two.second: a 2x6 map is too small for a 5x5 filter with stride 2 and total padding 2, "
+        "as (2 + 2 - 5)/2 + 1 < 1: use larger images"
     )
     assert str(error.value).startswith(expected)
     assert "\n" not in str(error.value)
@@ -147,7 +148,7 @@ def test_smallest_map_that_fits_is_taken(size):
 
 def test_dilated_filter_needs_the_room_of_its_holes():
     layer = Conv(1, (3, 3), padding="VALID", kernel_dilation=2, name="holes")
-    with pytest.raises(UserError, match="given a 5x4 map; a 5x5 filter"):
+    with pytest.raises(UserError, match="a 5x4 map is too small for a 5x5 filter"):
         layer.init(jax.random.key(0), jnp.zeros((1, 5, 4, 1)))
     assert layer.init_with_output(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))[0].shape == (1, 1, 1, 1)  # type: ignore
 
@@ -299,7 +300,7 @@ def test_locally_connected_layer_computes_in_bfloat16_and_refuses_small_maps():
     x = jnp.ones((1, 6, 5, 3), jnp.bfloat16)
     y, variables = jax.eval_shape(LOCAL.clone(dtype=jnp.bfloat16).init_with_output, jax.random.key(0), x)
     assert y.dtype == jnp.bfloat16 and variables["params"]["kernel"].dtype == jnp.float32
-    with pytest.raises(UserError, match="LocallyConnected.*given a 1x5 map"):
+    with pytest.raises(UserError, match="LocallyConnected.*: a 1x5 map is too small"):
         LOCAL.init(jax.random.key(0), x[:, :1])
 
 
@@ -310,7 +311,7 @@ def test_space_to_depth_orders_row_column_channel():
     for i, j, c in np.ndindex(4, 6, 3):
         np.testing.assert_array_equal(y[:, i // 2, j // 2, (i % 2 * 2 + j % 2) * 3 + c], x[:, i, j, c])
     np.testing.assert_array_equal(space_to_depth(x, 1), x)
-    with pytest.raises(UserError, match="given 4x6 maps.*sides that 4 divides"):
+    with pytest.raises(UserError, match="split 4x6 maps.*sides that 4 divides"):
         space_to_depth(x, 4)
 
 
@@ -385,7 +386,7 @@ def test_flatten_keeps_the_batch():
 def test_images_refuses_what_is_no_batch_of_floats():
     with pytest.raises(UserError, match=r"shape \(28, 28, 1\).*add a batch axis"):
         images(jnp.zeros((28, 28, 1)), jnp.float32)
-    with pytest.raises(UserError, match="given uint8 images.*normalize"):
+    with pytest.raises(UserError, match="images are uint8.*normalize"):
         images(jnp.zeros((1, 28, 28, 1), jnp.uint8), jnp.float32)
     assert images(jnp.zeros((1, 2, 2, 1)), jnp.bfloat16).dtype == jnp.bfloat16
 

@@ -161,7 +161,7 @@ def test_the_public_api_is_listed_without_importing_jax():
 @pytest.mark.parametrize(
     ("arguments", "fields", "said"),
     [
-        ((Untrainable(), (IMAGES, LABELS)), {}, "Untrainable has no argument `train` in __call__"),
+        ((Untrainable(), (IMAGES, LABELS)), {}, "Untrainable has no argument train in __call__"),
         ((tiny(7), (IMAGES, LABELS)), {}, r"shape \(2, 7\).* needs logits of shape \(2, 10\), \(batch, classes\)"),
         ((tiny, (IMAGES, LABELS)), {}, "is function: pass a flax.linen module"),
         ((type(tiny()), (IMAGES, LABELS)), {}, "Tiny is a class: pass an instance"),

@@ -193,7 +193,7 @@ def test_shortcut_a_samples_every_second_pixel_and_adds_zero_maps():
 
 
 def test_shortcut_a_is_refused_with_bottlenecks():
-    with pytest.raises(UserError, match="shortcut=A with bottleneck"):
+    with pytest.raises(UserError, match="shortcut=A does not work with bottleneck blocks"):
         shapes(build("resnet50", args=["shortcut=A"]), (64, 64, 3))
 
 
@@ -210,7 +210,7 @@ def test_channels_and_classes_follow_what_is_given(name):
 def test_too_small_image_is_refused_by_the_layer_that_it_does_not_fit(name, layer):
     with pytest.raises(UserError) as error:
         shapes(build(name), (8, 8, 1))
-    assert str(error.value).startswith(f"{layer}: given a 4x4 map") or "given a 6x6" in str(error.value)
+    assert str(error.value).startswith((f"{layer}: a 4x4 map is too small", f"{layer}: a 6x6 map is too small"))
     assert "usual size is" in str(error.value)
 
 
@@ -280,11 +280,11 @@ def test_list_names_every_model_with_its_count_and_source(capsys):
     assert [line.split()[0] for line in lines] == list(MODELS) == list(SOURCES)
     for line, row in zip(lines, read_table(), strict=True):
         assert f" {int(row['parameters']):,} " in line and SOURCES[row["model"]] in line
-    notes = {line.split()[0]: line.rsplit("; ", 1)[-1] for line in lines if "side heads" in line}
+    notes = {line.split()[0]: line.rsplit("; ", 1)[-1] for line in lines if "auxiliary heads" in line}
     assert notes == {
-        "googlenet": "without side heads 6,998,552 parameters",
-        "googlenet_torchvision": "without side heads 6,624,904 parameters",
-        "inception_v3": "without side heads 23,834,568 parameters",
+        "googlenet": "without auxiliary heads 6,998,552 parameters",
+        "googlenet_torchvision": "without auxiliary heads 6,624,904 parameters",
+        "inception_v3": "without auxiliary heads 23,834,568 parameters",
     }
 
 
@@ -305,7 +305,7 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
     [
         (["resnet21"], "unknown model 'resnet21'"),
         (["lenet5", "--input", "28x28"], "--input is '28x28': write HEIGHTxWIDTHxCHANNELS"),
-        (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
+        (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: a 4x4 map is too small"),
         (["lenet5", "--classes", "0"], "0 classes for lenet5"),
         (["lenet5", "--classes", "ten"], "--classes is ten: it must be a whole number (see"),
         (["lenet5", "--model-args", "pool"], "is not key=value"),
@@ -333,7 +333,9 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, argv, message):
     ],
 )
 def test_values_out_of_range_are_refused(name, argument):
-    with pytest.raises(UserError, match=f"given {argument} for {name}; expected .*; correct it"):
+    with pytest.raises(
+        UserError, match=f"^{argument} is out of range for {name}: use (whole numbers|a rate) of at least [01]"
+    ):
         build(name, args=[argument])
 
 

@@ -134,7 +134,7 @@ def test_removed_layers_are_named_on_the_command_line():
     values = parse_arguments("alexnet", AlexNet, ["without=conv3/fc7", "head_map=6"])
     assert values == {"without": ("conv3", "fc7"), "head_map": 6}
     assert "conv3" not in volumes(AlexNet(**values), 227, 227, 3)
-    with pytest.raises(UserError, match=r"^given without=fc7/conv1; expected some of conv3/conv4/conv5/fc6/fc7"):
+    with pytest.raises(UserError, match=r"^without=fc7/conv1 has layers .*: use conv3/conv4/conv5/fc6/fc7 only"):
         shapes(AlexNet(without=("fc7", "conv1")), 227, 227, 3)
 
 
@@ -151,7 +151,7 @@ def test_other_images_change_the_width_of_fc6_only():
 
 def test_smallest_image():
     assert volumes(AlexNet(), 67, 67, 3)["pool5"] == (1, 1, 256)
-    with pytest.raises(UserError, match=r"AlexNet\.pool5: given a 2x2 map"):
+    with pytest.raises(UserError, match=r"AlexNet\.pool5: a 2x2 map is too small"):
         shapes(AlexNet(), 66, 66, 3)
 
 
@@ -194,7 +194,7 @@ def test_groups_see_their_half_of_the_maps():
 
 @pytest.mark.parametrize("groups", [0, 3])
 def test_groups_that_do_not_divide_the_filters_are_refused(groups):
-    with pytest.raises(UserError, match=f"given groups={groups} with features=4/8/12/8/4; expected groups"):
+    with pytest.raises(UserError, match=f"groups={groups} is not a common divisor of features=4/8/12/8/4"):
         shapes(TINY["alexnet"].clone(groups=groups), 67, 67, 3)
 
 

@@ -93,7 +93,7 @@ def test_other_images_channels_and_classes(name):
     assert logits.shape == (2, 7)
     parameters = (count_parameters(shapes(model, *size)["params"]) for size in ((48, 40, 1), (9, 9, 1)))
     assert len(set(parameters)) == 1
-    with pytest.raises(UserError, match=r"AllCnn\.conv\d: given a 2x2 map"):
+    with pytest.raises(UserError, match=r"AllCnn\.conv\d: a 2x2 map is too small"):
         shapes(model, 8, 8, 3)
 
 

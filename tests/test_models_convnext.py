@@ -25,7 +25,7 @@ def test_maps_are_those_of_the_paper_also_for_other_images(shape, sides):
 
 def test_too_small_image_is_refused():
     shapes(convnext.convnext_tiny(), 32, 32, 3)
-    with pytest.raises(UserError, match=r"ConvNeXt\.stage4_conv: given a 1x1 map"):
+    with pytest.raises(UserError, match=r"ConvNeXt\.stage4_conv: a 1x1 map is too small"):
         shapes(convnext.convnext_tiny(), 31, 31, 3)
 
 

@@ -228,8 +228,8 @@ def test_filters_of_inception_v3():
 @pytest.mark.parametrize(
     ("name", "smallest", "message"),
     [
-        ("googlenet", 79, r"GoogLeNet\.aux1\.pool: given a 4x4 map"),
-        ("inception_v3", 299, r"InceptionV3\.aux\.conv2\.conv: given a 4x4 map"),
+        ("googlenet", 79, r"GoogLeNet\.aux1\.pool: a 4x4 map is too small"),
+        ("inception_v3", 299, r"InceptionV3\.aux\.conv2\.conv: a 4x4 map is too small"),
     ],
 )
 def test_smallest_images_of_the_side_heads(name, smallest, message):
@@ -242,7 +242,7 @@ def test_smallest_images_of_the_side_heads(name, smallest, message):
 
 def test_smallest_images_without_side_heads():
     shapes(inception_v3(aux_heads=False), 75, 75, 3)
-    with pytest.raises(UserError, match=r"InceptionV3\.mixed7a\.branch3x3_2\.conv: given a 2x2 map"):
+    with pytest.raises(UserError, match=r"InceptionV3\.mixed7a\.branch3x3_2\.conv: a 2x2 map is too small"):
         shapes(inception_v3(aux_heads=False), 74, 74, 3)
     assert shapes(googlenet_torchvision(), 32, 32, 3) == shapes(googlenet_torchvision(), 224, 224, 3)
 

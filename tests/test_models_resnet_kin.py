@@ -127,10 +127,10 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (ResNet(groups=2), "given groups=2 and base_width=64 with blocks of two 3x3 convolutions"),
-        (ResNet(bottleneck=True, shortcut="B", groups=0), "expected at least one group"),
-        (ResNet(bottleneck=True, shortcut="B", base_width=2), "expected at least one group and one map in it"),
-        (PreActResNet(bottleneck=True, shortcut="A"), "given shortcut=A with bottleneck"),
+        (ResNet(groups=2), "groups=2 and base_width=64 only work with bottleneck blocks: set bottleneck=true"),
+        (ResNet(bottleneck=True, shortcut="B", groups=0), "groups=0, .* groups and .* must be at least 1"),
+        (ResNet(bottleneck=True, shortcut="B", base_width=2), r"width\*base_width/64 must be at least 1"),
+        (PreActResNet(bottleneck=True, shortcut="A"), "shortcut=A does not work with bottleneck"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(model, message):

@@ -68,9 +68,9 @@ def test_maps_are_those_of_the_records_also_for_other_images():
     }
     assert volumes(SpeedNet(), 28, 28, 1)["group3"] == (3, 3, 256)
     shapes(SpeedNet(), 9, 9, 3)
-    with pytest.raises(UserError, match=r"SpeedNet\.group3\.pool: given a 1x1 map"):
+    with pytest.raises(UserError, match=r"SpeedNet\.group3\.pool: a 1x1 map is too small"):
         shapes(SpeedNet(), 8, 8, 3)
-    with pytest.raises(UserError, match=r"SpeedNet\.whiten: given a 1x1 map"):
+    with pytest.raises(UserError, match=r"SpeedNet\.whiten: a 1x1 map is too small"):
         shapes(SpeedNet(), 1, 1, 3)
 
 
@@ -111,9 +111,9 @@ def test_whitened_replaces_the_whitening_filters_only():
 
 
 def test_whitened_refuses_what_does_not_go_together():
-    with pytest.raises(UserError, match="expected images with 3 channels"):
+    with pytest.raises(UserError, match="cannot whiten this model: pass images with 3 channels"):
         whitened(drawn(TINY, 12, 12, 3), jnp.zeros((2, 12, 12, 1)))
-    with pytest.raises(UserError, match="expected variables of a SpeedNet"):
+    with pytest.raises(UserError, match="no whitening filters: pass variables of a SpeedNet"):
         whitened({"params": {}}, jnp.zeros((2, 12, 12, 3)))
 
 

@@ -80,16 +80,16 @@ def test_adaptive_average_pooling_covers_the_map_with_windows():
 
 
 def test_mistakes_are_refused():
-    with pytest.raises(UserError, match="given convolutions of 2 stages and features of 5"):
+    with pytest.raises(UserError, match="convolutions has 2 stages but features has 5"):
         shapes(VGG(convolutions=(1, 1)), 32, 32, 3)
     for size in (0, 2.5):
-        with pytest.raises(UserError, match=f"given {size} as side of an averaged map"):
+        with pytest.raises(UserError, match=f"cannot average maps to side {size}"):
             shapes(TINY.clone(head_map=size), 8, 8, 3)
 
 
 def test_smallest_image():
     shapes(vggs.vgg11(), 32, 32, 3)
-    with pytest.raises(UserError, match=r"VGG\.pool5: given a 1x1 map"):
+    with pytest.raises(UserError, match=r"VGG\.pool5: a 1x1 map is too small"):
         shapes(vggs.vgg11(), 31, 31, 3)
 
 

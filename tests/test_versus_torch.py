@@ -237,7 +237,7 @@ def test_figures_have_spread_and_leave_out_what_is_unknown():
         ("--model lenet5 --device cpu --blocks 0", "--blocks is 0: it must be a whole number of at least 1"),
         ("--model lenet5 --device cpu --seconds 0", "--seconds is 0: it must be a number greater than 0"),
         ("--model lenet5 --device cpu --seconds nan", "--seconds is nan: it must be a number greater than 0"),
-        ("--model lenet5 --device cpu --image-size 4", "conv2: given a 2x2 map"),
+        ("--model lenet5 --device cpu --image-size 4", "conv2: a 2x2 map is too small"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):

@@ -1,4 +1,4 @@
-"""Layers that the models share; all of them can be imported from here."""
+"""Layers shared by the models, all importable from here."""
 
 from cnn_jax.layers.activations import ACTIVATIONS, Activation, activation, hard_sigmoid, linear, scaled_tanh
 from cnn_jax.layers.blocks import DropPath, SqueezeExcite
@@ -51,6 +51,5 @@ __all__ = [
     "linear",
     "scaled_tanh",
     "space_to_depth",
-    "tap",
     "tap",
 ]

@@ -1,4 +1,4 @@
-"""Activations by name."""
+"""Activation functions by name."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,17 +13,17 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def hard_sigmoid(x: jax.Array) -> jax.Array:
-    """Piecewise linear sigmoid max(0, min(1, 0.2·x + 0.5)), Keras's; Flax's has slope 1/6."""
+    """Computes the piecewise linear sigmoid max(0, min(1, 0.2·x + 0.5)), as in Keras; Flax's has slope 1/6."""
     return jnp.clip(0.2 * x + 0.5, 0, 1)
 
 
 def scaled_tanh(x: jax.Array) -> jax.Array:
-    """1.7159·tanh(2x/3), so that f(±1) = ±1 where the curvature is largest (LeCun et al. 1998, LeNet-5, appendix A)."""
+    """Computes 1.7159·tanh(2x/3), so that f(±1) = ±1, where it curves most (LeCun et al. 1998, LeNet-5, app. A)."""
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
 def linear(x: jax.Array) -> jax.Array:
-    """No activation."""
+    """Returns `x` unchanged."""
     return x
 
 
@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "hard_sigmoid": hard_sigmoid,
     "linear": linear,
     "softmax": nn.softmax,
-    # Hendrycks and Gimpel 2016, "Gaussian error linear units": x·Φ(x), and the approximation of their §2.
+    # Hendrycks and Gimpel 2016, "Gaussian error linear units": x·Φ(x), and the approximation from their §2.
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
     # x·sigmoid(x), also called swish: Ramachandran, Zoph and Le 2017, "Searching for activation functions".
@@ -49,13 +49,13 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """Looks an activation up.
+    """Looks up an activation in `ACTIVATIONS`.
 
     >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
     [0.0, 2.0]
 
     Raises:
-        UserError: no activation has this name.
+        UserError: unknown name.
     """
     if name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)

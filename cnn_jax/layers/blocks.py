@@ -1,4 +1,4 @@
-"""Parts of residual blocks: stochastic depth, squeeze and excitation."""
+"""Building blocks of residual networks: stochastic depth, and squeeze and excitation."""
 
 from typing import Any
 
@@ -13,26 +13,26 @@ from cnn_jax.layers.initializers import INITIALIZERS, Initializer
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the branch of a residual block, for some examples (Huang et al. 2016, §3).
+    """Stochastic depth: drops a residual branch for a random subset of the batch (Huang et al. 2016, §3).
 
-    What is kept grows by 1/(1 - rate), so that the mean stays and evaluation needs no factor; the paper scales in
-    evaluation instead, and draws once a batch. Keys come from the rng stream "dropout", another one for each layer.
+    Kept branches are scaled by 1/(1 - rate), which preserves the mean, so evaluation needs no factor. The paper scales
+    in evaluation instead, and draws once per batch. Each layer gets its own key from the rng stream "dropout".
 
     Attributes:
-        rate: share of examples dropped, from 0 to 1.
+        rate: probability of dropping the branch, 0 to 1.
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
-        """Returns x / (1 - rate) or 0 for each example (leading axis); x itself if `deterministic`.
+        """Returns x / (1 - rate) or 0 for each example (leading axis); `x` unchanged if `deterministic`.
 
         Raises:
-            UserError: a rate outside [0, 1].
+            UserError: `rate` is outside [0, 1].
         """
         if not 0 <= self.rate <= 1:
-            raise UserError(f"given a drop-path rate of {self.rate}; expected a number from 0 to 1; change it")
+            raise UserError(f"drop-path rate of {self.rate} is out of range: set it from 0 to 1")
         if deterministic or self.rate == 0:
             return x
         if self.rate == 1:
@@ -42,15 +42,15 @@ class DropPath(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each map by a gate computed from the means of all (Hu, Shen and Sun 2017, "Squeeze-and-excitation", §3).
+    """Scales each channel by a gate computed from channel means (Hu, Shen and Sun 2017, "Squeeze-and-excitation", §3).
 
     Attributes:
-        squeezed: maps of the bottleneck; the paper's is C/16.
-        activation: after it, a name of `ACTIVATIONS`.
-        gate: on its output, a name of `ACTIVATIONS`.
-        kernel_init: of both 1×1 convolutions.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        squeezed: channels of the bottleneck; C/16 in the paper.
+        activation: activation of the bottleneck, a key of `ACTIVATIONS`.
+        gate: activation of the output, a key of `ACTIVATIONS`.
+        kernel_init: initialiser of both 1×1 convolutions.
+        dtype: computation type.
+        param_dtype: parameter type.
     """
 
     squeezed: int
@@ -62,7 +62,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Returns the maps, scaled."""
+        """Returns the scaled input, (B, H, W, C)."""
         types: Any = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
         x = jnp.mean(x_BxHxWxC, axis=(1, 2), keepdims=True)
         x = activation(self.activation)(Conv(self.squeezed, (1, 1), name="reduce", **types)(x))

@@ -1,4 +1,4 @@
-"""Convolutions."""
+"""Convolution layers."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from cnn_jax.layers.sizes import check_fits, pair
 
 
 class Conv(nn.Conv):
-    """`flax.linen.Conv` with the fast gradient of `cnn_jax.ops`; it names itself when an image is too small for it."""
+    """`flax.linen.Conv` with the fast gradient of `cnn_jax.ops`; errors name the layer an image is too small for."""
 
     conv_general_dilated: Any = ops.conv_general_dilated
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Convolves (B, H, W, C) maps; raises UserError if the filter does not fit into them."""
+        """(B, H, W, C) → (B, H', W', F); raises UserError if the filter does not fit."""
         _check_fits(self, inputs)
         return super().__call__(inputs)
 
 
 class LocallyConnected(nn.ConvLocal):
-    """Convolution whose weights are not shared: every output position has filters of its own (DeepFace 2014, §3.1).
+    """Convolution with unshared weights: each output position has its own filters (DeepFace 2014, §3.1).
 
-    The kernel is (H', W', C·kh·kw, F), input maps slowest, and the bias (H', W', F): the layer takes maps of the size
-    that it was initialised for only. A `kernel_init` that scales by the fan-in must leave out the two axes of
-    positions, as the default does; otherwise the weights start far too small.
+    The kernel is (H', W', C·kh·kw, F), input channels slowest, and the bias (H', W', F), so the layer only accepts the
+    input size it was initialised with. A `kernel_init` that scales by fan-in must exclude the two position axes, as the
+    default does; otherwise the weights start far too small.
     """
 
     kernel_init: Initializer = nn.initializers.lecun_normal(batch_axis=(0, 1))

@@ -1,4 +1,4 @@
-"""Initialisers of weights by name."""
+"""Weight initialisers by name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ Initializer = Callable[..., jax.Array]
 
 
 def dirac(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Kernel (…, C, F) of a convolution that copies map i to map i: 1 at the centre of filter i, 0 elsewhere.
+    """Returns a kernel (…, C, F) that copies channel i to channel i: 1 at the centre of filter i, 0 elsewhere.
 
-    With F > C the other maps are 0 (Zagoruyko and Komodakis 2017, "DiracNets", §2, without its normalisation).
+    If F > C, the remaining outputs are 0 (Zagoruyko and Komodakis 2017, "DiracNets", §2, without its normalisation).
     """
-    del key  # nothing is drawn
+    del key  # not random
     *size, inputs, outputs = shape
     centre = tuple(side // 2 for side in size)
     return jnp.zeros(shape, dtype).at[centre].set(jnp.eye(inputs, outputs, dtype=dtype))
@@ -30,10 +30,11 @@ INITIALIZERS: dict[str, Initializer] = {
     # Xavier: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.
     "glorot_normal": nn.initializers.glorot_normal(),
     "glorot_uniform": nn.initializers.glorot_uniform(),
-    # MSRA: He et al. 2015, "Delving deep into rectifiers", eq. 10. Like Keras's, the normal is cut at two deviations.
+    # MSRA: He et al. 2015, "Delving deep into rectifiers", eq. 10. As in Keras, truncated at two standard deviations.
     "he_normal": nn.initializers.he_normal(),
     "he_uniform": nn.initializers.he_uniform(),
-    # The same paper's eq. 14, for the gradient's sake; not cut, as PyTorch's kaiming_normal_(mode="fan_out").
+    # Eq. 14 of that paper, which preserves the gradient's variance; not truncated, like PyTorch's
+    # kaiming_normal_(mode="fan_out").
     "he_normal_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     # LeCun et al. 1998, "Efficient BackProp", eq. 16.
     "lecun_normal": nn.initializers.lecun_normal(),
@@ -43,14 +44,14 @@ INITIALIZERS: dict[str, Initializer] = {
 
 
 def initializer(name: str, published: Initializer | None = None) -> Initializer:
-    """Looks an initialiser up.
+    """Looks up a weight initialiser.
 
     Args:
-        name: a key of `INITIALIZERS`; also "published" if there is a published one.
-        published: what the layer's paper or reference implementation starts it with.
+        name: a key of `INITIALIZERS`; "published" as well if `published` is set.
+        published: the initialiser of the layer's paper or reference implementation.
 
     Raises:
-        UserError: no initialiser has this name.
+        UserError: unknown name.
     """
     known = INITIALIZERS if published is None else {**INITIALIZERS, "published": published}
     if name not in known:

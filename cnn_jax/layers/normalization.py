@@ -11,20 +11,21 @@ from cnn_jax.ops.norm import batch_moments, normalize
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel by the statistics of the batch, or by running ones (Ioffe and Szegedy 2015).
+    """Normalises each channel by batch statistics, or by running ones (Ioffe and Szegedy 2015).
 
-    Parameters, statistics and values are those of `flax.linen.BatchNorm`, whose derivatives take more time; the types
-    of maps and statistics may differ even where promotion is strict.
+    Parameters, statistics and values match `flax.linen.BatchNorm`, whose derivatives are slower. Input and statistics
+    may differ in type even under strict type promotion.
 
     Attributes:
-        use_running_average: normalise by the running statistics, as in evaluation; training updates them.
+        use_running_average: normalise by the running statistics, as in evaluation; otherwise by the batch's, and update
+            the running ones.
         momentum: running = momentum·running + (1 - momentum)·batch. The variance is not corrected by n/(n - 1).
         epsilon: added to the variance.
-        dtype: of the result; None: of the maps and the parameters together. Statistics are float32 at least.
-        param_dtype: of the parameters.
-        use_bias, use_scale: whether a parameter "bias" is added, and one called "scale" multiplied.
-        bias_init, scale_init: of the parameters.
-        axis_name: of `pmap`, `vmap` or `shard_map`, over which the statistics are taken, too.
+        dtype: result type; None promotes input and parameters. Statistics are at least float32.
+        param_dtype: parameter type.
+        use_bias, use_scale: whether to add a parameter "bias" and multiply by a parameter "scale".
+        bias_init, scale_init: their initialisers.
+        axis_name: axis of `pmap`, `vmap` or `shard_map` over which statistics are also taken.
     """
 
     use_running_average: bool
@@ -40,7 +41,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Normalises over all axes but the last; training updates the collection "batch_stats"."""
+        """Normalises over all axes but the last; in training, updates the collection "batch_stats"."""
         size = x_BxHxWxC.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, size, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
@@ -58,15 +59,15 @@ class BatchNorm(nn.Module):
 
 
 class LocalResponseNorm(nn.Module):
-    """Divides by the activity of neighbouring maps, b = a / (k + alpha·sum a²)^beta (AlexNet 2012, §3.3).
+    """Divides by the activity of neighbouring channels, b = a / (k + alpha·sum a²)^beta (AlexNet 2012, §3.3).
 
-    The sum goes over `size` maps, the one itself in the middle, fewer at the ends. Computed in float32.
+    The sum covers `size` channels centred on the current one, fewer at the ends. Computed in float32.
 
     Attributes:
-        size: maps; one of an even number lies below the middle more than above, as in PyTorch.
-        alpha: of the sum; frameworks that speak of alpha/size mean the mean instead (Caffe, PyTorch).
+        size: number of channels; an even window has one more below the centre than above, as in PyTorch.
+        alpha: factor of the sum; frameworks that write alpha/size (Caffe, PyTorch) take the mean instead.
         beta: exponent.
-        k: keeps the denominator from 0.
+        k: constant that keeps the denominator above 0.
     """
 
     size: int = 5
@@ -75,7 +76,7 @@ class LocalResponseNorm(nn.Module):
     k: float = 2.0
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Normalizes; shape and type stay."""
+        """Normalises; keeps shape and type."""
         x = x_BxHxWxC.astype(jnp.float32)
         maps, below = x.shape[-1], self.size // 2
         squares = jnp.pad(jnp.square(x), [(0, 0)] * (x.ndim - 1) + [(below, self.size - 1 - below)])

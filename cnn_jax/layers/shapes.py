@@ -1,4 +1,4 @@
-"""Layers without weights that check or rearrange: a model's images, flattening, pixels moved into channels."""
+"""Functions without weights that check or rearrange arrays: input images, flattening, space to depth."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from cnn_jax.errors import UserError
 
 
 def images(x_BxHxWxC: jax.Array, dtype: Any) -> jax.Array:
-    """Casts a batch of images to the type a model computes in.
+    """Checks a batch of images and casts it to the computation type.
 
     Raises:
-        UserError: no batch of images, or raw bytes.
+        UserError: `x_BxHxWxC` does not have four axes, or is not floating-point.
     """
     if x_BxHxWxC.ndim != 4:
         raise UserError(
-            f"given images of shape {x_BxHxWxC.shape}; expected (batch, height, width, channels); "
+            f"images have shape {x_BxHxWxC.shape} instead of (batch, height, width, channels): "
             "add a batch axis to a single image"
         )
     if not jnp.issubdtype(x_BxHxWxC.dtype, jnp.floating):
-        raise UserError(f"given {x_BxHxWxC.dtype} images; expected normalized floats; call Preprocess.normalize first")
+        raise UserError(f"images are {x_BxHxWxC.dtype}, not normalized floats: call Preprocess.normalize first")
     return x_BxHxWxC.astype(dtype)
 
 
@@ -32,7 +32,7 @@ def flatten(x: jax.Array) -> jax.Array:
 def space_to_depth(x_BxHxWxC: jax.Array, block: int) -> jax.Array:
     """Moves each block×block square of pixels into the channels: (B, H, W, C) → (B, H/block, W/block, block·block·C).
 
-    Rows of the square are slowest, then columns, then channels (TensorFlow's order).
+    Within a square, rows are slowest, then columns, then channels (TensorFlow's order).
 
     Raises:
         UserError: `block` does not divide H and W.
@@ -42,6 +42,6 @@ def space_to_depth(x_BxHxWxC: jax.Array, block: int) -> jax.Array:
     """
     batch, height, width, channels = x_BxHxWxC.shape
     if height % block or width % block:
-        raise UserError(f"given {height}x{width} maps for space_to_depth; expected sides that {block} divides; resize")
+        raise UserError(f"space_to_depth cannot split {height}x{width} maps: resize them to sides that {block} divides")
     x = x_BxHxWxC.reshape(batch, height // block, block, width // block, block, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // block, width // block, -1)

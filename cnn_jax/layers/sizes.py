@@ -1,4 +1,4 @@
-"""Whether a layer's window fits into the maps that it is given."""
+"""Checks that a layer's window fits its input."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ def check_fits(
     padding: Any,
     ceil_mode: bool = False,
 ) -> None:
-    """Refuses maps into which the layer's window does not fit.
+    """Raises UserError if a layer's window does not fit its input.
 
     Args:
-        layer: for its name.
-        size: rows and columns of the maps.
+        layer: the layer, named in the message.
+        size: rows and columns of the input.
         window: rows and columns of the window.
-        strides: between neighbouring windows.
-        padding: "VALID", "SAME", or what is added at both ends of both axes: a number or a pair of numbers or pairs.
-        ceil_mode: whether windows may overhang the lower and right edge.
+        strides: rows and columns between neighbouring windows.
+        padding: "VALID", "SAME", or the padding at both ends of both axes: a number or a pair of numbers or pairs.
+        ceil_mode: whether windows may extend past the bottom and right edges.
 
     Raises:
-        UserError: names the layer and shows the arithmetic.
+        UserError: the message names the layer and shows the arithmetic.
     """
     if padding == "SAME" and min(size) > 0:
         return
@@ -41,14 +41,14 @@ def check_fits(
             hint = f" (the usual size is {usual[0]}x{usual[1]})" if usual else ""
             total = sum(ends(pad))
             raise UserError(
-                f"{'.'.join([type(top).__name__, *layer.path])}: given a {size[0]}x{size[1]} map; "
-                f"a {window[0]}x{window[1]} filter with stride {stride} and padding {total} in all needs "
-                f"({length} + {total} - {k})/{stride} + 1 {'> 0' if ceil_mode else '>= 1'}; use larger images{hint}"
+                f"{'.'.join([type(top).__name__, *layer.path])}: a {size[0]}x{size[1]} map is too small for "
+                f"a {window[0]}x{window[1]} filter with stride {stride} and total padding {total}, as "
+                f"({length} + {total} - {k})/{stride} + 1 {'<= 0' if ceil_mode else '< 1'}: use larger images{hint}"
             )
 
 
 def pair(value: Any) -> tuple[Any, Any]:
-    """What Flax takes as one number for both axes, or none for 1, as two."""
+    """Returns a value per axis: a single number (or None, meaning 1) repeated, a pair as it is."""
     if value is None:
         return 1, 1
     return (value, value) if isinstance(value, int) else tuple(value)

@@ -1,4 +1,4 @@
-"""The networks by name. `python -m cnn_jax models` lists them; `python -m cnn_jax models NAME` prints one's layers."""
+"""Models by name. `python -m cnn_jax models` lists them; `python -m cnn_jax models NAME` prints the layers of one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -143,10 +143,10 @@ __all__ = [
 
 
 def stages(model: nn.Module, variables: Mapping[str, Any], x_BxHxWxC: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-    """Evaluates a model and returns what happens inside, too.
+    """Evaluates a model and also returns its intermediate activations.
 
     Returns:
-        Logits (B, K) and the recorded activations by stage name, first stage first; their leading axis is B.
+        Logits (B, K), and the tapped activations by stage name, first stage first, each with leading axis B.
     """
     logits, state = model.apply(variables, x_BxHxWxC, train=False, mutable=["stages"])  # type: ignore[misc]
     return logits, traverse_util.flatten_dict(state.get("stages", {}), sep="/")

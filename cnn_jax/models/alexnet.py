@@ -1,28 +1,28 @@
 """AlexNet: Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep convolutional neural networks".
 
-    name                                  parameters   top-5   what it is
-    alexnet                               60,965,224    18.2   the paper's: conv2, conv4 and conv5 in two groups (§3.2)
-    alexnet_ungrouped                     62,378,344           every filter sees all maps, as in most later copies
-    alexnet_one_tower                     61,100,840           Krizhevsky 2014, "One weird trick", as torchvision has it
-    alexnet_no_fc7                        44,183,912    18.4   the paper's without that layer
+    name                                  parameters   top-5   description
+    alexnet                               60,965,224    18.2   as published: conv2, conv4, conv5 in two groups (§3.2)
+    alexnet_ungrouped                     62,378,344           every filter sees all channels, as in most later copies
+    alexnet_one_tower                     61,100,840           Krizhevsky 2014, "One weird trick", as in torchvision
+    alexnet_no_fc7                        44,183,912    18.4   as published, without the layers named
     alexnet_no_conv3_conv4                59,268,712    22.1
     alexnet_no_fc6_fc7                    11,551,080    22.4
     alexnet_no_conv3_conv4_fc6_fc7         9,854,568    50.1
 
-top-5: error in % on the validation set of ILSVRC-2012; of the first row the paper's (one network, table 2), of the
-networks without layers those of Zeiler and Fergus 2013, "Visualizing and understanding convolutional networks",
-table 3, whose copy of the whole network has 18.1.
+top-5: error in % on the validation set of ILSVRC-2012. The first row is from the paper (one network, table 2), the rows
+with layers removed from Zeiler and Fergus 2013, "Visualizing and understanding convolutional networks", table 3, whose
+replica of the whole network has 18.1.
 
 Volumes: 227×227×3 → conv1 55×55×96 → pool1 27×27 → conv2 27×27×256 → pool2 13×13 → conv3, conv4
-13×13×384 → conv5 13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. Response normalization follows conv1 and
-conv2 (§3.3), before the pooling; lecture slides and CaffeNet put it after. Pooling overlaps: 3×3, stride 2 (§3.4).
-Weights start normal with deviation 0.01; biases at 1 in conv2, conv4, conv5, fc6 and fc7, at 0 elsewhere (§5).
+13×13×384 → conv5 13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. Response normalisation follows conv1 and
+conv2 (§3.3), before pooling; lecture slides and CaffeNet put it after. Pooling overlaps: 3×3, stride 2 (§3.4).
+Weights start normal with standard deviation 0.01; biases at 1 in conv2, conv4, conv5, fc6 and fc7, at 0 elsewhere (§5).
 
-Where ours differs:
-- Images are 227×227; the paper says 224, with which its volumes do not come out.
-- `alexnet_one_tower` starts as the paper's network too (torchvision: uniform, PyTorch's default). Like torchvision's,
-  it has no response normalization and drops the inputs of fc6 and fc7 rather than their outputs.
-- The dense layers take whatever pool5 yields: other image sizes make fc6 narrower or wider. See `head_map`.
+Differences from the paper:
+- Images are 227×227. The paper says 224, which does not give its volumes.
+- `alexnet_one_tower` is initialised as in the 2012 paper (torchvision: PyTorch's uniform default). As in torchvision,
+  it has no response normalisation, and dropout applies to the inputs of fc6 and fc7 rather than to their outputs.
+- The dense layers accept whatever pool5 outputs, so the image size sets the input size of fc6. See `head_map`.
 """
 
 from functools import partial
@@ -44,14 +44,14 @@ class AlexNet(Classifier):
     Attributes:
         features: filters of conv1 to conv5.
         dense: units of fc6 and fc7.
-        groups: of conv2, conv4 and conv5, each of which sees its share of the maps only; 2 in the paper.
+        groups: groups of conv2, conv4 and conv5; 2 in the paper.
         first_padding: rows and columns of zeros on each side of the image.
-        normalize: response normalization after conv1 and conv2.
-        dropout: share of the activations of fc6 and fc7 dropped in training.
-        dropout_inputs: drop the inputs of these layers instead of their outputs.
+        normalize: whether response normalisation follows conv1 and conv2.
+        dropout: dropout rate of fc6 and fc7.
+        dropout_inputs: apply dropout to the inputs of these layers instead of their outputs.
         without: layers to leave out, any of `REMOVABLE`.
-        head_map: side of the map that fc6 sees; maps of another size are averaged to it, as in torchvision, where it is
-            6, so that weights fit images of every size. None: the map as it is.
+        head_map: side to which maps are averaged before fc6, so that weights fit images of every size (torchvision: 6);
+            None leaves the maps as they are.
     """
 
     num_classes: int = 1000
@@ -72,18 +72,15 @@ class AlexNet(Classifier):
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout".
 
         Raises:
-            UserError: a layer that cannot be left out, groups that do not divide the filters, or images that are too
-                small.
+            UserError: a layer that cannot be left out, groups that do not divide the filters, or images too small.
         """
         if not set(self.without) <= set(REMOVABLE):
             raise UserError(
-                f"given without={'/'.join(self.without)}; expected some of {'/'.join(REMOVABLE)}; correct it"
+                f"without={'/'.join(self.without)} has layers that cannot be left out: use {'/'.join(REMOVABLE)} only"
             )
         if self.groups < 1 or any(features % self.groups for features in self.features):
             widths = "/".join(map(str, self.features))
-            raise UserError(
-                f"given groups={self.groups} with features={widths}; expected groups that divide each; change one"
-            )
+            raise UserError(f"groups={self.groups} is not a common divisor of features={widths}: change one of them")
         conv_layer, dense = self.conv(), self.fully_connected()
         activate = activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)

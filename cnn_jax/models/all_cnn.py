@@ -1,6 +1,6 @@
 """All-CNN: Springenberg, Dosovitskiy, Brox and Riedmiller 2014, "Striving for simplicity: the all convolutional net".
 
-No dense layer, and no pooling but the mean over the last maps: a 3×3 convolution of stride 2 does what a pooling did.
+No dense layers, and no pooling except the final mean: 3×3 convolutions of stride 2 replace the other poolings.
 
     name        parameters   test error on CIFAR-10 in % (table 3, without augmentation)
     all_cnn_a    1,254,250   10.30
@@ -8,14 +8,14 @@ No dense layer, and no pooling but the mean over the last maps: a 3×3 convoluti
     all_cnn_c    1,369,738    9.08; with flips and shifts 7.25
 
 Filters of `all_cnn_c` (tables 1 and 2): 3×3 96, 3×3 96, 3×3/2 96 → 3×3 192, 3×3 192, 3×3/2 192 → 3×3 192, 1×1 192,
-1×1 10, mean; maps 32×32 → 16×16 → 8×8 → 6×6. A has one 5×5 convolution in place of each pair of 3×3, B a 5×5 and a 1×1.
-Training drops a fifth of the image, and half of the activations after each convolution of stride 2 (§3.1). As in the
-table, a rectifier also follows the last convolution: logits are never negative.
+1×1 10, mean; maps 32×32 → 16×16 → 8×8 → 6×6. Instead of each pair of 3×3 convolutions, A has one 5×5, B a 5×5 and a
+1×1. Training drops a fifth of the input, and half of the activations after each strided convolution (§3.1). As in the
+table, a ReLU also follows the last convolution, so logits are never negative.
 
-Where ours differs:
-- The paper says neither how weights start nor how maps are padded. Ours start He-normal, biases 0; all convolutions
-  keep the size of the maps, or halve it, but the seventh (`all_cnn_c`), which yields the table's 6×6.
-- The paper's counts, "about" 1.28, 1.35 and 1.4 million, are rounded up.
+Differences from the paper:
+- The paper specifies neither initialisation nor padding. Weights start He-normal, biases at 0; every convolution keeps
+  or halves the map size, except the seventh (in `all_cnn_c`), which yields the table's 6×6.
+- The paper rounds its parameter counts up to "about" 1.28, 1.35 and 1.4 million.
 """
 
 from functools import partial
@@ -29,14 +29,14 @@ from cnn_jax.models.base import Classifier, Entry
 
 
 class AllCnn(Classifier):
-    """Stages that end with a convolution of stride 2; then a 3×3 and two 1×1 convolutions, and the mean of each map.
+    """Stages that end with a strided convolution, then one 3×3 and two 1×1 convolutions and global average pooling.
 
     Attributes:
-        sizes: side in pixels of the filters of stride 1 in each stage.
-        features: filters of each convolution of each stage; the last layers have as many as the last stage.
-        input_dropout: share of the image's numbers dropped in training.
-        dropout: share of the activations dropped after each stage.
-        activation: after each convolution, also the last, a name of `layers.ACTIVATIONS`.
+        sizes: side in pixels of each stride-1 filter of a stage.
+        features: filters of the convolutions of each stage; the layers after the stages have as many as the last stage.
+        input_dropout: dropout rate of the image.
+        dropout: dropout rate after each stage.
+        activation: a key of `layers.ACTIVATIONS`, after each convolution, including the last.
         input_shape: (H, W, C) of the paper; any other from 9×9 works.
     """
 

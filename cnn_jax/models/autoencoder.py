@@ -1,8 +1,8 @@
-"""A convolutional auto-encoder: Masci, Meier, Cireşan and Schmidhuber 2011, "Stacked convolutional auto-encoders for
+"""Convolutional auto-encoder: Masci, Meier, Cireşan and Schmidhuber 2011, "Stacked convolutional auto-encoders for
 hierarchical feature extraction"; auto-encoders in general: Hinton and Salakhutdinov 2006.
 
-Where ours differs: strided convolutions instead of pooling, all layers trained at once, and a decoder that enlarges and
-then convolves, since transposed convolutions leave checkerboards (Odena, Dumoulin and Olah 2016).
+Differences from the paper: strided convolutions replace pooling, all layers are trained jointly, and the decoder
+upsamples, then convolves, because transposed convolutions leave checkerboard artefacts (Odena, Dumoulin and Olah 2016).
 """
 
 from typing import Any
@@ -16,16 +16,16 @@ from cnn_jax.models.base import Entry
 
 
 class ConvAutoencoder(nn.Module):
-    """Encoder of 3×3 convolutions with stride 2, a code of few maps, and the mirror image of the encoder.
+    """Encoder of 3×3 convolutions with stride 2, a code of few channels, and a mirrored decoder.
 
     Attributes:
         features: filters of each encoder convolution; each halves height and width, rounded up.
-        code: maps of the code, at the lowest resolution.
-        activation: a name of `layers.ACTIVATIONS`, after each convolution but the last and that of the code.
-        kernel_init: a name of `layers.INITIALIZERS`.
-        input_shape: (H, W, C) it is listed with; any other works.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        code: channels of the code, at the lowest resolution.
+        activation: a key of `layers.ACTIVATIONS`, after each convolution except the code and the output.
+        kernel_init: a key of `layers.INITIALIZERS`.
+        input_shape: (H, W, C) in the catalogue; any other works.
+        dtype: computation type.
+        param_dtype: parameter type.
     """
 
     features: tuple[int, ...] = (16, 32)
@@ -38,7 +38,7 @@ class ConvAutoencoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the reconstruction, (B, H, W, C) in the scale of the input, float32."""
+        """Returns the reconstruction (B, H, W, C) on the scale of the input, float32."""
         act = activation(self.activation)
         settings: Any = {
             "kernel_init": initializer(self.kernel_init),
@@ -48,7 +48,7 @@ class ConvAutoencoder(nn.Module):
         x, sizes = images(x_BxHxWxC, self.dtype), []
         for i, count in enumerate(self.features, start=1):
             sizes.append(x.shape[1:3])
-            # Padded by one pixel on each side, so that sizes are halved, rounded up.
+            # One pixel of padding on each side halves sizes, rounded up.
             conv = Conv(count, (3, 3), (2, 2), padding=((1, 1), (1, 1)), name=f"encoder{i}", **settings)
             x = tap(self, f"encoder{i}", act(conv(x)))
         x = tap(self, "code", Conv(self.code, (3, 3), padding="SAME", name="code", **settings)(x))
@@ -59,7 +59,7 @@ class ConvAutoencoder(nn.Module):
         return Conv(channels, (3, 3), padding="SAME", name="output", **settings)(x).astype(jnp.float32)
 
 
-conv_autoencoder = ConvAutoencoder  # 14,217 parameters for grey images
+conv_autoencoder = ConvAutoencoder  # 14,217 parameters with one input channel
 
 MODELS = {
     "conv_autoencoder": Entry(conv_autoencoder, "Masci et al. 2011, stacked convolutional auto-encoders; no classes"),

@@ -1,4 +1,4 @@
-"""What the classifiers share: fields, and layers that are set up by them. A family's file adds its architecture."""
+"""Base classes of the classifiers: shared fields, and layer factories configured by them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +12,11 @@ from cnn_jax.layers import BatchNorm, Conv, Initializer, initializer
 
 
 class Entry(NamedTuple):
-    """A row of a family's table of models.
+    """A model of the catalogue.
 
     Attributes:
-        make: makes the network; its keyword arguments are the network's fields.
-        source: paper and table, or whose code.
+        make: builds the model; its keyword arguments are the model's fields.
+        source: paper and table, or reference code.
     """
 
     make: Callable[..., nn.Module]
@@ -26,16 +26,16 @@ class Entry(NamedTuple):
 class Classifier(nn.Module):
     """Base of the image classifiers: __call__(x_BxHxWxC, *, train) returns logits (B, K), float32.
 
-    The methods return or apply ordinary Flax layers, which belong to the module that is being called.
+    The methods return or apply ordinary Flax layers, which become children of the calling module.
 
     Attributes:
         num_classes: K.
-        activation: a name of `layers.ACTIVATIONS`, after each hidden layer unless the family says otherwise.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; "published" is what the family's docstring says,
-            where it says anything.
+        activation: a key of `layers.ACTIVATIONS`, after each hidden layer unless the subclass says otherwise.
+        kernel_init: a key of `layers.INITIALIZERS` for every layer, or "published" for the one that the model's
+            module docstring describes, if any.
         input_shape: (H, W, C) of the paper; other sizes work if the maps stay large enough for the filters.
-        dtype: of the computation (statistics of normalisation are float32 in any case).
-        param_dtype: of the parameters.
+        dtype: computation type (normalisation statistics are always float32).
+        param_dtype: parameter type.
     """
 
     num_classes: int = 10
@@ -47,23 +47,23 @@ class Classifier(nn.Module):
 
     @property
     def types(self) -> dict[str, Any]:
-        """Both types, as keyword arguments of a layer."""
+        """`dtype` and `param_dtype` as keyword arguments for a layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @nn.nowrap
-    def kernel_start(self, published: Initializer | None = None) -> Initializer:
-        """The initialiser that `kernel_init` names. "published" is a name only if `published` is given."""
+    def kernel_initializer(self, published: Initializer | None = None) -> Initializer:
+        """Returns the initialiser that `kernel_init` names; "published" is valid only if `published` is given."""
         return initializer(self.kernel_init, published)
 
     @nn.nowrap
     def conv(self, published: Initializer | None = None, make: Callable[..., nn.Module] = Conv, **settings: Any) -> Any:
-        """Returns `make`, a convolution, with this network's types and initialiser."""
-        return partial(make, kernel_init=self.kernel_start(published), **self.types, **settings)
+        """Returns a factory of convolutions (`make`) with this model's types and initialiser."""
+        return partial(make, kernel_init=self.kernel_initializer(published), **self.types, **settings)
 
     @nn.nowrap
     def fully_connected(self, published: Initializer | None = None, **settings: Any) -> Any:
-        """Returns `nn.Dense` with this network's types and initialiser."""
-        return partial(nn.Dense, kernel_init=self.kernel_start(published), **self.types, **settings)
+        """Returns a factory of dense layers with this model's types and initialiser."""
+        return partial(nn.Dense, kernel_init=self.kernel_initializer(published), **self.types, **settings)
 
     @nn.nowrap
     def head(self, x: jax.Array, published: Initializer | None = None, **settings: Any) -> jax.Array:
@@ -75,14 +75,14 @@ class NormalizedClassifier(Classifier):
     """Base of the classifiers with batch normalisation; training updates the collection "batch_stats".
 
     Attributes:
-        axis_name: `pmap` or `shard_map` axis over which batch statistics are taken, too.
+        axis_name: `pmap` or `shard_map` axis over which batch statistics are also taken.
     """
 
     axis_name: str | None = None
 
     @nn.nowrap
     def norm(self, train: bool, *, momentum: float = 0.9, epsilon: float = 1e-5, **settings: Any) -> Any:
-        """Returns `BatchNorm` with this network's types and axis."""
+        """Returns a factory of `BatchNorm` layers with this model's types and axis."""
         return partial(
             BatchNorm,
             use_running_average=not train,

@@ -1,4 +1,4 @@
-"""The catalogue: networks by name, their sources, and their sizes, which are measured once."""
+"""Catalogue of models: builds them by name, and knows their sources and measured sizes."""
 
 import csv
 import dataclasses
@@ -62,20 +62,20 @@ SOURCES: dict[str, str] = {name: entry.source for name, entry in CATALOGUE.items
 TABLE = Path(__file__).parent / "table.csv"
 COLUMNS: tuple[str, ...] = ("model", "input", "classes", "parameters", "without_heads", "flops")
 
-# Set by `build`'s own parameters or by Flax; all other fields of a model are its arguments.
+# Set by `build`'s own parameters or by Flax; every other field of a model is one of its arguments.
 _HIDDEN = ("num_classes", "input_shape", "axis_name", "dtype", "param_dtype", "parent", "name")
 
 
 def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
-    """Makes a model with Python values: `create_model("resnet20", 10, shortcut="B")`.
+    """Builds a model from Python values, as in `create_model("resnet20", 10, shortcut="B")`.
 
     Args:
         name: a key of `MODELS`.
         num_classes: K; default: the published number.
-        fields: of the module, such as dtype, axis_name or activation.
+        fields: module fields, such as dtype, axis_name or activation.
 
     Raises:
-        UserError: an unknown name or field.
+        UserError: unknown name or field, or a value out of range.
 
     >>> create_model("lenet5", activation="tanh").activation
     'tanh'
@@ -95,7 +95,7 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of models that match a shell pattern.
+    """Returns the names of the models that match a shell pattern, in catalogue order.
 
     >>> list_models("resnet?4")
     ['resnet44', 'resnet34']
@@ -111,17 +111,17 @@ def build(
     axis_name: str | None = None,
     args: Sequence[str] = (),
 ) -> nn.Module:
-    """Makes a model.
+    """Builds a model from text arguments.
 
     Args:
         name: a key of `MODELS`.
         num_classes: K, at least 1; default: the published number.
-        dtype: of the computation; parameters and logits are float32 in any case.
-        axis_name: `pmap` axis over which batch normalisation takes its statistics; ignored by models without.
-        args: the model's other fields, each "key=value", such as "shortcut=B"; parts of a tuple are separated by "/".
+        dtype: computation type; parameters and logits are always float32.
+        axis_name: `pmap` axis over which batch normalisation takes its statistics; ignored by models without it.
+        args: other fields as "key=value", such as "shortcut=B"; "/" separates the elements of a tuple.
 
     Raises:
-        UserError: an unknown name or argument, or a value of the wrong type or out of range.
+        UserError: unknown name or argument, or a value of the wrong type or out of range.
 
     >>> build("lenet5", 10, args=["activation=tanh"]).activation
     'tanh'
@@ -143,30 +143,31 @@ def build(
 
 
 def _fields(factory: Callable[..., nn.Module]) -> Mapping[str, inspect.Parameter]:
-    """What a factory takes, by name."""
+    """Returns a factory's parameters by name."""
     return inspect.signature(factory).parameters
 
 
 def _check_classes(name: str, num_classes: int, fields: Mapping[str, Any]) -> None:
     if "num_classes" not in fields:
-        raise UserError(f"{name} has no classes: it is no classifier; use another model, or another task")
+        raise UserError(f"{name} has no classes: use a classifier, or another task")
     if num_classes < 1:
         raise UserError(f"{num_classes} classes for {name}: set 1 or more")
 
 
 def _check_range(model: str, key: str, value: Any, default: Any) -> None:
-    """Refuses sizes and counts below 1 (or 0, where that is the default), and shares to drop that are not in [0, 1)."""
+    """Rejects sizes and counts below 1 (below 0 if the default is 0), and dropout rates outside [0, 1)."""
     parts = value if isinstance(value, tuple) else (value,)
-    given = "/".join(map(str, parts))
+    text = "/".join(map(str, parts))
+    least = 0 if default == 0 else 1
     for part in parts:
-        if type(part) is int and part < (0 if default == 0 else 1):
-            raise UserError(f"given {key}={given} for {model}; expected whole numbers of at least 1; correct it")
+        if type(part) is int and part < least:
+            raise UserError(f"{key}={text} is out of range for {model}: use whole numbers of at least {least}")
         if ("dropout" in key or key == "drop_path") and type(part) is float and not 0 <= part < 1:
-            raise UserError(f"given {key}={given} for {model}; expected a share in [0, 1); correct it")
+            raise UserError(f"{key}={text} is out of range for {model}: use a rate of at least 0 and less than 1")
 
 
 def default_input_shape(name: str) -> tuple[int, int, int]:
-    """(H, W, C) of the images the model was published with.
+    """Returns (H, W, C) of the images a model was published with.
 
     >>> default_input_shape("resnet50")
     (224, 224, 3)
@@ -175,10 +176,10 @@ def default_input_shape(name: str) -> tuple[int, int, int]:
 
 
 def model_name(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """Returns a name and the fields with which `create_model` makes an equal network, or None if there is none.
+    """Returns the name and fields with which `create_model` makes an equal model, or None if there are none.
 
-    Of the names of the network's class it is the one that needs the fewest fields. None for a network of a pattern,
-    which does not keep the pattern's text.
+    Of several possible names, returns the one that needs the fewest fields. Pattern networks give None, because they do
+    not keep the text of their pattern.
 
     >>> model_name(create_model("resnet56", 10, shortcut="B"))
     ('resnet56', {'shortcut': 'B'})
@@ -192,31 +193,31 @@ def model_name(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
     name, fields = min(candidates, key=lambda candidate: len(candidate[1]))
     try:
         return (name, fields) if create_model(name, **fields) == model else None
-    except UserError:  # a value that the catalogue does not allow
+    except UserError:  # a value outside the catalogue's range
         return None
 
 
 def _differences(usual: nn.Module, model: nn.Module) -> dict[str, Any]:
-    """The fields of `model`, by name, that are not those of `usual`."""
+    """Returns the fields of `model` that differ from those of `usual`, by name."""
     names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
     return {name: getattr(model, name) for name in names if getattr(model, name) != getattr(usual, name)}
 
 
 def read_table() -> list[dict[str, str]]:
-    """The rows of table.csv, in the order of `MODELS`."""
+    """Reads table.csv: one dict per model, in the order of `MODELS`."""
     with TABLE.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def source(row: Mapping[str, str]) -> str:
-    """Where the model of a row of the table comes from, and its parameters without side heads if it has any."""
+    """Returns the source of the model in a table row, and its parameters without auxiliary heads if it has any."""
     heads = row["without_heads"] != row["parameters"]
-    note = f"; without side heads {int(row['without_heads']):,} parameters" if heads else ""
+    note = f"; without auxiliary heads {int(row['without_heads']):,} parameters" if heads else ""
     return SOURCES[row["model"]] + note
 
 
 def si(number: int) -> str:
-    """Three digits and a unit.
+    """Formats a count with an SI unit and three significant digits.
 
     >>> si(81_000_000)
     '81.0 M'

@@ -1,11 +1,12 @@
 """ConvNeXt: Liu, Mao, Wu, Feichtenhofer, Darrell and Xie 2022, "A ConvNet for the 2020s".
 
-Figure 4 and appendix A: a residual network with the habits of vision transformers: 4×4 patches as stem, 7×7 filters for
-each map by itself, layer normalisation, one GELU (exact, by erf) a block, layer scale 1e-6, separate layers for
-down-sampling. Parameters for 1000 classes: tiny 28,589,128, small 50,223,688, base 88,591,464; published top-1 accuracy
-82.1 %, 83.1 % and 83.8 % (table 1). `drop_path` is the paper's for each size, trained on ImageNet-1k.
+Figure 4 and appendix A: a residual network that borrows from vision transformers: a stem of 4×4 patches, 7×7 depthwise
+convolutions, layer normalisation, one GELU (exact, by erf) per block, layer scale 1e-6, separate downsampling layers.
+Parameters for 1000 classes: tiny 28,589,128, small 50,223,688, base 88,591,464; published top-1 accuracy 82.1 %, 83.1 %
+and 83.8 % (table 1). `drop_path` is the paper's for each size, trained on ImageNet-1k.
 
-Initialised as the authors': normal with deviation 0.02 (their truncation at ±2 is a hundred deviations away), biases 0.
+Initialised as by the authors: normal with standard deviation 0.02 (their truncation at ±2 is a hundred standard
+deviations out), biases 0.
 """
 
 from functools import partial
@@ -21,27 +22,27 @@ _normal = nn.initializers.normal(0.02)
 
 
 class LayerNorm(nn.LayerNorm):
-    """`flax.linen.LayerNorm` over the channels that also computes in bfloat16 where type promotion is strict."""
+    """`flax.linen.LayerNorm` over the channels; also works in bfloat16 under strict type promotion."""
 
     epsilon: float = 1e-6
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Normalizes each pixel; Flax mixes activations of any type with float32 statistics, on purpose."""
+        """Normalises each pixel. Flax deliberately mixes activations of any type with float32 statistics."""
         with jax.numpy_dtype_promotion("standard"):
             return super().__call__(x, *args, **kwargs)
 
 
 class ConvNeXtBlock(nn.Module):
-    """x + scale·F(x): F is a 7×7 filter for each map, norm, 4·C units with GELU, C units (paper, fig. 4).
+    """x + scale·F(x): F is a 7×7 depthwise convolution, norm, 4·C units with GELU, C units (paper, fig. 4).
 
     Attributes:
-        layer_scale: the factor of each map of F starts with this.
-        activation: of the 4·C units, a name of `layers.ACTIVATIONS`.
-        kernel_init: of its layers.
-        drop_path: share of the examples that skip the block in training.
-        train: whether they do.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        layer_scale: initial value of the per-channel scale.
+        activation: activation of the 4·C units, a key of `layers.ACTIVATIONS`.
+        kernel_init: initialiser of all layers.
+        drop_path: probability that an example skips the block in training.
+        train: whether this is training.
+        dtype: computation type.
+        param_dtype: parameter type.
     """
 
     layer_scale: float
@@ -68,15 +69,15 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXt(Classifier):
-    """Stem of 4×4 patches, stages of blocks with down-sampling between them, mean over the maps, norm, classifier.
+    """Stem of 4×4 patches, stages of blocks with downsampling between them, global average pooling, norm, classifier.
 
     Attributes:
-        blocks: of each stage.
-        widths: maps of each stage.
-        layer_scale: start of the factors of the residuals.
-        activation: one a block, a name of `layers.ACTIVATIONS`.
-        drop_path: share of examples that skip the last block in training; it grows linearly from 0 in the first.
-        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
+        blocks: number of blocks of each stage.
+        widths: channels of each stage.
+        layer_scale: initial value of the scale of the residual branches.
+        activation: a key of `layers.ACTIVATIONS`, once per block.
+        drop_path: stochastic depth rate of the last block; grows linearly from 0 in the first.
+        remat: recompute block activations in the backward pass: less memory, more time.
         input_shape: (H, W, C) of the paper; any other from 32×32 works.
     """
 
@@ -92,7 +93,7 @@ class ConvNeXt(Classifier):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout"."""
-        types, init = self.types, self.kernel_start(_normal)
+        types, init = self.types, self.kernel_initializer(_normal)
         conv = self.conv(_normal, padding="VALID")
         make_block: Any = nn.remat(ConvNeXtBlock) if self.remat else ConvNeXtBlock
         before, last = 0, max(1, sum(self.blocks) - 1)

@@ -1,15 +1,15 @@
 """DenseNet: Huang, Liu, van der Maaten and Weinberger 2016, "Densely connected convolutional networks".
 
-DenseNet-BC: a 1×1 convolution of 4k maps before each 3×3 of k maps, and half of the maps after each transition (§3).
+DenseNet-BC: a 1×1 convolution to 4k channels before each 3×3 to k channels; each transition halves the channels (§3).
 
 ImageNet family (table 1): 121, 169, 201 layers with k = 32, 161 with k = 48; 7,978,856; 14,149,480; 20,013,928 and
 28,681,000 parameters. Top-1 / top-5 error, one crop (table 3): 121 25.02 / 7.71 %, 169 23.80 / 6.85 %, 201 22.58 /
 6.34 %.
 
 CIFAR family (§3, §4.1), three blocks: `densenet_bc100` has 100 layers, k = 12 and 769,162 parameters for ten classes;
-4.51 % error on CIFAR-10 with flips and crops, 5.92 % without, then with `dropout=0.2` (table 2).
+4.51 % error on CIFAR-10 with flips and crops, 5.92 % without them but with `dropout=0.2` (table 2).
 
-Initialised as in torchvision: convolutions He-normal from the fan-in, the classifier uniform within 1/sqrt(fan-in).
+Initialised as in torchvision: convolutions He-normal by fan-in, classifier uniform within ±1/sqrt(fan-in).
 """
 
 from functools import partial
@@ -27,14 +27,14 @@ _within_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class DenseLayer(nn.Module):
-    """k new maps from all maps so far: norm, activation, 1×1 convolution, and norm, activation, 3×3 (§3).
+    """k new channels from all previous ones: norm, activation, 1×1 convolution; norm, activation, 3×3 (§3).
 
     Attributes:
         growth: k.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
-        drop: makes a dropout, or the identity.
-        activation: after each norm, a name of `layers.ACTIVATIONS`.
+        conv: convolution factory.
+        norm: batch normalisation factory.
+        drop: dropout factory.
+        activation: a key of `layers.ACTIVATIONS`, after each norm.
     """
 
     growth: int
@@ -45,10 +45,10 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, maps: tuple[jax.Array, ...]) -> jax.Array:
-        """Each (B, H, W, any number) → (B, H, W, k).
+        """Each (B, H, W, any number of channels) → (B, H, W, k).
 
-        The maps come one by one and are joined here, so that with `nn.remat` the joint maps of all layers, whose memory
-        grows with the square of their number, are not kept (Pleiss et al. 2017, "Memory-efficient implementation of
+        The layer concatenates its inputs itself, so that `nn.remat` does not store the concatenations of all layers,
+        whose memory grows with the square of the depth (Pleiss et al. 2017, "Memory-efficient implementation of
         DenseNets").
         """
         x, activate = jnp.concatenate(maps, axis=-1), activation(self.activation)
@@ -59,13 +59,13 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Norm, activation, 1×1 convolution to half of the maps, 2×2 mean (paper, §3).
+    """Norm, activation, 1×1 convolution to half the channels, 2×2 average pooling (paper, §3).
 
     Attributes:
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
-        drop: makes a dropout, or the identity.
-        activation: after each norm, a name of `layers.ACTIVATIONS`.
+        conv: convolution factory.
+        norm: batch normalisation factory.
+        drop: dropout factory.
+        activation: a key of `layers.ACTIVATIONS`, after the norm.
     """
 
     conv: Any
@@ -82,16 +82,15 @@ class Transition(nn.Module):
 
 
 class DenseNet(NormalizedClassifier):
-    """Stem of 2k filters, dense blocks with transitions between them, norm, mean over the maps, classifier.
+    """Stem of 2k filters, dense blocks separated by transitions, norm, activation, global average pooling, classifier.
 
     Attributes:
         blocks: layers of each dense block.
-        growth: k, new maps of a layer.
-        imagenet_stem: 7×7 stride 2, norm, relu and 3×3 max pooling stride 2, instead of one 3×3 convolution.
-        dropout: share of activations dropped after each convolution but the first; 0.2 in the paper, which has it where
-            it does not augment.
-        activation: after each norm, a name of `layers.ACTIVATIONS`.
-        remat: compute the inside of each layer anew in the backward pass instead of keeping it, see `DenseLayer`.
+        growth: k, the new channels per layer.
+        imagenet_stem: 7×7 stride 2, norm, activation and 3×3 max pooling stride 2, instead of one 3×3 convolution.
+        dropout: dropout rate after each convolution but the first; the paper uses 0.2 where it does not augment.
+        activation: a key of `layers.ACTIVATIONS`, after each norm.
+        remat: recompute each layer's activations in the backward pass, see `DenseLayer`.
     """
 
     num_classes: int = 1000
@@ -104,7 +103,7 @@ class DenseNet(NormalizedClassifier):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits (B, K), float32. Training updates "batch_stats", and draws from "dropout" if there is any."""
+        """Returns logits (B, K), float32. Training updates "batch_stats" and, with dropout, draws from "dropout"."""
         conv = self.conv(_he_normal, use_bias=False)
         norm = self.norm(train)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)

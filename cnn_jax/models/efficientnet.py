@@ -1,12 +1,12 @@
 """EfficientNet: Tan and Le 2019, "EfficientNet: rethinking model scaling for convolutional neural networks".
 
-Table 1, B0: the inverted residuals of MobileNet-v2 with SiLU, 3×3 and 5×5 filters, squeeze and excitation to a quarter
-of each block's input, stochastic depth up to 0.2 and dropout 0.2. 5,288,548 parameters for 1000 classes; published
-top-1 accuracy 77.1 % (table 2). B1 to B7 scale `width`, `depth` and the images together (§3.3): B1 has 7,794,184
-parameters, B7 66,347,960.
+B0 (table 1): the inverted residuals of MobileNet-v2 with SiLU, 3×3 and 5×5 filters, squeeze and excitation to a quarter
+of each block's input channels, stochastic depth up to 0.2 and dropout 0.2. 5,288,548 parameters for 1000 classes;
+published top-1 accuracy 77.1 % (table 2). B1 to B7 scale `width`, `depth` and image size together (§3.3): B1 has
+7,794,184 parameters, B7 66,347,960.
 
-As torchvision's and timm's: symmetric padding; batch normalisation with epsilon 1e-5 and momentum 0.9 (the authors have
-1e-3 and 0.99); He-normal from the fan-out, not truncated; the classifier uniform within ±1/sqrt(K).
+As in torchvision and timm: symmetric padding; batch normalisation with epsilon 1e-5 and momentum 0.9 (the authors use
+1e-3 and 0.99); convolutions He-normal by fan-out, not truncated; classifier uniform within ±1/sqrt(K).
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
-"""Several networks as one: averaged probabilities of members, and of several views of an image.
+"""Ensembles: averaged probabilities of several members, or of several views of each image.
 
-Members are networks of one architecture whose variables lie stacked along a new first axis, so that `jax.vmap` trains
-or evaluates all of them at once. Views (test-time augmentation) are changed copies of an image that mean the same.
+Members share an architecture; their variables are stacked along a new first axis, so that `jax.vmap` trains or
+evaluates all of them at once. Views (test-time augmentation) are altered copies of an image with the same label.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Tree = Any
 
 
 class Network(Protocol):
-    """What evaluation needs of a model; every Linen module has it."""
+    """The part of a Linen module's interface that evaluation uses."""
 
     def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> Any:
         """Returns logits (B, K)."""
@@ -26,9 +26,9 @@ class Network(Protocol):
 
 
 def average(logits_MxBxK: Any) -> jax.Array:
-    """Logits (B, K) of the mean of the members' probabilities (Ciresan, Meier and Schmidhuber 2012, eq. 1).
+    """Returns the log (B, K) of the members' mean probabilities (Ciresan, Meier and Schmidhuber 2012, eq. 1).
 
-    A member whose logits are not numbers, since its training has diverged, has no vote.
+    A member with NaN logits, because its training diverged, is left out.
 
     >>> [round(float(p), 3) for p in jnp.exp(average(jnp.log(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]))))[0]]
     [0.7, 0.3]
@@ -41,58 +41,56 @@ def average(logits_MxBxK: Any) -> jax.Array:
 
 @dataclass(frozen=True)
 class Committee:
-    """Networks of one architecture, evaluated at once.
+    """Members of one architecture, evaluated together.
 
     Attributes:
-        model: one of them.
-        combine: joins their outputs, first axis M.
+        model: the architecture.
+        combine: joins the members' outputs, whose first axis is M.
     """
 
     model: Network
     combine: Callable[[Any], Any] = average
 
     def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """The joined outputs, of a classifier log-probabilities (B, K); each leaf of `variables` is (M, …)."""
+        """Returns the combined outputs, for classifiers log-probabilities (B, K); leaves of `variables` are (M, …)."""
         return self.combine(self.members(variables, x_BxHxWxC, train=train))
 
     def members(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Logits (M, B, K) of each member."""
+        """Returns the logits of each member, (M, B, K)."""
         return jax.vmap(lambda own: self.model.apply(own, x_BxHxWxC, train=train))(variables)
 
 
 def member(variables: Tree, index: int) -> Tree:
-    """The variables of one member of stacked ones."""
+    """Returns the variables of one member from stacked ones."""
     return jax.tree.map(lambda leaf: leaf[index], variables)
 
 
 def flip(images_BxHxWxC: jax.Array) -> list[jax.Array]:
-    """The mirror image (Krizhevsky et al. 2012, §4.1)."""
+    """Returns the mirror image (Krizhevsky et al. 2012, §4.1)."""
     return [images_BxHxWxC[:, :, ::-1]]
 
 
 def shift(images_BxHxWxC: jax.Array, *, pixels: int = 1) -> list[jax.Array]:
-    """Moved up and left, and down and right, by so many pixels; the edge is mirrored."""
+    """Shifts up and left, and down and right, by `pixels`; the edges are filled by reflection."""
     height, width = images_BxHxWxC.shape[1:3]
     if not 0 < pixels < min(height, width):
-        raise UserError(f"given pixels={pixels} for view shift; expected 1 to {min(height, width) - 1}; change it")
+        raise UserError(f"view shift cannot use pixels={pixels}: use 1 to {min(height, width) - 1}")
     padded = jnp.pad(images_BxHxWxC, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
     ends = ((0, 0), (2 * pixels, 2 * pixels))
     return [padded[:, top : top + height, left : left + width] for top, left in ends]
 
 
 def ten_crop(images_BxHxWxC: jax.Array, *, part: float = 0.875) -> list[jax.Array]:
-    """The four corners and the middle of the image, and the mirror images of these (Krizhevsky et al. 2012, §4.1).
+    """Crops the four corners and the centre, and mirrors each crop (Krizhevsky et al. 2012, §4.1).
 
-    Each crop has `part` of the height and of the width, in the paper 224 of 256 pixels. It is enlarged (bilinear) to
-    the size of the image, which is the one that the network takes: train on parts enlarged in the same way, by
-    `random_resized_crop`. The whole image is none of the views.
+    Each crop covers `part` of the height and of the width (224 of 256 pixels in the paper), and is enlarged bilinearly
+    to the image size, which is the network's input size. Train on crops enlarged in the same way, by
+    `random_resized_crop`. The whole image is not one of the views.
     """
     height, width = images_BxHxWxC.shape[1:3]
     rows, columns = round(part * height), round(part * width)
     if not (0 < part <= 1 and rows and columns):
-        raise UserError(
-            f"given part={part} for view ten_crop of {height}x{width} images; expected 1 or a little less; change it"
-        )
+        raise UserError(f"view ten_crop cannot use part={part} of {height}x{width} images: use 1 or a little less")
     low, right = height - rows, width - columns
     corners = ((0, 0), (0, right), (low, 0), (low, right), (low // 2, right // 2))
     crops = [images_BxHxWxC[:, top : top + rows, left : left + columns] for top, left in corners]
@@ -101,29 +99,29 @@ def ten_crop(images_BxHxWxC: jax.Array, *, part: float = 0.875) -> list[jax.Arra
 
 
 VIEWS: dict[str, Callable[..., list[jax.Array]]] = {"flip": flip, "shift": shift, "ten_crop": ten_crop}
-REPLACING = {"ten_crop"}  # what these make stands for the image; what the others make is seen besides it
+REPLACING = {"ten_crop"}  # views that replace the image; the others are added to it
 
 
 @dataclass(frozen=True)
 class Views:
-    """A network that sees several views of each image: each of the `specs` is applied to all views before it.
+    """A network evaluated on several views of each image; each spec applies to all views made so far.
 
     Attributes:
         model: the network.
-        specs: names of `VIEWS`, with arguments as in "shift:pixels=2".
+        specs: keys of `VIEWS`, optionally with arguments as in "shift:pixels=2".
     """
 
     model: Network
     specs: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self._functions()  # what is wrong is said now
+        self._functions()  # report mistakes early
 
     def _functions(self) -> list[tuple[str, Callable[[jax.Array], list[jax.Array]]]]:
         return [parse_spec("view", spec, VIEWS, hidden=["images_BxHxWxC"]) for spec in self.specs]
 
     def apply(self, variables: Tree, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Log-probabilities (B, K): the mean of the probabilities of all views."""
+        """Returns log-probabilities (B, K): the mean of the probabilities over all views."""
         views = [x_BxHxWxC]
         for name, function in self._functions():
             changed = [made for view in views for made in function(view)]

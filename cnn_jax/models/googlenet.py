@@ -1,19 +1,19 @@
 """GoogLeNet: Szegedy et al. 2014, "Going deeper with convolutions", table 1. Top-5 error on the validation set of
-ILSVRC-2014 (table 3): one network and one crop 10.07 %, seven networks and 144 crops 6.67 %.
+ILSVRC-2014 (table 3): 10.07 % with one network and one crop, 6.67 % with seven networks and 144 crops.
 
 `googlenet` is the paper's: biases, local response normalisation, no batch normalisation. 13,378,280 parameters, of
-which the two side heads of §5, dropped after training, have 6,379,728: 6,998,552 without (`aux_heads=false`).
-Where ours differs:
-- The constants of the normalisation, which the paper does not give, are those of AlexNet (§3.3 there).
-- Weights start uniform with standard deviation 1/sqrt(fan-in), biases of convolutions at 0.2, as in the replica of the
-  Caffe model zoo; the paper does not say.
+which 6,379,728 belong to the two auxiliary heads of §5, which are dropped after training: 6,998,552 without them
+(`aux_heads=false`). Choices where the paper is silent:
+- The constants of the response normalisation are AlexNet's (§3.3 there).
+- Weights start uniform with standard deviation 1/sqrt(fan-in), biases of convolutions at 0.2, as in the Caffe model
+  zoo's replica.
 
-`googlenet_torchvision` is PyTorch's, which its public weights fit: 13,004,888 parameters, 6,624,904 without the heads;
-30.22 / 10.47 % top-1 / top-5 error. It has batch normalisation, and more is different, hence the name: the "5×5"
-filters are 3×3, the last max pooling is 2×2, the heads pool to 4×4 maps whatever the image size, dropout is 0.2 instead
-of 0.4. Weights start normal with deviation 0.01, as there.
+`googlenet_torchvision` fits PyTorch's public weights: 13,004,888 parameters, 6,624,904 without the heads; 30.22 /
+10.47 % top-1 / top-5 error. Besides batch normalisation, it differs in other ways, hence the name: the "5×5" filters
+are 3×3, the last max pooling is 2×2, the heads pool to 4×4 maps from any image size, and dropout is 0.2 instead of 0.4.
+Weights start normal with standard deviation 0.01, as there.
 
-Max poolings overhang the edge, as in Caffe and PyTorch, so that 112×112 maps become 56×56.
+Max pooling windows extend past the edge, as in Caffe and PyTorch, so that 112×112 maps become 56×56.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ from cnn_jax.layers import (
 from cnn_jax.layers.pooling import adaptive_avg_pool
 from cnn_jax.models.base import Entry, NormalizedClassifier
 
-# Paper, table 1: filters #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
+# Paper, table 1: filters of #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
 TABLE = {
     3: {"a": (64, 96, 128, 16, 32, 32), "b": (128, 128, 192, 32, 96, 64)},
     4: {
@@ -54,14 +54,14 @@ AUX_WEIGHT = 0.3  # §5
 
 
 class Filters(NamedTuple):
-    """One convolution.
+    """A convolution's filters.
 
     Attributes:
-        count: of filters.
-        height: of a filter, in pixels.
-        width: of a filter, in pixels.
-        stride: both ways.
-        padded: with half a filter at each edge, so that the centre stays the centre; else not at all.
+        count: number of filters.
+        height: in pixels.
+        width: in pixels.
+        stride: along both axes.
+        padded: whether to pad by half a filter at each edge, which keeps the centre; otherwise not at all.
     """
 
     count: int
@@ -72,13 +72,13 @@ class Filters(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """One way through an inception block: a pooling, convolutions one after another, convolutions side by side.
+    """A path through an inception block: pooling, then convolutions in sequence, then convolutions in parallel.
 
     Attributes:
         name: of its layers, which are numbered if there are several: NAME_1, NAME_2, a fork NAME_3a, NAME_3b.
-        chain: the convolutions one after another.
-        fork: the convolutions side by side, on the output of the chain; their outputs are concatenated.
-        pool: makes the pooling.
+        chain: convolutions in sequence.
+        fork: parallel convolutions on the output of the chain; their outputs are concatenated.
+        pool: pooling factory.
     """
 
     name: str
@@ -91,10 +91,10 @@ class ConvUnit(nn.Module):
     """act(norm(conv(x))), or act(conv(x) + bias) without a norm.
 
     Attributes:
-        filters: of the convolution.
-        conv: makes a convolution.
-        norm: makes a batch normalisation; None: a bias instead.
-        activation: a name of `layers.ACTIVATIONS`.
+        filters: filters of the convolution.
+        conv: convolution factory.
+        norm: batch normalisation factory; None for a bias instead.
+        activation: a key of `layers.ACTIVATIONS`.
     """
 
     filters: Filters
@@ -114,11 +114,11 @@ class ConvUnit(nn.Module):
 
 
 class Inception(nn.Module):
-    """Branches side by side on the same maps; their outputs are concatenated (paper, figure 2b).
+    """Parallel branches whose outputs are concatenated (paper, figure 2b).
 
     Attributes:
         branches: in the order of their outputs.
-        unit: makes a `ConvUnit` of `Filters`.
+        unit: `ConvUnit` factory, takes `Filters`.
     """
 
     branches: tuple[Branch, ...]
@@ -143,15 +143,15 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Side head: pooling to 4×4 maps, 128 1×1 filters, a dense layer of 1024 units, dropout, classifier (paper, §5).
+    """Auxiliary head: pooling to 4×4 maps, 128 1×1 filters, dense layer of 1024 units, dropout, classifier (§5).
 
     Attributes:
         num_classes: K.
-        adaptive: pool to 4×4 maps whatever the size; else by 5×5 windows with stride 3, which make 4×4 of 14×14.
-        unit: makes a `ConvUnit` of `Filters`.
-        dense: makes a dense layer.
-        train: whether to drop 70 % of the units.
-        activation: of the dense layer, a name of `layers.ACTIVATIONS`.
+        adaptive: pool maps of any size to 4×4; otherwise use 5×5 windows of stride 3, which reduce 14×14 to 4×4.
+        unit: `ConvUnit` factory, takes `Filters`.
+        dense: dense layer factory.
+        train: whether to apply dropout, at a rate of 0.7.
+        activation: activation of the dense layer, a key of `layers.ACTIVATIONS`.
     """
 
     num_classes: int
@@ -172,7 +172,7 @@ class AuxiliaryHead(nn.Module):
 
 
 def _branches(widths: tuple[int, ...], largest: int) -> tuple[Branch, ...]:
-    """A row of the table; `largest` is the side of the filters that it calls 5×5."""
+    """Builds the branches of a row of the table; `largest` is the side of the filters that the table calls 5×5."""
     single, reduce3, count3, reduce5, count5, projection = widths
     return (
         Branch("branch1x1", (Filters(single, 1, 1),)),
@@ -183,14 +183,14 @@ def _branches(widths: tuple[int, ...], largest: int) -> tuple[Branch, ...]:
 
 
 class GoogLeNet(NormalizedClassifier):
-    """Stem, nine inception blocks, mean over the maps, dropout, classifier; two side heads in training.
+    """Stem, nine inception blocks, global average pooling, dropout, classifier; in training also two auxiliary heads.
 
     Attributes:
-        form: "paper" or "torchvision", see above.
-        aux_heads: whether to have the side heads. The paper's take images from 79×79.
-        remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
-        input_shape: (H, W, C) of the paper; any other that fits works, but in the paper's form the size of the images
-            decides the number of parameters of the heads.
+        form: "paper" or "torchvision", see the module docstring.
+        aux_heads: whether to have the auxiliary heads. The paper's need images of at least 79×79.
+        remat: recompute block activations in the backward pass: less memory, more time.
+        input_shape: (H, W, C) of the paper; any other that fits works, but in the paper's form the image size sets the
+            number of parameters of the auxiliary heads.
     """
 
     num_classes: int = 1000
@@ -201,7 +201,7 @@ class GoogLeNet(NormalizedClassifier):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side heads."""
+        """Returns logits (B, K), float32. Training draws from "dropout" and exposes the auxiliary logits."""
         paper = self.form == "paper"
         published = initializer("lecun_uniform" if paper else "normal_0.01")
         dense = self.fully_connected(published)

@@ -1,14 +1,15 @@
 """BN-Inception: Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal
-covariate shift", figure 5. Top-1 accuracy of one network, one crop, on ImageNet (figure 3): 73.0 % (BN-x5), 74.8 %
-(BN-x30, the longer training); an ensemble of six has 4.9 % top-5 error (validation), 4.8 % (test).
+covariate shift", figure 5. ImageNet top-1 accuracy of one network on one crop (figure 3): 73.0 % (BN-x5), 74.8 %
+(BN-x30, trained longer); an ensemble of six has 4.9 % top-5 error (validation), 4.8 % (test).
 
-11,278,528 parameters: the filters as the figure prints them. Its column of output sizes disagrees with them: the four
-branches of 4c and 4d have 608 filters together, not 576, and 4e puts out 1056 maps, not 1024. With 96 filters after the
-poolings of 4c and 4d (`projection_4cd=96`; 11,188,288 parameters) the column is right, and that is Google's own code.
-The replicas in Caffe and MXNet have the filters as printed, and a plain first convolution (`separable_stem=false`).
-Where ours differs:
-- All padding is symmetric. Padding does not count in the averages of the poolings, as in Google's code.
-- Weights are He-normal, as in Google's code except for the 1×1 reductions there, and no bias stands before a norm.
+11,278,528 parameters, with the filter counts as printed in the figure. Its column of output sizes contradicts them: the
+four branches of 4c and 4d have 608 filters in total, not 576, and 4e outputs 1056 maps, not 1024. With 96 filters after
+the poolings of 4c and 4d (`projection_4cd=96`; 11,188,288 parameters) that column is right, as in Google's own code.
+The replicas in Caffe and MXNet use the printed filters, and a plain first convolution (`separable_stem=false`).
+
+Differences from the paper:
+- All padding is symmetric. Average pooling excludes padding, as in Google's code.
+- Weights are He-normal, as in Google's code except for its 1×1 reductions; convolutions before a norm have no bias.
 """
 
 from functools import partial
@@ -21,7 +22,7 @@ from cnn_jax.layers import AvgPool, GlobalAvgPool, MaxPool, images, initializer,
 from cnn_jax.models.base import Entry, NormalizedClassifier
 from cnn_jax.models.googlenet import Branch, ConvUnit, Filters, Inception
 
-# Figure 5: filters #1×1, #3×3 reduce, #3×3, double #3×3 reduce, double #3×3, pool proj. 3c and 4e have stride 2.
+# Figure 5: filters of #1×1, #3×3 reduce, #3×3, double #3×3 reduce, double #3×3, pool proj. 3c and 4e have stride 2.
 TABLE = {
     "3a": (64, 64, 64, 64, 96, 32),
     "3b": (64, 64, 96, 64, 96, 64),
@@ -41,7 +42,7 @@ _halve = partial(MaxPool, (3, 3), (2, 2), _PADS)
 
 
 def _branches(widths: tuple[int, ...], pool: Any) -> tuple[Branch, ...]:
-    """A row of the figure; one without 1×1 filters halves the maps, and its pooling passes all of them on."""
+    """Builds the branches of a row of the figure; a row without 1×1 filters has stride 2 and no pool projection."""
     single, reduce3, count3, reduce_double, double, projection = widths
     stride = 1 if single else 2
     chain3 = (Filters(reduce3, 1, 1), Filters(count3, 3, 3, stride))
@@ -54,15 +55,15 @@ def _branches(widths: tuple[int, ...], pool: Any) -> tuple[Branch, ...]:
 
 
 class BNInception(NormalizedClassifier):
-    """Stem, ten inception blocks with batch normalisation after every convolution, mean over the maps, classifier.
+    """Stem, ten inception blocks with batch normalisation after every convolution, global average pooling, classifier.
 
-    No dropout and no local response normalisation: §4.2.1 removes what batch normalisation makes needless.
+    There is no dropout and no local response normalisation: batch normalisation makes them unnecessary (§4.2.1).
 
     Attributes:
-        separable_stem: begin as the paper, with eight 7×7 filters on each channel alone, then 1×1; or with plain 7×7.
-        projection_4cd: filters after the poolings of 4c and 4d; 96 gives the sizes of the figure, see above.
-        activation: after each normalisation, a name of `layers.ACTIVATIONS`.
-        remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
+        separable_stem: start as in the paper, with eight 7×7 filters per input channel, then 1×1; if false, plain 7×7.
+        projection_4cd: filters after the poolings of 4c and 4d; 96 gives the figure's output sizes.
+        activation: a key of `layers.ACTIVATIONS`, after each normalisation.
+        remat: recompute block activations in the backward pass: less memory, more time.
         input_shape: (H, W, C) of the paper; any other works.
     """
 

@@ -1,15 +1,15 @@
 """Inception-v3: Szegedy et al. 2015, "Rethinking the Inception architecture for computer vision", §6, figures 5 to 10.
 
-27,161,264 parameters, of which the side head, dropped after training, has 3,326,696: 23,834,568 without
-(`aux_heads=false`). The paper's error on ImageNet, one network, one crop of 299×299: 21.2 / 5.6 % top-1 / top-5; that
-of torchvision's weights, which came from the authors: 22.71 / 6.55 %.
+27,161,264 parameters, of which 3,326,696 belong to the auxiliary head, which is dropped after training: 23,834,568
+without it (`aux_heads=false`). ImageNet error with one network and one 299×299 crop: 21.2 / 5.6 % top-1 / top-5 in the
+paper, 22.71 / 6.55 % with torchvision's weights, which came from the authors.
 
-Layer by layer this is torchvision's network, which follows the authors' code. Where that differs from the paper, whose
-table 1 gives no widths inside the blocks:
-- In the stem, the 80 filters are 1×1, and a max pooling halves the maps after the 192 filters. In the table the 80 are
+The layers match torchvision's network, which follows the authors' code. Differences from the paper, whose table 1 gives
+no widths inside the blocks:
+- In the stem, the 80 filters are 1×1, and max pooling halves the maps after the 192 filters. In the table the 80 are
   3×3, the 192 have stride 2, and 288 more follow.
-- The side head's weight, 0.4, is that of the authors' code.
-Weights start normal with deviation 0.1 (0.01 and 0.001 in the side head), as in torchvision.
+- The auxiliary loss weight of 0.4 is from the authors' code.
+Weights start normal with standard deviation 0.1 (0.01 and 0.001 in the auxiliary head), as in torchvision.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ def _pool_branch(count: int) -> Branch:
 
 
 def _square(projection: int) -> tuple[Branch, ...]:
-    """35×35 maps: the 5×5 of GoogLeNet beside two 3×3 (figure 5)."""
+    """35×35 maps: GoogLeNet's 5×5 next to two 3×3 convolutions (figure 5)."""
     return (
         Branch("branch1x1", (Filters(64, 1, 1),)),
         Branch("branch5x5", (Filters(48, 1, 1), Filters(64, 5, 5))),
@@ -43,7 +43,7 @@ def _square(projection: int) -> tuple[Branch, ...]:
 
 
 def _factorized(inner: int) -> tuple[Branch, ...]:
-    """17×17 maps: 7×7 filters as 1×7 and 7×1, once and twice (figure 6); `inner` filters but the last."""
+    """17×17 maps: 7×7 factorised into 1×7 and 7×1, once and twice (figure 6); `inner` filters in all but the last."""
     row, column = Filters(inner, 1, 7), Filters(inner, 7, 1)
     reduce = Filters(inner, 1, 1)
     return (
@@ -66,7 +66,7 @@ def _expanded() -> tuple[Branch, ...]:
 
 
 def _reduction(*chains: Branch) -> tuple[Branch, ...]:
-    """Halves the maps: convolutions with stride 2 beside a pooling, so that there is no bottleneck (figure 10)."""
+    """Halves the maps: strided convolutions in parallel with pooling, which avoids a bottleneck (figure 10)."""
     return (*chains, Branch("branch_pool", pool=_halve))
 
 
@@ -96,15 +96,15 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
 
 
 class AuxiliaryHead(nn.Module):
-    """Side head on the 17×17 maps: 5×5 mean with stride 3, 1×1 and 5×5 filters, classifier (paper, §4, figure 8).
+    """Auxiliary head on the 17×17 maps: 5×5 mean pooling of stride 3, 1×1 and 5×5 filters, classifier (§4, figure 8).
 
     Attributes:
         num_classes: K.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
-        dense: makes a dense layer.
-        activation: a name of `layers.ACTIVATIONS`.
-        kernel_init: of the last two layers, a name of `layers.INITIALIZERS`; or "published".
+        conv: convolution factory.
+        norm: batch normalisation factory.
+        dense: dense layer factory.
+        activation: a key of `layers.ACTIVATIONS`.
+        kernel_init: initialiser of the last two layers, a key of `layers.INITIALIZERS` or "published".
     """
 
     num_classes: int
@@ -129,12 +129,12 @@ class AuxiliaryHead(nn.Module):
 
 
 class InceptionV3(NormalizedClassifier):
-    """Stem, eleven inception blocks, mean over the maps, dropout, classifier; a side head in training.
+    """Stem, eleven inception blocks, global average pooling, dropout, classifier; in training also an auxiliary head.
 
     Attributes:
-        aux_heads: whether to have the side head. It takes images from 299×299, the network alone from 75×75.
-        activation: after each normalisation, a name of `layers.ACTIVATIONS`.
-        remat: compute the inside of each block anew in the backward pass instead of keeping it in memory.
+        aux_heads: whether to have the auxiliary head. It needs images of at least 299×299; the rest needs 75×75.
+        activation: a key of `layers.ACTIVATIONS`, after each normalisation.
+        remat: recompute block activations in the backward pass: less memory, more time.
     """
 
     num_classes: int = 1000
@@ -144,7 +144,7 @@ class InceptionV3(NormalizedClassifier):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits (B, K), float32. Training draws from the rng stream "dropout" and offers the side head."""
+        """Returns logits (B, K), float32. Training draws from "dropout" and exposes the auxiliary logits."""
         published = nn.initializers.normal(0.1)
         conv, dense = self.conv(published), partial(nn.Dense, **self.types)
         norm = self.norm(train, epsilon=1e-3)

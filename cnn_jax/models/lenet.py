@@ -1,17 +1,17 @@
 """LeNet-5: LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", §II-B.
 
-`lenet5` is the form that textbooks and frameworks use today: 61,706 parameters. C3 sees all six maps of S2 (the paper's
-sees some of them), the poolings have no parameters, the activation is a choice, the output is linear.
+`lenet5` is the form used in textbooks and frameworks today: 61,706 parameters. C3 is connected to all six maps of S2
+(the paper's only to some), pooling has no parameters, the activation can be chosen, the output is linear.
 
 `lenet5_1998` is the paper's: 60,000 trainable parameters (C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164) and an
-output layer of 84·K fixed ones. The published test error is 0.95 %, 0.8 % with distorted training images.
-Where ours differs:
+output layer of 84·K fixed ones. The published test error is 0.95 %, or 0.8 % with distorted training images.
+Differences from the paper:
 - The fixed output prototypes are random ±1 codes of 84 bits. The paper's are 7×12 drawings of the characters, which
-  help where classes look alike (O and 0).
+  help with classes that look alike (O and 0).
 - Weights start uniform with standard deviation 1/sqrt(fan-in) (LeCun et al. 1998, "Efficient BackProp", eq. 16); the
   paper's ±2.4/fan-in needs its second-order training. Sub-sampling starts as the mean.
-- Logits are minus the output units, so that softmax cross-entropy is the paper's discriminative loss (eq. 9) without
-  the constant `j` in it.
+- Logits are the negated output units, so that softmax cross-entropy is the paper's discriminative loss (eq. 9) without
+  its constant `j`.
 """
 
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from cnn_jax import ops
 from cnn_jax.layers import POOLS, AvgPool, activation, check_fits, flatten, images, initializer, tap
 from cnn_jax.models.base import Classifier, Entry
 
-# Paper, table I: the maps of S2 that each of the sixteen maps of C3 sees.
+# Paper, table I: the maps of S2 connected to each of the sixteen maps of C3.
 C3_TABLE = (
     *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
     *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
@@ -34,7 +34,7 @@ C3_TABLE = (
 
 
 def _first_padding(x_BxHxWxC: jax.Array) -> int:
-    """2 on each side of images below the paper's 32×32, which lack its margin of background; 0 for larger ones."""
+    """Returns 2 for images below the paper's 32×32, which lack its margin of background, 0 for others."""
     return 2 if min(x_BxHxWxC.shape[1:3]) < 32 else 0
 
 
@@ -43,7 +43,7 @@ class LeNet5(Classifier):
 
     Attributes:
         pool: "max" or "average", 2×2.
-        input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
+        input_shape: 28×28 or 32×32 gives the published parameter count; any other size from 12×12 works.
     """
 
     pool: Literal["max", "average"] = "max"
@@ -53,7 +53,7 @@ class LeNet5(Classifier):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32."""
-        del train  # nothing behaves differently in training
+        del train  # training and evaluation are the same
         conv, dense = self.conv(), self.fully_connected()
         activate, pool = activation(self.activation), POOLS[self.pool]
         x = images(x_BxHxWxC, self.dtype)
@@ -67,7 +67,7 @@ class LeNet5(Classifier):
 
 
 class SubSampling(nn.Module):
-    """Mean over 2×2 windows, times a trainable coefficient, plus a trainable bias, one of each a map."""
+    """Mean over 2×2 windows, times a trainable coefficient, plus a trainable bias, one of each per map."""
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -85,13 +85,12 @@ class SubSampling(nn.Module):
 class PartialConv(nn.Module):
     """5×5 convolution whose output maps see only some input maps (`C3_TABLE`): 60 filters instead of 96.
 
-    Its kernel (5, 5, 60) holds the connected filters only; they are put into a dense kernel whose other entries are 0.
+    The kernel parameter (5, 5, 60) has only the connected filters; they are scattered into a dense kernel of zeros.
 
     Attributes:
-        kernel_init: a name of `layers.INITIALIZERS`, which draws a dense kernel (5, 5, 6, 16), of which the connected
-            filters are kept; or "published": uniform with standard deviation 1/sqrt(fan-in) of the map that it makes.
-        dtype: of the computation.
-        param_dtype: of the parameters.
+        kernel_init: a key of `layers.INITIALIZERS`; or "published", see the module docstring.
+        dtype: computation type.
+        param_dtype: parameter type.
     """
 
     kernel_init: str = "published"
@@ -122,7 +121,7 @@ class PartialConv(nn.Module):
 
 
 class RbfOutput(nn.Module):
-    """Euclidean radial basis units: minus the squared distance to each class's fixed ±1 code (paper, eq. 7)."""
+    """Euclidean radial basis units: the negated squared distance to each class's fixed ±1 code (paper, eq. 7)."""
 
     num_classes: int
 
@@ -134,7 +133,7 @@ class RbfOutput(nn.Module):
 
 
 def prototypes(num_classes: int, size: int = 84) -> np.ndarray:
-    """(K, size) array of ±1, the same in every version of NumPy and for the first classes of every K."""
+    """Returns a (K, size) array of ±1, the same in every version of NumPy; a larger K only appends rows."""
     return np.where(np.random.RandomState(1998).random_sample((num_classes, size)) < 0.5, -1.0, 1.0).astype(np.float32)
 
 
@@ -142,8 +141,9 @@ class LeNet5Of1998(Classifier):
     """LeNet-5 as published, with an activation after every layer up to F6.
 
     Attributes:
-        kernel_init: of every layer with a kernel, a name of `layers.INITIALIZERS`; or "published", see above.
-        input_shape: 28×28 or 32×32 give the published count; any other size from 12×12 works.
+        kernel_init: a key of `layers.INITIALIZERS` for every layer with a kernel; or "published", see the module
+            docstring.
+        input_shape: 28×28 or 32×32 gives the published parameter count; any other size from 12×12 works.
     """
 
     activation: str = "scaled_tanh"
@@ -152,7 +152,7 @@ class LeNet5Of1998(Classifier):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32, at most 0."""
-        del train  # nothing behaves differently in training
+        del train  # training and evaluation are the same
         published, types = initializer("lecun_uniform"), self.types
         conv, dense, activate = self.conv(published), self.fully_connected(published), activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)
@@ -161,7 +161,7 @@ class LeNet5Of1998(Classifier):
         x = tap(self, "s2", activate(SubSampling(name="s2", **types)(x)))
         x = tap(self, "c3", activate(PartialConv(self.kernel_init, name="c3", **types)(x)))
         x = tap(self, "s4", activate(SubSampling(name="s4", **types)(x)))
-        # A 5×5 convolution in the paper; on 5×5 maps a dense layer is the same and also takes maps of another size.
+        # A 5×5 convolution in the paper. On 5×5 maps a dense layer is equivalent, and it accepts other sizes too.
         x = tap(self, "c5", activate(dense(120, name="c5")(flatten(x))))
         x = tap(self, "f6", activate(dense(84, name="f6")(x)))
         return RbfOutput(self.num_classes, name="output")(x.astype(jnp.float32))

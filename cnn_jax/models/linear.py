@@ -1,8 +1,8 @@
-"""Models without convolutions: the two ends of the ladder that CNNs climb.
+"""Models without convolutions: softmax regression and dense networks, as baselines for CNNs.
 
 Softmax regression is the "linear classifier" row of the MNIST table (LeCun et al. 1998, §III-C.1, 12.0 % error with
 another loss; the TensorFlow beginners' tutorial reaches 92 % accuracy): 784·10 + 10 = 7,850 parameters.
-The 500-500 sigmoid network is the lectures' first one in Keras: 785·500 + 501·500 + 501·10 = 648,010.
+The 500-500 sigmoid network is the first one of the Keras lectures: 785·500 + 501·500 + 501·10 = 648,010 parameters.
 """
 
 from functools import partial
@@ -18,9 +18,9 @@ class Mlp(Classifier):
     """Dense layers on the flattened image.
 
     Attributes:
-        hidden: units of each hidden layer; none of them makes it softmax regression.
-        activation: a name of `layers.ACTIVATIONS`, after each hidden layer.
-        input_shape: (H, W, C) it was published with; any other works.
+        hidden: units of each hidden layer; empty for softmax regression.
+        activation: a key of `layers.ACTIVATIONS`, after each hidden layer.
+        input_shape: published (H, W, C); any other works.
     """
 
     hidden: tuple[int, ...] = (500, 500)
@@ -30,7 +30,7 @@ class Mlp(Classifier):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         """Returns logits (B, K), float32."""
-        del train  # nothing behaves differently in training
+        del train  # training and evaluation are the same
         dense, activate = self.fully_connected(), activation(self.activation)
         x = flatten(images(x_BxHxWxC, self.dtype))
         for i, units in enumerate(self.hidden, start=1):
@@ -39,9 +39,9 @@ class Mlp(Classifier):
 
 
 mlp = Mlp
-# The loss is convex: from zero every run takes the same path.
+# The loss is convex, so starting from zero loses nothing and makes runs independent of the seed.
 softmax_regression = partial(Mlp, hidden=(), kernel_init="zeros")
-# Keras 1's Dense was glorot_uniform too.
+# glorot_uniform was also the default of Keras 1's Dense.
 mlp_500_500 = partial(Mlp, hidden=(500, 500), activation="sigmoid")
 
 MODELS = {

@@ -1,13 +1,13 @@
 """MobileNet-v2: Sandler, Howard, Zhu, Zhmoginov, Chen 2018, "MobileNetV2: inverted residuals and linear bottlenecks".
 
-Table 2: seven stages of blocks that widen by a 1×1 convolution, filter each map by itself (3×3), and narrow again
-without an activation. 3,504,872 parameters for 1000 classes; published top-1 accuracy 72.0 % (table 4). `width` is the
-paper's multiplier: 0.5 has 1,968,680 parameters, 1.4 has 6,108,776.
+Table 2: seven stages of blocks that expand by a 1×1 convolution, filter depthwise (3×3), and project back without an
+activation. 3,504,872 parameters for 1000 classes; published top-1 accuracy 72.0 % (table 4). `width` is the paper's
+multiplier: 0.5 gives 1,968,680 parameters, 1.4 gives 6,108,776.
 
-As torchvision's: symmetric padding (TensorFlow's is not); dropout 0.2 before the classifier; He-normal from the
-fan-out, not truncated; the classifier normal(0, 0.01).
+As in torchvision: symmetric padding (TensorFlow's is not); dropout 0.2 before the classifier; convolutions He-normal by
+fan-out, not truncated; classifier normal(0, 0.01).
 
-`InvertedResidualNet` is the EfficientNet of `efficientnet`, too.
+`InvertedResidualNet` is also the EfficientNet of `cnn_jax.models.efficientnet`.
 """
 
 import math
@@ -31,7 +31,7 @@ from cnn_jax.models.resnet import centered_conv
 
 
 class Stage(NamedTuple):
-    """Blocks of one width: expansion, filters, their size in pixels, number of blocks, stride of the first one."""
+    """Blocks of one width: expansion factor, filters, filter size in pixels, number of blocks, first block's stride."""
 
     expansion: int
     features: int
@@ -53,7 +53,7 @@ STAGES = (
 
 
 def scaled_width(features: int, width: float) -> int:
-    """Filters times `width`, to the nearest multiple of 8 that takes away at most a tenth, as in the authors' code.
+    """Returns filters times `width`, rounded to a multiple of 8, losing at most a tenth, as in the authors' code.
 
     >>> scaled_width(24, 0.5), scaled_width(24, 1.4)
     (16, 32)
@@ -64,23 +64,22 @@ def scaled_width(features: int, width: float) -> int:
 
 
 class InvertedResidual(nn.Module):
-    """1×1 convolution to `expansion` times the maps, a filter for each map, 1×1 convolution to `features` maps.
+    """1×1 convolution to `expansion` times the channels, depthwise convolution, 1×1 convolution to `features` channels.
 
-    The input is added where neither the size of the maps nor their number changes. With an expansion of 1 there is no
-    first convolution.
+    The input is added if shape and channels are unchanged. With an expansion of 1 there is no first convolution.
 
     Attributes:
-        features: maps of the output.
-        expansion: how many times as many maps are inside.
-        size: of the filters, in pixels.
-        stride: of the filters.
-        activation: a name of `layers.ACTIVATIONS`, after the first two convolutions.
-        squeezed: units of the squeeze and excitation after the filters; 0: there is none.
-        drop_path: share of the examples that skip the block in training.
-        train: whether they do.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
-        squeeze: makes a squeeze and excitation.
+        features: output channels.
+        expansion: ratio of inner channels to input channels.
+        size: size of the depthwise filters in pixels.
+        stride: stride of the depthwise filters.
+        activation: a key of `layers.ACTIVATIONS`, after the first two convolutions.
+        squeezed: units of the squeeze and excitation after the depthwise convolution; 0 for none.
+        drop_path: probability that an example skips the block in training.
+        train: whether this is training.
+        conv: convolution factory.
+        norm: batch normalisation factory.
+        squeeze: squeeze and excitation factory.
     """
 
     features: int
@@ -113,22 +112,21 @@ class InvertedResidual(nn.Module):
 
 
 class InvertedResidualNet(NormalizedClassifier):
-    """Stem with stride 2, stages of inverted residuals, 1×1 convolution, mean over the maps, dropout, classifier.
+    """Strided stem, stages of inverted residuals, 1×1 convolution, global average pooling, dropout, classifier.
 
     Attributes:
-        stages: the seven of MobileNet-v2, or others.
+        stages: stages of blocks; default: the seven of MobileNet-v2.
         stem_features: filters of the first convolution.
-        head_features: filters of the last convolution; not made fewer by a `width` below 1.
+        head_features: filters of the last convolution; a `width` below 1 does not reduce them.
         width: multiplies the filters, see `scaled_width`.
         depth: multiplies the blocks of each stage, rounded up.
-        activation: after each convolution but the last of a block, a name of `layers.ACTIVATIONS`.
-        squeeze: whether the blocks have a squeeze and excitation, to a quarter of the block's input maps.
-        dropout: share of the features dropped before the classifier, in training.
-        drop_path: share of the examples that skip a block in training; it grows linearly from 0 in the first block to
-            this in the one after the last.
-        output_init: the published initialiser of the classifier.
-        bn_epsilon: added to the variances of batch normalisation.
-        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
+        activation: a key of `layers.ACTIVATIONS`, after each convolution but the last of a block.
+        squeeze: whether blocks have squeeze and excitation, to a quarter of the block's input channels.
+        dropout: dropout rate before the classifier.
+        drop_path: stochastic depth rate: grows linearly from 0 in the first block to this in the one after the last.
+        output_init: published initialiser of the classifier.
+        bn_epsilon: epsilon of batch normalisation.
+        remat: recompute block activations in the backward pass: less memory, more time.
         input_shape: (H, W, C) of the paper; any other works.
     """
 

@@ -1,4 +1,4 @@
-"""Models by name: those of the catalogue, and `package.module:attribute` of the user."""
+"""Builds models by name: from the catalogue, or the user's own as `package.module:attribute`."""
 
 import inspect
 from collections.abc import Sequence
@@ -20,25 +20,25 @@ def make_model(
     axis_name: str | None = None,
     args: Sequence[str] = (),
 ) -> nn.Module:
-    """Makes a model.
+    """Builds a model from the catalogue or from the user's code.
 
     Args:
-        name: of the catalogue, or `package.module:attribute`: a Linen module, or a class or function that makes one and
-            gets those of num_classes, dtype and axis_name that it has parameters for.
-        num_classes: None for models without.
-        dtype: of the computation.
+        name: a name of the catalogue, or `package.module:attribute` of a Linen module, or of a class or function that
+            returns one and is passed those of num_classes, dtype and axis_name that it has parameters for.
+        num_classes: K; None for models without classes.
+        dtype: computation type.
         axis_name: `pmap` axis of batch normalisation.
-        args: the other parameters, each key=value.
+        args: other parameters, each "key=value".
 
     Raises:
-        UserError: an unknown name or argument, or something that is no Linen module with `train` in its call.
+        UserError: unknown name or argument, or not a Linen module with `train` in its call.
     """
     if ":" not in name:
         return build(name, num_classes, dtype=dtype, axis_name=axis_name, args=args)
     found = load_attribute(name)
     if isinstance(found, nn.Module):
         if args:
-            raise UserError(f"{name} is a finished module: leave model_args out, or name its class")
+            raise UserError(f"{name} is an instance: leave `model_args` out, or name its class")
         return check_module(found, name)
     if not callable(found):
         raise UserError(f"{name} is {type(found).__name__}: name a Linen module, or a class or function that makes one")
@@ -50,10 +50,10 @@ def make_model(
 
 
 def check_module(module: Any, name: str | None = None) -> nn.Module:
-    """Returns a Linen module that can be trained.
+    """Returns `module` if it is a Linen module that can be trained.
 
     Raises:
-        UserError: it is something else, or its call has no `train`.
+        UserError: it is something else, or its call has no parameter `train`.
     """
     called = name or type(module).__name__
     if isinstance(module, type) and issubclass(module, nn.Module):
@@ -62,5 +62,5 @@ def check_module(module: Any, name: str | None = None) -> nn.Module:
         raise UserError(f"{called} is {type(module).__name__}: pass a flax.linen module")
     parameters = inspect.signature(type(module).__call__).parameters
     if "train" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise UserError(f"{called} has no argument `train` in __call__: write `def __call__(self, x, *, train: bool)`")
+        raise UserError(f"{called} has no argument train in __call__: write `def __call__(self, x, *, train: bool)`")
     return module

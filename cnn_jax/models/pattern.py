@@ -1,8 +1,8 @@
-"""Any plain network from one line: INPUT → [[CONV → ReLU]·N → POOL?]·M → [FC → ReLU]·K → FC, the pattern of CS231n.
+"""Plain networks from one line of text: INPUT → [[CONV → ReLU]·N → POOL?]·M → [FC → ReLU]·K → FC, the CS231n pattern.
 
     [[conv3-64]*2 pool]*3 [fc512]*1 fc10
 
-`cnn_jax.models.pattern_parser` has the grammar, docs/pattern.md explains it.
+The grammar is in `cnn_jax.models.pattern_parser`, with an explanation in docs/pattern.md.
 
 Layers are named by kind and number: conv1, conv2, pool1, bn1, gap, fc1, drop1, and output for the classifier.
 VGG-16 (Simonyan and Zisserman 2014, table 1, D; 138,357,544 parameters at 224×224×3) is
@@ -35,13 +35,13 @@ EXAMPLE = "[[conv3-64]*2 pool]*3 [fc512]*1 fc10"
 
 
 class PatternNet(NormalizedClassifier):
-    """The layers of a pattern, one after the other; `from_pattern` makes it.
+    """The layers of a pattern in sequence; made by `from_pattern`.
 
     Attributes:
-        layers: as from `parse`.
-        num_classes: K; it replaces the number in the classifier.
-        activation: a name of `layers.ACTIVATIONS`, after each hidden convolution and dense layer.
-        input_shape: (H, W, C) of the usual images, for tables and hints; any other that fits works.
+        layers: as returned by `parse`.
+        num_classes: K; overrides the number in the classifier.
+        activation: a key of `layers.ACTIVATIONS`, after each hidden convolution and dense layer.
+        input_shape: usual (H, W, C), for tables and hints; any other that fits works.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -50,7 +50,7 @@ class PatternNet(NormalizedClassifier):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits (B, K), float32. Training draws from the rng stream "dropout" if the pattern has a drop."""
+        """Returns logits (B, K), float32. With a drop layer, training draws from the rng stream "dropout"."""
         conv, dense, activate = self.conv(), self.fully_connected(), activation(self.activation)
         norm = self.norm(train)
         x = images(x_BxHxWxC, self.dtype)
@@ -88,22 +88,22 @@ def from_pattern(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> PatternNet:
-    """Makes the network that a pattern describes; the module's docstring has the grammar.
+    """Builds the network that a pattern describes; `cnn_jax.models.pattern_parser` has the grammar.
 
     Args:
         pattern: such as "[[conv3-64]*2 pool]*3 [fc512]*1 fc10".
         num_classes: K; default: the number in the pattern's classifier.
-        activation, kernel_init, axis_name, input_shape, dtype, param_dtype: as of `PatternNet`.
+        activation, kernel_init, axis_name, input_shape, dtype, param_dtype: fields of `PatternNet`.
 
     Raises:
-        UserError: the pattern is wrong; the message tells the character where.
+        UserError: the pattern is invalid; the message gives the character.
 
     >>> from_pattern("[conv5-6]*2 gap").layers[1:]
     (Convolution(size=5, filters=6, stride=1, padding='SAME'), GlobalAverage())
     """
     layers = parse(pattern)
     if input_shape is None and pattern == EXAMPLE:
-        input_shape = (32, 32, 3)  # the example is for CIFAR-10; no size is usual for another pattern
+        input_shape = (32, 32, 3)  # the example is for CIFAR-10; other patterns have no usual size
     return PatternNet(
         layers=layers,
         num_classes=_classes(layers) if num_classes is None else num_classes,
@@ -117,7 +117,7 @@ def from_pattern(
 
 
 def _plan(layers: Sequence[Layer]) -> list[tuple[str, Layer, bool, bool]]:
-    """(name, layer, whether a bn normalises it, whether the activation follows it) of each layer."""
+    """Returns (name, layer, whether a bn normalises it, whether the activation follows it) for each layer."""
     plan: list[tuple[str, Layer, bool, bool]] = []
     numbers: Counter[str] = Counter()
     classifier = max(i for i, layer in enumerate(layers) if isinstance(layer, Convolution | Dense))

@@ -1,20 +1,20 @@
-"""The text of a pattern, such as "[[conv3-64]*2 pool]*3 [fc512]*1 fc10", as a tuple of layers.
+"""Parses a pattern, such as "[[conv3-64]*2 pool]*3 [fc512]*1 fc10", into a tuple of layers.
 
-The grammar, in EBNF; white space separates layers and may stand around brackets:
+Grammar in EBNF; white space separates layers and is optional around brackets:
 
     pattern = { item } ;
     item    = ( layer | "[" , { item } , "]" ) , [ "*" , integer ] ;         *N: N times in a row, 0 leaves it out
     layer   = "conv" , size , "-" , filters , [ "s" , stride ] , [ "p" , ( integer | "same" | "valid" ) ]
-            | ( "pool" | "avgpool" ) , [ size ] , [ "s" , stride ]           2×2; the stride is the size
-            | "gap"                                                          global average: one number a map
+            | ( "pool" | "avgpool" ) , [ size ] , [ "s" , stride ]           2×2 and stride = size by default
+            | "gap"                                                          global average pooling
             | "drop" , rate                                                  dropout, 0 <= rate < 1
             | "bn"                                                           batch normalisation
             | "fc" , units ;
 
-Strides of convolutions are 1 and their padding is "same" unless given. The last layer is the classifier, without
-activation: fc{K}, or conv and gap (a map for each class, averaged; Lin et al. 2013, "Network in network", §3.2). Every
-other conv and fc is followed by the activation; a bn that stands directly behind one comes before its activation and
-replaces its bias. After gap or the first fc there are no maps any more: only fc, drop and bn follow.
+Convolutions default to stride 1 and "same" padding. The last layer is the classifier and has no activation: fc{K}, or
+conv and gap (one map per class, averaged; Lin et al. 2013, "Network in network", §3.2). Every other conv and fc is
+followed by the activation. A bn directly after one comes before its activation and replaces its bias. Once gap or the
+first fc has removed the spatial axes, only fc, drop and bn may follow.
 """
 
 import re
@@ -26,12 +26,12 @@ from typing import Literal, NamedTuple
 from cnn_jax.errors import UserError, nearest
 
 MAX_LAYERS = 1000
-MAX_DEPTH = 20  # of groups in groups
+MAX_DEPTH = 20  # nesting of groups
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """conv: `filters` of size × size; `padding` is pixels at every edge, or "SAME" or "VALID"."""
+    """conv: `filters` filters of size × size; `padding` is in pixels at every edge, or "SAME" or "VALID"."""
 
     size: int
     filters: int
@@ -42,7 +42,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Pooling:
-    """pool and avgpool: of size × size windows, without padding."""
+    """pool and avgpool: size × size windows, no padding."""
 
     operation: Literal["max", "average"]
     size: int = 2
@@ -59,7 +59,7 @@ class GlobalAverage:
 
 @dataclass(frozen=True)
 class Dropout:
-    """drop: in training, `rate` of the activations are zeroed."""
+    """drop: zeroes a fraction `rate` of the activations in training."""
 
     rate: float
     kind = "drop"
@@ -74,7 +74,7 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Dense:
-    """fc: `units`, each of which sees everything."""
+    """fc: a fully connected layer of `units`."""
 
     units: int
     kind = "fc"
@@ -84,11 +84,11 @@ Layer = Convolution | Pooling | GlobalAverage | Dropout | Normalization | Dense
 
 
 def parse(pattern: str) -> tuple[Layer, ...]:
-    """Returns the layers of a pattern, its groups repeated.
+    """Returns the layers of a pattern, with groups expanded.
 
     Raises:
-        UserError: it is not of the grammar, no network (no classifier, maps after the maps have ended), or of more than
-            1000 layers.
+        UserError: a syntax error, an impossible order (no classifier at the end, or a spatial layer after gap or fc),
+            or more than 1000 layers.
 
     >>> len(parse("[[conv3-64]*2 pool]*3 [fc512]*1 fc10"))
     11
@@ -100,11 +100,11 @@ def parse(pattern: str) -> tuple[Layer, ...]:
 
 class _Token(NamedTuple):
     text: str
-    place: int  # of its first character; the first of the pattern is 1
+    place: int  # of its first character, counted from 1
 
 
 class _Form(NamedTuple):
-    """How a layer is written: in words, as a regular expression, and what it makes of the groups."""
+    """How a layer is written: its syntax in words, its regular expression, and a factory that takes the groups."""
 
     words: str
     expression: str
@@ -140,11 +140,11 @@ _FORMS = {
     "bn": _Form("bn", "bn", Normalization),
     "fc": _Form("fc{units}, such as fc512", f"fc{_N}", lambda units: Dense(int(units))),
 }
-_ANY = "expected one of conv, pool, avgpool, gap, drop, bn, fc or a group in [ ]"
+_NO_LAYER = "not a layer (conv, pool, avgpool, gap, drop, bn, fc or a group in [ ])"
 
 
 class _Parser:
-    """Recursive descent: a method for each rule of the grammar, which reads its tokens and returns its layers."""
+    """Recursive-descent parser: one method per grammar rule, which reads its tokens and returns its layers."""
 
     def __init__(self, text: str):
         self.text = text
@@ -156,7 +156,7 @@ class _Parser:
     def pattern(self) -> list[tuple[Layer, _Token]]:
         layers = self._items(depth=0)
         if self._token().text == "]":
-            raise _refuse(self.text, self._token(), "expected [ before it; drop it")
+            raise _error(self.text, self._token(), "no [ opens this group; drop the ]")
         return layers
 
     def _items(self, depth: int) -> list[tuple[Layer, _Token]]:
@@ -165,7 +165,7 @@ class _Parser:
             start = self._token()
             item, times = self._item(depth), self._times()
             if len(layers) + len(item) * times > MAX_LAYERS:
-                raise _refuse(self.text, start, f"expected at most {MAX_LAYERS} layers; repeat it less often")
+                raise _error(self.text, start, f"more than {MAX_LAYERS} layers; repeat it less often")
             layers += item * times
         return layers
 
@@ -174,12 +174,12 @@ class _Parser:
         if token.text != "[":
             return [(self._layer(token), token)]
         if depth == MAX_DEPTH:
-            raise _refuse(self.text, token, f"expected groups at most {MAX_DEPTH} deep; write fewer brackets")
+            raise _error(self.text, token, f"groups nest more than {MAX_DEPTH} deep; use fewer brackets")
         layers = self._items(depth + 1)
         if self._token().text != "]":
-            raise _refuse(self.text, token, "expected ] for it; close the group")
+            raise _error(self.text, token, "no ] closes this group; add it")
         if not layers and self.tokens[self.next - 1] == token:
-            raise _refuse(self.text, self._token(), f"{_ANY}; fill the group or drop it")
+            raise _error(self.text, self._token(), "the group is empty; fill it or drop it")
         self._read()
         return layers
 
@@ -188,7 +188,7 @@ class _Parser:
             return 1
         token = self._read()
         if token.text == "*" or len(token.text) > 7:
-            raise _refuse(self.text, token, "expected * and how often, such as *3; write the number right behind it")
+            raise _error(self.text, token, "write a number of at most 6 digits right after *, such as *3")
         return int(token.text[1:])
 
     def _layer(self, token: _Token) -> Layer:
@@ -197,10 +197,10 @@ class _Parser:
                 return form.make(*match.groups())
         for kind, form in _FORMS.items():
             if token.text.startswith(kind):
-                raise _refuse(self.text, token, f"expected {form.words}; write it so")
+                raise _error(self.text, token, f"write {form.words}")
         close = nearest(token.text.rstrip("0123456789-."), _FORMS)
         hint = f"perhaps you meant {' or '.join(close)}" if close else "see docs/pattern.md"
-        raise _refuse(self.text, token, f"{_ANY}; {hint}")
+        raise _error(self.text, token, f"{_NO_LAYER}; {hint}")
 
     def _token(self) -> _Token:
         return self.tokens[self.next]
@@ -211,21 +211,21 @@ class _Parser:
 
 
 def _check_order(text: str, placed: Sequence[tuple[Layer, _Token]]) -> None:
-    """Refuses a list of layers that is no network."""
+    """Raises UserError if the layers do not form a network."""
     ended: _Token | None = None
     for layer, token in placed:
         if ended and isinstance(layer, Convolution | Pooling | GlobalAverage):
-            words = f"expected only fc, drop and bn after {ended.text} at character {ended.place}; move it before"
-            raise _refuse(text, token, words)
+            words = f"only fc, drop and bn may follow {ended.text} at character {ended.place}; move it before that"
+            raise _error(text, token, words)
         if isinstance(layer, Dense | GlobalAverage):
             ended = ended or token
     kinds = [layer.kind for layer, _ in placed]
     if kinds[-1:] != ["fc"] and kinds[-2:] != ["conv", "gap"]:
         token = placed[-1][1] if placed else _Token("", 1)
-        raise _refuse(text, token, "expected fc{classes} as the last layer, or conv and gap; add one, such as fc10")
+        raise _error(text, token, "the pattern must end with fc{classes}, or conv and gap; add one, such as fc10")
 
 
-def _refuse(text: str, token: _Token, words: str) -> UserError:
-    """The one line that points at a token."""
+def _error(text: str, token: _Token, words: str) -> UserError:
+    """Builds the error that points at a token."""
     what = repr(token.text) if token.text else "the end"
-    return UserError(f"given the pattern {text!r}; at character {token.place}, {what}; {words}")
+    return UserError(f"pattern {text!r}, character {token.place} ({what}): {words}")

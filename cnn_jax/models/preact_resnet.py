@@ -1,19 +1,19 @@
 """Residual networks with pre-activation, deep and thin or shallow and wide.
 
-`preact_resnet…`: He, Zhang, Ren and Sun 2016, "Identity mappings in deep residual networks": norm and ReLU come before
-each convolution, and nothing after the addition (fig. 4e). Test errors on CIFAR-10: 110 layers 6.37 %, 164 5.46 %, 1001
+`preact_resnet…`: He, Zhang, Ren and Sun 2016, "Identity mappings in deep residual networks": norm and ReLU precede each
+convolution, and nothing follows the addition (fig. 4e). Test errors on CIFAR-10: 110 layers 6.37 %, 164 5.46 %, 1001
 4.92 % (4.62 % with smaller batches). Parameters: 1,727,962; 1,703,258; 10,327,706. As in the authors' released code,
-the first convolution of a bottleneck has the stride, and where the shape changes the shortcut is a 1×1 convolution of
-the activated input, without a norm. 110 layers have blocks of two 3×3 convolutions and shortcut "A", as in the paper
-before. ImageNet: 18 and 50 layers with 11,687,720 and 25,549,352 parameters.
+a bottleneck's first convolution is the strided one, and where the shape changes the shortcut is a 1×1 convolution of
+the activated input, without a norm. The 110-layer network has blocks of two 3×3 convolutions and shortcut "A", as in
+the 2015 paper. ImageNet: 18 and 50 layers with 11,687,720 and 25,549,352 parameters.
 
-`wrn…`: Zagoruyko and Komodakis 2016, "Wide residual networks", §2: the blocks of two 3×3 convolutions, `widen` times as
-wide, with dropout between the two if wanted. On CIFAR-10, WRN-28-10 has 36,479,194 parameters and a test error of
+`wrn…`: Zagoruyko and Komodakis 2016, "Wide residual networks", §2: blocks of two 3×3 convolutions, `widen` times as
+wide, with optional dropout between the two. On CIFAR-10, WRN-28-10 has 36,479,194 parameters and a test error of
 4.00 %, 3.89 % with dropout (the authors' code, median of five). WRN-16-4 has 2,748,890 parameters, WRN-40-2 2,243,546.
 
-Where ours differs:
+Differences from the papers:
 - The ImageNet stem pools before the first norm. The paper activates right after its first convolution.
-- The He-normal of the wide networks is cut at two deviations, with the variance kept.
+- The wide networks' He-normal is truncated at two standard deviations, with the variance preserved.
 """
 
 from functools import partial
@@ -31,19 +31,19 @@ _uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  
 
 
 class PreActBlock(nn.Module):
-    """x + F(x): F is two or, in a bottleneck, three times norm, activation, convolution (paper, eq. 1 and fig. 4e).
+    """x + F(x), where F is norm, activation, convolution, twice or in a bottleneck three times (eq. 1 and fig. 4e).
 
     Attributes:
-        features: filters of the 3×3 convolutions; a bottleneck puts out four times as many.
-        stride: of the block.
-        bottleneck: F is 1×1 – 3×3 – 1×1, not 3×3 – 3×3.
-        shortcut: where the shape changes, "A" sub-samples and pads with zero maps, "B" projects by a 1×1 convolution.
-        activate_both: the shortcut too starts from the activated input, as wherever the shape changes.
-        activation: before each convolution, a name of `layers.ACTIVATIONS`.
-        dropout: share of activations dropped before the last convolution.
-        train: whether to drop them.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
+        features: filters of the 3×3 convolutions; a bottleneck outputs four times as many.
+        stride: stride of the block.
+        bottleneck: F is 1×1 – 3×3 – 1×1 instead of 3×3 – 3×3.
+        shortcut: where the shape changes, "A" subsamples and pads with zero channels, "B" projects by 1×1 convolution.
+        activate_both: the shortcut also starts from the activated input, as it always does where the shape changes.
+        activation: a key of `layers.ACTIVATIONS`, before each convolution.
+        dropout: dropout rate before the last convolution.
+        train: whether this is training.
+        conv: convolution factory.
+        norm: batch normalisation factory.
     """
 
     features: int
@@ -82,20 +82,20 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(NormalizedClassifier):
-    """Stem, stages of pre-activation blocks, norm, activation, mean over the maps, classifier.
+    """Stem, stages of pre-activation blocks, norm, activation, global average pooling, classifier.
 
     Attributes:
         blocks: residual blocks of each stage; each stage after the first halves the maps and doubles the filters.
         width: filters of the stem.
-        widen: filters of the first stage, in widths (k of a wide network).
-        bottleneck: kind of block.
+        widen: filters of the first stage as a multiple of `width` (the paper's k).
+        bottleneck: whether blocks are bottlenecks.
         shortcut: "A" or "B", see `PreActBlock`.
-        dropout: share of activations dropped before each block's last convolution, in training.
+        dropout: dropout rate before each block's last convolution.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
-        activation: before each convolution and the mean, a name of `layers.ACTIVATIONS`.
-        kernel_init: of every layer, a name of `layers.INITIALIZERS`; or "published": convolutions He-normal, from the
-            fan-out or, in wide networks, the fan-in, the classifier uniform within ±1/sqrt(fan-in).
-        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
+        activation: a key of `layers.ACTIVATIONS`, before each convolution and before the pooling.
+        kernel_init: a key of `layers.INITIALIZERS` for every layer, or "published": convolutions He-normal by fan-out
+            (by fan-in in wide networks), classifier uniform within ±1/sqrt(fan-in).
+        remat: recompute block activations in the backward pass: less memory, more time.
     """
 
     blocks: tuple[int, ...] = (18, 18, 18)
@@ -112,7 +112,7 @@ class PreActResNet(NormalizedClassifier):
         """Returns logits (B, K), float32. Training updates "batch_stats" and, with dropout, draws from "dropout"."""
         if self.shortcut == "A" and (self.bottleneck or self.widen > 1):
             raise UserError(
-                "given shortcut=A with bottleneck or widened blocks; expected B, as in the papers; give shortcut=B"
+                "shortcut=A does not work with bottleneck or widened blocks: use shortcut=B, as in the papers"
             )
         he_normal = initializer("he_normal" if self.widen > 1 else "he_normal_fan_out")
         conv = self.conv(he_normal, centered_conv)

@@ -1,6 +1,6 @@
 """Residual networks: He, Zhang, Ren and Sun 2015, "Deep residual learning for image recognition".
 
-CIFAR family (§4.2): 6n + 2 layers, three stages of n blocks with 16, 32, 64 filters; table 6 gives the test errors on
+CIFAR family (§4.2): 6n + 2 layers, three stages of n blocks with 16, 32, 64 filters. Table 6 gives the test errors on
 CIFAR-10 with flips and 4-pixel crops: 20 layers 8.75 %, 32 7.51 %, 44 7.17 %, 56 6.97 %, 110 6.43 % (best of five, mean
 6.61 ± 0.16). Parameters with shortcut "A": 269,722; 464,154; 658,586; 853,018; 1,727,962. "B" adds 2,752.
 
@@ -8,16 +8,16 @@ ImageNet family (table 1): 18, 34, 50, 101 and 152 layers with 11,689,512; 21,79
 60,192,808 parameters for 1000 classes (projection shortcuts where the shape changes, the paper's option B).
 
 ResNeXt: Xie, Girshick, Dollár, Tu and He 2016, "Aggregated residual transformations for deep neural networks", table 1.
-The bottleneck's 3×3 convolution works in `groups` groups of `base_width` maps (in the first stage): 50 layers 32×4d
-have 25,028,904 parameters and the published top-1 error 22.2 %; 101 layers 32×8d, torchvision's form, 88,791,336.
+The bottleneck's 3×3 convolution has `groups` groups of `base_width` channels (in the first stage): 50 layers 32×4d have
+25,028,904 parameters and a published top-1 error of 22.2 %; 101 layers 32×8d, torchvision's form, 88,791,336.
 
-Bottlenecks twice as wide inside: Zagoruyko and Komodakis 2016, "Wide residual networks": 50 layers with 68,883,240
-parameters (top-1 error 21.9 %) and 101 with 126,886,696. The wide networks for CIFAR are in `preact_resnet`.
+Bottlenecks with twice the inner width: Zagoruyko and Komodakis 2016, "Wide residual networks": 50 layers with
+68,883,240 parameters (top-1 error 21.9 %) and 101 with 126,886,696. The wide networks for CIFAR are in `preact_resnet`.
 
-Where ours differs:
-- The bottleneck's stride is on its 3×3 convolution, not on the first 1×1 ("v1.5": same parameters, a little more
-  computation and accuracy), as in today's frameworks and the weights they publish.
-- Convolutions are He-normal from the fan-out, as in those frameworks; the classifier is LeCun-normal.
+Differences from the paper:
+- In bottlenecks the 3×3 convolution is strided, not the first 1×1 ("v1.5": same parameters, slightly more computation
+  and accuracy), as in today's frameworks and their published weights.
+- Convolutions are He-normal by fan-out, as in those frameworks; the classifier is LeCun-normal.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from cnn_jax.models.base import Entry, NormalizedClassifier
 
 
 def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **kwargs: Any) -> Conv:
-    """Convolution without bias (the norm after it has one), padded explicitly so that the centre stays the centre."""
+    """Returns a convolution without bias (a norm follows), with symmetric padding that keeps the centre in place."""
     pads = ((size // 2, size // 2),) * 2
     return Conv(
         features,
@@ -48,26 +48,26 @@ def centered_conv(features: int, size: int, stride: int = 1, groups: int = 1, **
 
 
 def subsample_and_pad(x_BxHxWxC: jax.Array, features: int, stride: int) -> jax.Array:
-    """Shortcut "A": every `stride`-th pixel, with zero maps before and after the C given ones to make `features`."""
+    """Shortcut "A": takes every `stride`-th pixel and pads with zero channels on both sides to `features` channels."""
     extra = features - x_BxHxWxC.shape[-1]
     pads = ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2))
     return jnp.pad(x_BxHxWxC[:, ::stride, ::stride], pads)
 
 
 class Block(nn.Module):
-    """act(x + F(x)): F is two 3×3 convolutions, or 1×1 – 3×3 – 1×1 if `bottleneck` (paper, fig. 5).
+    """act(x + F(x)): F is two 3×3 convolutions, or 1×1 – 3×3 – 1×1 in a bottleneck (paper, fig. 5).
 
     Attributes:
-        features: filters of the 3×3 convolutions; a bottleneck puts out four times as many.
-        stride: of the block.
-        bottleneck: which F.
-        shortcut: where the shape changes, "A" sub-samples and pads with zero maps, "B" projects by a 1×1 convolution.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
-        zero_init: start with F = 0, by the scale of its last norm.
-        groups: of a bottleneck's 3×3 convolution.
-        base_width: width of a bottleneck's 3×3 convolution, in 64ths of `features` for each group.
-        activation: after each convolution, of the last one after the addition; a name of `layers.ACTIVATIONS`.
+        features: filters of the 3×3 convolutions; a bottleneck outputs four times as many.
+        stride: stride of the block.
+        bottleneck: whether F is a bottleneck.
+        shortcut: where the shape changes, "A" subsamples and pads with zero channels, "B" projects by 1×1 convolution.
+        conv: convolution factory.
+        norm: batch normalisation factory.
+        zero_init: start with F = 0, by zeroing the scale of its last norm.
+        groups: groups of a bottleneck's 3×3 convolution.
+        base_width: channels per group of a bottleneck's 3×3 convolution, in 64ths of `features`.
+        activation: a key of `layers.ACTIVATIONS`, after each convolution; the last one comes after the addition.
     """
 
     features: int
@@ -107,18 +107,18 @@ class Block(nn.Module):
 
 
 class ResNet(NormalizedClassifier):
-    """Stem, stages of residual blocks, mean over the maps, classifier.
+    """Stem, stages of residual blocks, global average pooling, classifier.
 
     Attributes:
         blocks: residual blocks of each stage; each stage after the first halves the maps and doubles the filters.
         width: filters of the first stage.
-        bottleneck: kind of block.
+        bottleneck: whether blocks are bottlenecks.
         shortcut: "A" or "B", see `Block`.
-        groups: of each bottleneck's 3×3 convolution (ResNeXt's cardinality).
-        base_width: maps of a group in the first stage, for a `width` of 64.
+        groups: groups of each bottleneck's 3×3 convolution (ResNeXt's cardinality).
+        base_width: channels per group in the first stage, for a `width` of 64.
         imagenet_stem: 7×7 stride 2 and 3×3 max pooling stride 2, instead of one 3×3 convolution.
         zero_init_residual: start every block as the identity (Goyal et al. 2017, §5.1).
-        remat: compute each block's activations anew in the backward pass, not keep them: less memory, more time.
+        remat: recompute block activations in the backward pass: less memory, more time.
     """
 
     blocks: tuple[int, ...] = (3, 3, 3)
@@ -137,16 +137,16 @@ class ResNet(NormalizedClassifier):
         conv = self.conv(initializer("he_normal_fan_out"), centered_conv)
         norm = self.norm(train)
         if self.shortcut == "A" and self.bottleneck:
-            raise UserError("given shortcut=A with bottleneck blocks; expected B, as in the paper; give shortcut=B")
+            raise UserError("shortcut=A does not work with bottleneck blocks: use shortcut=B, as in the paper")
         if not self.bottleneck and (self.groups, self.base_width) != (1, 64):
             raise UserError(
-                f"given groups={self.groups} and base_width={self.base_width} with blocks of two 3x3 convolutions; "
-                "expected groups=1 and base_width=64; use bottleneck=true"
+                f"groups={self.groups} and base_width={self.base_width} only work with bottleneck blocks: "
+                "set bottleneck=true, or groups=1 and base_width=64"
             )
         if self.groups < 1 or self.width * self.base_width < 64:
             raise UserError(
-                f"given groups={self.groups}, base_width={self.base_width} and width={self.width}; expected at least "
-                "one group and one map in it (width*base_width/64); use larger ones"
+                f"groups={self.groups}, base_width={self.base_width} and width={self.width} leave a bottleneck without "
+                "channels: groups and width*base_width/64 must be at least 1"
             )
         make_block: Any = nn.remat(Block) if self.remat else Block
         x = images(x_BxHxWxC, self.dtype)

@@ -1,14 +1,14 @@
-"""The lectures' small networks, of one pattern: [[conv → act]·N → pool → drop]·M → [dense → act → drop]·K → dense.
+"""Small networks from lectures and tutorials: [[conv → act]·N → pool → drop]·M → [dense → act → drop]·K → dense.
 
     name              blocks (filters·size)   dense     parameters   source
     mnist_cnn         32·5 | 64·5, SAME       1024       3,274,634   TensorFlow tutorial "Deep MNIST for experts"
     tf_cnn            32·5 | 64·3, VALID      1024       1,669,002   lectures, after TensorFlow-Examples
     keras_cifar_cnn   32·3 32·3 | 64·3 64·3   512        1,250,858   Keras example cifar10_cnn.py (32×32×3)
     kaggle_lenet      12·5 | 25·5, VALID      180 100       99,127   kaggle.com/ftence/keras-cnn-inspired-by-lenet-5
-    xo_cnn            8·3 | 16·3, SAME        none           2,818   ours: tells X from O (28×28, two classes)
+    xo_cnn            8·3 | 16·3, SAME        none           2,818   this project: tells X from O (28×28, two classes)
 
-As in the lectures, `tf_cnn` has no activation after its dense layer. Where ours differs: `mnist_cnn` starts from
-Glorot-uniform weights and zero biases, the tutorial from normals of deviation 0.1 and biases of 0.1.
+As in the lectures, `tf_cnn` has no activation after its dense layer. `mnist_cnn` starts with Glorot-uniform weights and
+zero biases; the tutorial uses normal weights of standard deviation 0.1 and biases of 0.1.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ from cnn_jax.models.base import Classifier, Entry
 
 
 class Filters(NamedTuple):
-    """One convolution: how many filters, their side in pixels, and their padding."""
+    """A convolution: number of filters, their side in pixels, and their padding."""
 
     count: int
     size: int
@@ -30,16 +30,16 @@ class Filters(NamedTuple):
 
 
 class SmallCnn(Classifier):
-    """Blocks of convolutions, each block followed by 2×2 max pooling, then dense layers.
+    """Blocks of convolutions, each followed by 2×2 max pooling, then dense layers.
 
     Attributes:
         blocks: convolutions of each block.
         dense: units of each hidden dense layer.
-        activation: a name of `layers.ACTIVATIONS`, after each convolution.
-        dense_activation: the same, after each hidden dense layer.
-        block_dropout: share of activations dropped after each pooling.
-        dense_dropout: share of activations dropped after each hidden dense layer.
-        input_shape: (H, W, C) it was published with; any other that fits works.
+        activation: a key of `layers.ACTIVATIONS`, after each convolution.
+        dense_activation: a key of `layers.ACTIVATIONS`, after each hidden dense layer.
+        block_dropout: dropout rate after each pooling.
+        dense_dropout: dropout rate after each hidden dense layer.
+        input_shape: published (H, W, C); any other that fits works.
     """
 
     blocks: tuple[tuple[Filters, ...], ...] = ()
@@ -52,7 +52,7 @@ class SmallCnn(Classifier):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-        """Returns logits (B, K), float32. Training draws from the rng stream "dropout" where a share is positive."""
+        """Returns logits (B, K), float32. With dropout, training draws from the rng stream "dropout"."""
         conv_layer, dense, number = self.conv(), self.fully_connected(), 0
         x = images(x_BxHxWxC, self.dtype)
         for b, block in enumerate(self.blocks, start=1):

@@ -1,27 +1,27 @@
-"""The network of the CIFAR-10 speed records: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", and after.
+"""The network of the CIFAR-10 speed records: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", and later.
 
-A frozen 2×2 whitening convolution with trained bias, GELU, three groups (convolution, 2×2 max pooling, norm, GELU; then
-convolution, norm, GELU), 3×3 max pooling, a linear layer without bias, logits divided by 9 (appendix A of the paper and
-its released code). Published mean accuracies with the recipes of that code, on an A100:
+A frozen 2×2 whitening convolution with a trained bias, GELU, three groups (convolution, 2×2 max pooling, norm, GELU;
+then convolution, norm, GELU), 3×3 max pooling, a linear layer without bias, logits divided by 9 (the paper's appendix A
+and released code). Published mean accuracies with that code's recipes, on an A100:
 
-    name              groups' widths   depth   trainable    accuracy   time
+    name              group widths     depth   trainable    accuracy   time
     speednet94        64 256 256       2       1,971,352    94.01 %    3.83 s
     speednet94_muon   64 256 256       2       1,971,352    94.01 %    2.59 s    other initialisation, logits / 256
     speednet95        128 384 384      2       4,604,440    95.01 %    10.4 s
     speednet96        128 384 512      3       9,915,416    96.03 %    34.7 s    the third convolution is residual
 
-The 288 weights of the whitening convolution are no parameters but in the collection "batch_stats": they are statistics
-of the data, no optimizer touches them, and they are saved with the rest. `model.init` draws a rotation in their place,
-right for white noise; `whitened(variables, images)` puts the ones for the data there, before training:
+The 288 whitening weights are in the collection "batch_stats", not among the parameters: they are data statistics, no
+optimizer touches them, and they are saved with the rest. `model.init` fills in a random rotation, which is correct for
+white noise; `whitened(variables, images)` replaces it by the filters for the data, before training:
 
     variables = whitened(model.init(key, images[:1], train=False), images[:5000])
 
-Initialised as the released code: convolutions uniform within ±1/sqrt(fan-in), then the first filters, as many as there
-are input maps, become the identity (so all of them in most layers); the scale of the norms is fixed at 1.
+Initialised as in the released code: convolutions uniform within ±1/sqrt(fan-in), with the first filters, one per input
+channel (in most layers all of them), set to the identity; the scale of the norms is fixed at 1.
 
-Where ours differs:
-- The running variance is the mean of the batches' own variances, not corrected by n/(n - 1) with n above 9,000.
-- The last pooling takes the maximum of the whole map, which at 32×32 pixels is 3×3, so that images of any size work.
+Differences from the released code:
+- The running variance averages uncorrected batch variances, without the factor n/(n - 1), where n exceeds 9,000.
+- The last pooling takes the maximum of the whole map (3×3 for 32×32 images), so that images of any size work.
 """
 
 import math
@@ -53,17 +53,17 @@ _SIDE = 2  # of the whitening filters, in pixels
 
 
 def whitening(images_BxHxWxC: jax.Array, epsilon: float = 5e-4) -> jax.Array:
-    """Filters that make 2×2 patches white: uncorrelated outputs of second moment 1 (paper, §3.2).
+    """Returns filters that whiten 2×2 patches: uncorrelated outputs with second moment 1 (paper, §3.2).
 
-    They are the eigenvectors of the patches' second moments (means are not taken off), each divided by the root of its
-    eigenvalue.
+    They are the eigenvectors of the patches' second moments (means are not subtracted), each divided by the square root
+    of its eigenvalue.
 
     Args:
-        images_BxHxWxC: normalized images to learn from; the records take the first 5,000.
-        epsilon: added to the eigenvalues, so that noise is not blown up.
+        images_BxHxWxC: normalized images to take the statistics from; the records use the first 5,000.
+        epsilon: added to the eigenvalues, so that noise is not amplified.
 
     Returns:
-        Kernel (2, 2, C, 8·C), float32: the 4·C filters, largest eigenvalue first, and then their negatives.
+        Kernel (2, 2, C, 8·C), float32: 4·C filters, largest eigenvalue first, followed by their negatives.
     """
     x, channels = images_BxHxWxC.astype(jnp.float32), images_BxHxWxC.shape[-1]
     height, width = x.shape[1] - _SIDE + 1, x.shape[2] - _SIDE + 1
@@ -79,15 +79,15 @@ def whitened(variables: Mapping[str, Any], images_BxHxWxC: jax.Array) -> dict[st
     """Returns a SpeedNet's variables with the whitening filters of these normalized images (see `whitening`).
 
     Raises:
-        UserError: the variables are not a SpeedNet's, or for images with another number of channels.
+        UserError: the variables are not a SpeedNet's, or the images have another number of channels.
     """
     statistics = variables.get("batch_stats", {})
     old = statistics.get("whiten", {}).get("kernel")
-    if old is None or old.shape[2] != images_BxHxWxC.shape[-1]:
-        expected = "variables of a SpeedNet" if old is None else f"images with {old.shape[2]} channels"
+    if old is None:
+        raise UserError("the variables have no whitening filters: pass variables of a SpeedNet")
+    if old.shape[2] != images_BxHxWxC.shape[-1]:
         raise UserError(
-            f"given images of shape {images_BxHxWxC.shape} to whiten; expected {expected}; "
-            "initialise a speednet model with images of the same number of channels"
+            f"images of shape {images_BxHxWxC.shape} cannot whiten this model: pass images with {old.shape[2]} channels"
         )
     kernel = whitening(images_BxHxWxC).astype(old.dtype)
     return {**variables, "batch_stats": {**statistics, "whiten": {"kernel": kernel}}}
@@ -98,7 +98,7 @@ def _with_negatives(filters_DxF: jax.Array) -> jax.Array:
 
 
 def partial_dirac(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Kernel (h, w, C, F) whose first C filters copy their map, the others uniform within ±1/sqrt(h·w·C)."""
+    """Returns a kernel (h, w, C, F): the first C filters copy their channel, others are uniform in ±1/sqrt(h·w·C)."""
     copies = jnp.arange(shape[-1]) < shape[-2]
     return jnp.where(copies.reshape(1, 1, 1, -1), dirac(key, shape, dtype), _uniform_fan_in(key, shape, dtype))
 
@@ -113,13 +113,13 @@ def _unit_deviation(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Arr
 
 
 class Whitening(nn.Module):
-    """2×2 convolution with fixed filters, in the collection "batch_stats", and a bias.
+    """2×2 convolution with a bias and fixed filters, which are in the collection "batch_stats".
 
     Attributes:
         bias_limit: the bias starts uniform within ± this.
         train_bias: whether the bias gets a gradient.
-        dtype: of the computation.
-        param_dtype: of the filters and the bias.
+        dtype: computation type.
+        param_dtype: type of the filters and the bias.
     """
 
     bias_limit: float
@@ -157,10 +157,10 @@ class Group(nn.Module):
     Attributes:
         features: filters of each convolution.
         depth: number of convolutions.
-        residual: the first activation is added before the last one.
-        activation: a name of `layers.ACTIVATIONS`.
-        conv: makes a convolution.
-        norm: makes a batch normalisation.
+        residual: whether to add the output of the first activation before the last one.
+        activation: a key of `layers.ACTIVATIONS`.
+        conv: convolution factory.
+        norm: batch normalisation factory.
     """
 
     features: int
@@ -183,20 +183,21 @@ class Group(nn.Module):
 
 
 class SpeedNet(NormalizedClassifier):
-    """Whitening, GELU, groups, maximum over the maps, linear classifier.
+    """Whitening, GELU, groups, global max pooling, linear classifier.
 
     Attributes:
         widths: filters of each group; each group halves the maps.
         depth: convolutions of each group.
         residual: see `Group`.
-        activation: within the groups, a name of `layers.ACTIVATIONS`; after the whitening it is always the exact GELU.
-        kernel_init: of every layer but the whitening, a name of `layers.INITIALIZERS`; or "published", see above.
+        activation: a key of `layers.ACTIVATIONS`, within the groups; after the whitening it is always the exact GELU.
+        kernel_init: a key of `layers.INITIALIZERS` for every layer but the whitening; or "published", see the module
+            docstring.
         logit_scale: factor of the logits.
         momentum: of the running means and variances: running = momentum·running + (1 - momentum)·batch.
-        unit_output: the classifier's weights start with deviation 1, instead of uniform within ±1/sqrt(fan-in).
+        unit_output: start the classifier's weights with standard deviation 1, not uniform within ±1/sqrt(fan-in).
         whitening_bias: the whitening's bias starts uniform within ± this.
         train_whitening_bias: whether that bias gets a gradient. The records freeze it after the first epochs, by
-            `model.clone(train_whitening_bias=False)`: then no gradient is computed for the largest maps.
+            `model.clone(train_whitening_bias=False)`, which saves the gradient of the largest maps.
         input_shape: (H, W, C) of the records; any other from 17×17 works.
     """
 

@@ -6,19 +6,21 @@
     vgg16, vgg16_bn     D               138,357,544   27.0 / 8.8; trained at varying scale 25.6 / 8.1
     vgg19, vgg19_bn     E               143,667,240   27.3 / 9.0; trained at varying scale 25.5 / 8.0
 
-Errors (table 3): validation set of ILSVRC-2012, tested at one scale; the networks without batch normalisation.
+Errors (table 3): validation set of ILSVRC-2012, tested at one scale, without batch normalisation.
 
-Five stages of 3×3 convolutions of 64, 128, 256, 512 and 512 filters, each stage followed by 2×2 max pooling, and three
-dense layers. Layers are named as in the weights that the authors released: conv1_1 … conv5_3, fc6, fc7.
+Five stages of 3×3 convolutions with 64, 128, 256, 512 and 512 filters, each followed by 2×2 max pooling, and three
+dense layers. Layers are named as in the authors' released weights: conv1_1 … conv5_3, fc6, fc7.
 
-Where ours differs:
-- The names with _bn, which the paper does not have, normalize after each convolution (Ioffe and Szegedy 2015), as
-  torchvision's. The convolutions keep their biases, as there: 132,868,840; 133,053,736; 138,365,992; 143,678,248.
-- Weights start as torchvision's: convolutions He-normal from the fan-out, dense layers normal with deviation 0.01,
-  biases 0. The paper starts deeper networks from A's trained layers, and says that Glorot's rule makes that needless.
-- The dense layers take whatever the last pooling yields: 7×7 maps of images of 224×224, 1×1 of 32×32, which makes fc6
-  as much narrower. With `head_map=7` maps of any size are averaged to 7×7 (torchvision's adaptive pooling; at 224×224
-  it changes nothing): every image size then has the parameters, and can have the weights, of 224×224.
+Differences from the paper:
+- The _bn variants, which are not in the paper, normalise after each convolution (Ioffe and Szegedy 2015), as in
+  torchvision. As there, the convolutions keep their biases: 132,868,840; 133,053,736; 138,365,992; 143,678,248
+  parameters.
+- Weights are initialised as in torchvision: convolutions He-normal by fan-out, dense layers normal with standard
+  deviation 0.01, biases 0. The paper starts deeper networks from A's trained layers, and notes that Glorot's
+  initialisation makes that unnecessary.
+- The dense layers accept whatever the last pooling outputs: 7×7 maps from 224×224 images, 1×1 from 32×32, with a
+  correspondingly smaller fc6. `head_map=7` averages maps of any size to 7×7 (torchvision's adaptive pooling; no effect
+  at 224×224), so that every image size has the parameter shapes, and can use the weights, of 224×224.
 """
 
 from functools import partial
@@ -36,13 +38,13 @@ class VGG(NormalizedClassifier):
     """Stages of 3×3 convolutions and pooling, then dense layers.
 
     Attributes:
-        convolutions: of each stage.
+        convolutions: number of convolutions of each stage.
         features: filters of each stage.
-        batch_norm: normalize after each convolution.
+        batch_norm: whether to normalise after each convolution.
         dense: units of fc6 and fc7.
-        dropout: share of the activations of fc6 and fc7 dropped in training.
-        head_map: side of the map that fc6 sees; maps of another size are averaged to it. None: the map as it is.
-        remat: keep only the output of each stage for the gradient, and compute the rest anew: less memory, more time.
+        dropout: dropout rate of fc6 and fc7.
+        head_map: side to which maps are averaged before fc6; None leaves them as they are.
+        remat: store only the output of each stage and recompute the rest in the backward pass: less memory, more time.
     """
 
     num_classes: int = 1000
@@ -60,12 +62,12 @@ class VGG(NormalizedClassifier):
         """Returns logits (B, K), float32. Training draws from the rng stream "dropout".
 
         Raises:
-            UserError: other numbers of stages in `convolutions` and `features`, or images that are too small.
+            UserError: `convolutions` and `features` differ in length, or images are too small.
         """
         if len(self.convolutions) != len(self.features):
             raise UserError(
-                f"given convolutions of {len(self.convolutions)} stages and features of {len(self.features)}; "
-                "expected as many of one as of the other; add or drop some"
+                f"convolutions has {len(self.convolutions)} stages but features has {len(self.features)}: "
+                "give both the same length"
             )
         x = images(x_BxHxWxC, self.dtype)
         for s in range(1, len(self.convolutions) + 1):
@@ -83,7 +85,7 @@ class VGG(NormalizedClassifier):
 
 
 def _stage(model: VGG, x_BxHxWxC: jax.Array, *, number: int, train: bool) -> jax.Array:
-    """Convolutions and pooling of one stage, as layers of `model`: (B, H, W, C) → (B, H/2, W/2, features)."""
+    """Applies one stage's convolutions and pooling as layers of `model`: (B, H, W, C) → (B, H/2, W/2, features)."""
     x = x_BxHxWxC
     conv, norm = model.conv(initializer("he_normal_fan_out")), model.norm(train)
     for i in range(1, model.convolutions[number - 1] + 1):

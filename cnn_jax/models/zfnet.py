@@ -1,18 +1,18 @@
 """ZFNet: Zeiler and Fergus 2013, "Visualizing and understanding convolutional networks", figure 3.
 
-AlexNet with 7×7 filters of stride 2 in its first layer instead of 11×11 and 4, chosen by looking at AlexNet's filters:
-fewer of them are dead, and the second layer shows no aliasing (§4.1). 62,357,608 parameters. Top-1 and top-5 error of
-one network on the validation set of ILSVRC-2012 (table 3; table 2 has 0.1 less): 38.4 % and 16.5 %, their copy of
-AlexNet 40.5 % and 18.1 %; with `features=96/256/512/1024/512` 37.5 % and 16.0 %.
+AlexNet with 7×7 filters of stride 2 in the first layer, instead of 11×11 and stride 4, a choice made by visualising
+AlexNet's filters: fewer are dead, and the second layer shows no aliasing (§4.1). 62,357,608 parameters. Top-1 and top-5
+error of one network on the validation set of ILSVRC-2012 (table 3; table 2 has 0.1 less): 38.4 % and 16.5 %; their
+replica of AlexNet 40.5 % and 18.1 %; with `features=96/256/512/1024/512` 37.5 % and 16.0 %.
 
 Volumes: 224×224×3 → conv1 110×110×96 → pool1 55×55 → conv2 26×26×256 → pool2 13×13 → conv3, conv4 13×13×384 → conv5
-13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. After a pooling comes the response normalization, the reverse of
-AlexNet's order. Weights start normal with deviation 0.01, biases at 0 (§3.1).
+13×13×256 → pool5 6×6×256 → fc6 4096 → fc7 4096 → 1000. Response normalisation follows pooling, the reverse of AlexNet's
+order. Weights start normal with standard deviation 0.01, biases at 0 (§3.1).
 
-Where ours differs:
-- The figure does not give the padding. Ours is 1 before conv1 and none before conv2, and windows of the poolings may
-  overhang the lower and right edges, which yields the figure's volumes.
-- The paper's training rescales filters whose root mean square exceeds 0.1 (§3.1), which is no part of the network.
+Differences from the paper:
+- The figure gives no padding. Here it is 1 before conv1 and 0 before conv2, and pooling windows may extend past the
+  bottom and right edges, which reproduces the figure's volumes.
+- The paper's training rescales filters whose root mean square exceeds 0.1 (§3.1), which is not part of the network.
 """
 
 from functools import partial
@@ -30,8 +30,8 @@ class ZFNet(Classifier):
     Attributes:
         features: filters of conv1 to conv5.
         dense: units of fc6 and fc7.
-        dropout: share of the activations of fc6 and fc7 dropped in training.
-        input_shape: (H, W, C) of the paper; any other that fits works, and changes the width of fc6.
+        dropout: dropout rate of fc6 and fc7.
+        input_shape: (H, W, C) of the paper; any other that fits works, and changes the input size of fc6.
     """
 
     num_classes: int = 1000
