@@ -1,6 +1,6 @@
 """Checks shared by the tests of several model families: traced, or run on small random inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, partial, reduce
 from operator import or_
 from typing import Any
@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import traverse_util
 from jax.extend.core import Jaxpr, Literal
 
@@ -16,6 +17,11 @@ from cnn_jax.models import stages
 
 # For programs that run once on small inputs: halves the compile time.
 QUICK = {"xla_backend_optimization_level": 0}
+
+
+def each(names: Iterable[str], quick: Collection[str]) -> list[Any]:
+    """Names to parametrize a test with; those not in `quick` are marked slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def shapes(model: nn.Module, *input_shape: int) -> Any:

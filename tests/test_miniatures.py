@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_checks import by_path, drawn, evaluated, loss, shapes, trained, without_gradient
+from model_checks import by_path, drawn, each, evaluated, loss, shapes, trained, without_gradient
 
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.sliding import to_convolutional
@@ -79,6 +79,8 @@ MINIATURES = {
 }
 CLASSIFIERS = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "num_classes")]
 NORMALIZED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "axis_name")]
+# One of each kind of block; the others are slow tests.
+QUICK = ("lenet5", "pattern", "vgg_bn", "resnet20", "resnet50", "mobilenet_v2", "densenet_bc", "conv_autoencoder")
 REMATERIALISED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "remat")]
 
 
@@ -114,7 +116,7 @@ def test_every_architecture_has_a_miniature():
     assert {type(build(name)) for name in MODELS} == {type(model) for model, _, _ in MINIATURES.values()}
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", each(CLASSIFIERS, QUICK))
 def test_every_parameter_gets_a_gradient(name):
     model, variables, x = case(name)
     gradients, (logits, _) = trained(model, variables, x)
@@ -134,7 +136,7 @@ def test_networks_without_classes_reconstruct_and_train_every_parameter():
         assert without_gradient(gradients) == []
 
 
-@pytest.mark.parametrize("name", NORMALIZED)
+@pytest.mark.parametrize("name", each(NORMALIZED, QUICK))
 def test_batch_statistics_move_in_training_only(name):
     model, variables, x = case(name)
     before = variables.get("batch_stats", {})
@@ -144,7 +146,7 @@ def test_batch_statistics_move_in_training_only(name):
     assert still == ({"whiten/kernel"} if name == "speednet" else set())
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", each(MINIATURES, QUICK))
 def test_bfloat16_is_only_inside(name):
     model, variables, x = case(name)
     half = model.clone(dtype=jnp.bfloat16)
@@ -155,14 +157,14 @@ def test_bfloat16_is_only_inside(name):
     assert not np.array_equal(got, expected), "computed in float32 after all"
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", each(MINIATURES, QUICK))
 def test_jit_changes_nothing(name):
     model, variables, x = case(name)
     plain, compiled = np.asarray(model.apply(variables, x, train=False)), evaluated(model, variables, x)
     np.testing.assert_allclose(plain, compiled, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
 
 
-@pytest.mark.parametrize("name", REMATERIALISED)
+@pytest.mark.parametrize("name", each(REMATERIALISED, QUICK))
 def test_rematerialisation_changes_nothing_but_the_program(name):
     """Variables, logits, statistics, gradients and dropped units are all the same."""
     model, variables, x = case(name)
@@ -180,7 +182,7 @@ TRACED = {**MINIATURES, "inception_v3": Miniature(inception_v3.inception_v3(3), 
 KEPT = {"efficientnet": {"logistic"}, "speednet": {"erf"}}
 
 
-@pytest.mark.parametrize("name", [name for name in MINIATURES if name != "softmax_regression"])
+@pytest.mark.parametrize("name", each([name for name in MINIATURES if name != "softmax_regression"], QUICK))
 def test_another_activation_replaces_every_one(name):
     """With linear activations, no nonlinearity is left in the training program, side heads included."""
     model, image, batch = TRACED[name]
@@ -199,7 +201,7 @@ def test_another_activation_replaces_every_one(name):
     assert bends(after) == KEPT.get(name, set())
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", each(MINIATURES, QUICK))
 def test_another_initialiser_draws_every_kernel(name):
     model, image, _ = TRACED[name]
     drawn_by: dict[str, Any] = {}
@@ -218,7 +220,7 @@ def test_another_initialiser_draws_every_kernel(name):
     assert drawn_by and others == ({"c3"} if name == "lenet5_1998" else set())
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", each(MINIATURES, QUICK))
 def test_unknown_names_are_refused_with_the_nearest_ones(name):
     model, image, _ = MINIATURES[name]
     mistakes: tuple[tuple[dict[str, Any], str], ...] = (
@@ -230,7 +232,7 @@ def test_unknown_names_are_refused_with_the_nearest_ones(name):
             shapes(model.clone(**fields), *image)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", each(CLASSIFIERS, QUICK))
 def test_head_as_convolutions_gives_the_same_logits_and_slides(name):
     model, variables, x = case(name)
     sliding, filters = to_convolutional(model, variables, MINIATURES[name].image)

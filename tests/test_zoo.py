@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from model_checks import by_path, dependencies, loss, shapes
+from model_checks import by_path, dependencies, each, loss, shapes
 
 from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.inspect.tables import measure
@@ -118,6 +118,12 @@ GMAC = {
 }
 DEEP = "preact_resnet1001"  # takes a minute to trace; it is preact_resnet164 with more blocks
 NAMES = [name for name in MODELS if name != DEEP]
+# One network per family; the others are slow tests.
+QUICK = (
+    *("softmax_regression", "lenet5", "xo_cnn", "resnet20", "preact_resnet18", "alexnet", "zfnet", "vgg11"),
+    *("all_cnn_c", "googlenet", "bn_inception", "inception_v3", "densenet_bc100", "mobilenet_v2"),
+    *("efficientnet_b0", "convnext_tiny", "speednet94", "pattern", "conv_autoencoder"),
+)
 CLASSIFIERS = [name for name in NAMES if hasattr(build(name), "num_classes")]
 CLASSES, BATCH = 7, 2
 GOLDEN = Path(__file__).parent / "golden"
@@ -186,7 +192,7 @@ def test_every_model_has_a_source_and_a_golden_file():
     assert {file.stem for file in GOLDEN.glob("*.txt")} == set(MODELS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", each(NAMES, QUICK))
 def test_table_matches_the_code(name):
     assert published(name).row == rows()[name], "regenerate it: python -m cnn_jax models --measure"
 
@@ -204,7 +210,7 @@ def test_activation_and_initialiser_of_every_model_are_arguments():
         assert (model.activation, model.kernel_init) == ("tanh", "glorot_normal"), name
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", each(CLASSIFIERS, QUICK))
 def test_training_reads_every_parameter_and_moves_every_statistic(name):
     """The loss depends differentiably on every parameter, and every statistic on the images.
 
@@ -227,7 +233,7 @@ def test_training_reads_every_parameter_and_moves_every_statistic(name):
     assert still == (["whiten/kernel"] if name.startswith("speednet") else [])
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", each(CLASSIFIERS, QUICK))
 def test_bfloat16_evaluation_records_the_stages_and_moves_no_statistic(name):
     model = other(name, dtype=jnp.bfloat16)
 
@@ -244,14 +250,14 @@ def test_bfloat16_evaluation_records_the_stages_and_moves_no_statistic(name):
     assert {(stage.shape[0], stage.dtype) for stage in seen.values()} <= {(BATCH, jnp.dtype("bfloat16"))}
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", each(CLASSIFIERS, QUICK))
 def test_number_of_classes_is_that_of_the_classifiers(name):
     params = by_path(other_variables(name)["params"])
     heads = {leaf.shape[-1] for path, leaf in params.items() if path.split("/")[-2] == "output"}
     assert heads <= {CLASSES} and (heads or name == "lenet5_1998"), "the paper's output units have no parameters"
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", each(CLASSIFIERS, QUICK))
 def test_image_size_and_classes_change_the_classifiers_only(name):
     before = {path: leaf for path, leaf in published(name).leaves.items() if path.startswith("params/")}
     after = by_path({"params": other_variables(name)["params"]})
@@ -261,7 +267,7 @@ def test_image_size_and_classes_change_the_classifiers_only(name):
     assert all("output" in path or path.endswith("kernel") for path in heads), heads
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", each(MODELS, QUICK))
 def test_tree_of_variables_matches_the_golden_file(name):
     lines = golden_lines(deep() if name == DEEP else published(name))
     golden = GOLDEN / f"{name}.txt"
