@@ -37,7 +37,7 @@ def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--freeze", "("], "--freeze '(' is no regular expression for parameter paths"),
+        (["--freeze", "("], "--freeze '(' is not a regular expression for parameter paths"),
         (["--freeze", "nope"], "--freeze 'nope' matches no parameter (paths: conv1/bias"),
         (["--freeze-until", "nope=1"], "--freeze-until 'nope' matches no parameter (paths: conv1/bias"),
         (
@@ -70,7 +70,7 @@ def test_a_mistake_is_told_with_its_flag_before_an_image_is_read(argv, said, mon
 
 def test_a_platform_that_is_not_there(monkeypatch, capsys, tmp_path):
     said = refused(["--require", "tpu", "--workdir", str(tmp_path / "run")], monkeypatch, capsys)
-    assert_one_line(said, "given --require tpu; found cpu")
+    assert_one_line(said, "--require is tpu, but JAX found cpu")
     assert os.listdir(tmp_path) == []
 
 
@@ -172,10 +172,10 @@ def test_a_full_disk_costs_what_is_not_saved_and_the_same_command_goes_on(tmp_pa
     assert done.stdout.split("\n") == ["150k 2", "400k 2", f"64m 0 {disk}/run/summary.json", ""]
     said = {size: (tmp_path / f"disk-{size}.out").read_text() for size in ("400k", "64m")}
     wrong = {size: (tmp_path / f"disk-{size}.err").read_text() for size in ("150k", "400k", "64m")}
-    lost = re.compile(r"warning: no checkpoint of step \d+, which was validated; falling back to step \d+\n")
+    lost = re.compile(r"warning: the checkpoint of step \d+ is missing; falling back to step \d+\n")
     assert lost.match(wrong["400k"])
     wrong = {size: lost.sub("", text) for size, text in wrong.items()}
-    assert_one_line(wrong["150k"], "a checkpoint could not be written (No space left on device); make room")
+    assert_one_line(wrong["150k"], f"cannot write a checkpoint in {disk / 'run'} (No space left on device): make room")
     assert_one_line(wrong["400k"], "No space left on device; check the path")
     assert "resuming   from step 10\n" in said["400k"]
     assert "resuming   from step 40\n" in said["64m"] and "finished" in said["64m"] and wrong["64m"] == ""

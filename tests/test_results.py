@@ -131,7 +131,7 @@ def test_a_summary_without_its_numbers(runs, tmp_path, capsys):
     shutil.copytree(runs[0], tmp_path / "run")
     (tmp_path / "run" / files.SUMMARY).write_text("{}")
     line = refuse(capsys, ["collect", tmp_path / "run", "--output", tmp_path / "x.csv"])
-    assert "lacks command, commit, dataset" in line and "give the command of the run again" in line
+    assert "lacks command, commit, dataset" in line and "repeat the command of the run" in line
 
 
 def test_table_of_several_files_is_printed(runs, tmp_path, capsys):
