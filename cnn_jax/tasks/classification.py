@@ -37,13 +37,13 @@ class Classification:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Loss and accuracy."""
+        """Axis labels of the loss and the accuracy."""
         label = "cross-entropy (nats)" if self.loss_name == "cross_entropy" else f"{self.loss_name} loss"
         return {"loss": label, "accuracy": "accuracy"}
 
     @property
     def outputs(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.classes)
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:

@@ -21,7 +21,7 @@ SHOWN = 16  # pairs in the report
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Trains outputs to match inputs, normalized images (B, H, W, C); the loss is the mean error per value."""
+    """Trains outputs to match the inputs, normalized images (B, H, W, C); the loss is the mean error per pixel value."""
 
     error: str = "mse"
     name = "reconstruction"
@@ -30,7 +30,7 @@ class Reconstruction:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The loss, which is the error."""
+        """Axis label of the loss, the reconstruction error."""
         return {"loss": f"reconstruction error ({self.error})"}
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:

@@ -68,7 +68,7 @@ LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = {
     "mlflow": _mlflow,
     "wandb": _wandb,
 }
-EXTRAS = {"mlflow": "mlflow", "wandb": "wandb"}  # logger → library; the extra that installs it is named as the logger
+EXTRAS = {"mlflow": "mlflow", "wandb": "wandb"}  # logger → library; the extra to install has the logger's name
 
 
 def check_loggers(names: Sequence[str]) -> None:
