@@ -21,7 +21,7 @@ SHOWN = 16  # pairs in the report
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Trains outputs to match the inputs, normalized images (B, H, W, C); the loss is the mean error per pixel value."""
+    """Trains outputs to match the inputs, normalized images (B, H, W, C); the loss is the mean error per value."""
 
     error: str = "mse"
     name = "reconstruction"
