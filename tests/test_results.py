@@ -70,7 +70,7 @@ def test_other_commits_are_other_rows(tmp_path):
 def test_seed_twice_is_no_second_sample(tmp_path, capsys):
     runs = [make_run(tmp_path / name) for name in ("a", "b")]
     line = refuse(capsys, ["collect", *runs, "--output", tmp_path / "x.csv"])
-    assert "seed 3 more than once" in line and str(runs[0]) in line and str(runs[1]) in line
+    assert "seed 3 appears more than once" in line and str(runs[0]) in line and str(runs[1]) in line
     assert not (tmp_path / "x.csv").exists()
 
 
