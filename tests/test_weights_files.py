@@ -293,7 +293,7 @@ def test_files_of_something_else(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(b"not weights at all, just some words in a file")
     said = message(path)
-    assert str(path) in said and "expected a whole" in said
+    assert str(path) in said and "copy or write it again" in said
 
 
 def test_absent_files_and_other_endings(tmp_path):

@@ -50,7 +50,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"cannot read weights {path} ({error.strerror or error}): check the path") from error
     except safetensors.SafetensorError as error:
         raise UserError(
-            f"weights {path} are not a whole .safetensors file ({error}): copy or write the file again"
+            f"weights {path} are not a whole .safetensors file ({error}): copy or write it again"
         ) from error
     except (AttributeError, TypeError) as error:  # from looking up the dtype in NumPy
         raise UserError(
