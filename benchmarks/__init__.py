@@ -1,1 +1,1 @@
-"""Side-by-side timings. A speed is a ratio of two things measured in turns in one run."""
+"""Side-by-side timings. A speed is the ratio of two things measured alternately in one run."""

@@ -1,9 +1,9 @@
-"""Single convolutions of `cnn_jax.ops.native` against XLA's own, on this CPU: output, and both gradients.
+"""Times single convolutions of `cnn_jax.ops.native` against XLA's on this CPU: the output and both gradients.
 
     python -m benchmarks.convolutions --output results/speed.csv
 
-Each part is a program by itself, called in turns with XLA's; both are compiled first. A ratio above 1 says how many
-times faster ours is.
+Each part is a program of its own, timed alternately with XLA's; both are compiled first. The ratio is XLA's time over
+ours: above 1, ours is faster.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CASES = {  # images, size, channels, features, kernel, stride, groups
 def parts_of(
     convolve: Callable[[Any, Any], jax.Array], x: jax.Array, kernel: jax.Array
 ) -> dict[str, Callable[[], Any]]:
-    """Calls that compute the output, the gradient of the input and that of the kernel, and wait for it; compiled."""
+    """Returns compiled, blocking calls for the output, the input gradient and the kernel gradient, by name."""
     g = jnp.ones_like(jax.eval_shape(convolve, x, kernel))
     programs = {
         "output": (jax.jit(convolve), x, kernel),
@@ -57,7 +57,7 @@ def parts_of(
 
 
 def repeated(call: Callable[[], Any], seconds: float) -> Callable[[], float]:
-    """A block of calls that takes about so many seconds; it returns the mean time of one."""
+    """Returns a function that runs a block of calls for about `seconds` and returns the mean time of one call."""
 
     def block(times: int) -> float:
         start = time.perf_counter()
@@ -76,23 +76,21 @@ def _xla(x: jax.Array, kernel: jax.Array, *, strides: Any, pads: Any, groups: in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints and records two figures a part of each case.
+    """Prints and records two figures for each part of each case.
 
     Raises:
-        UserError: there is no compiled code.
+        UserError: the compiled convolutions are not available.
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--seconds", type=positive_number, default=0.3, help="aimed length of a block (default 0.3)")
-    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
+    parser.add_argument("--seconds", type=positive_number, default=0.3, help="target length of a block (default 0.3)")
+    parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     keep_memory()
     if not native.available():
-        raise UserError(
-            f"no compiled convolutions, {native.status()}; expected a C++ compiler; install one, or set CXX"
-        )
+        raise UserError(f"no compiled convolutions ({native.status()}): install a C++ compiler, or set CXX")
     for name in arguments.cases:
         images, size, channels, features, width, stride, groups = CASES[name]
         random = np.random.default_rng(0)

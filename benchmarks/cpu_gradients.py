@@ -1,9 +1,9 @@
-"""A training step with the gradients of `cnn_jax.ops` against the same step with XLA's and Flax's own, on this CPU.
+"""Times a training step with the operations of `cnn_jax.ops` against the same step with XLA's and Flax's, on this CPU.
 
     python -m benchmarks.cpu_gradients --output results/speed.csv
 
-Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster ours is.
-With CNN_JAX_NATIVE=0 before the command, ours is what a machine without a C++ compiler has.
+Both are compiled first; then blocks of each are timed alternately. The ratio is the plain step's time over ours: above
+1, ours is faster. CNN_JAX_NATIVE=0 before the command measures what a machine without a C++ compiler gets.
 """
 
 import argparse
@@ -23,19 +23,19 @@ MORE = {
 
 
 def plain_bench(config: Config) -> Bench:
-    """The same model without our operations: XLA's."""
+    """Compiles the step with XLA's and Flax's operations instead of ours."""
     with plain_operations():
         return make_bench(config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints and records three figures a model."""
+    """Prints and records three figures for each model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=[*CASES, *MORE], default=[*CASES, *MORE])
-    parser.add_argument("--batch", type=positive, default=BATCH, help=f"images a step (default {BATCH})")
+    parser.add_argument("--batch", type=positive, default=BATCH, help=f"images per step (default {BATCH})")
     parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--seconds", type=positive_number, default=4.0, help="aimed length of a block (default 4)")
-    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
+    parser.add_argument("--seconds", type=positive_number, default=4.0, help="target length of a block (default 4)")
+    parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = parser.parse_args(argv)
     for name in arguments.models:
         config = (CASES | MORE)[name].override(batch_size=arguments.batch)

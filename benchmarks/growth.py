@@ -1,15 +1,15 @@
-"""The cost of a training step for one image as the batch, the image, the depth or the number of classes grows.
+"""How the cost of a training step per image grows with batch size, image size, depth and number of classes.
 
     python -m benchmarks.growth --output results/speed.csv
     python -m benchmarks.growth --model resnet50 --image 224 --batch 128 --classes 1000 --precision bfloat16 \\
         --batches 8 16 32 64 128 256 --images 64 96 128 160 192 224 256 --depths 18 34 50 101 152 \\
         --output results/speed.csv    # on an accelerator
 
-Along each axis one number grows and the others stay. Every case is timed in turns with the first of its axis. What is
-measured is recorded at once; `--axes` goes on with some of them.
+Along each axis one number grows and the others are fixed. Each case is timed alternately with the first of its axis.
+Figures are recorded as they are measured, so after an interruption `--axes` runs only what is left.
 
-A *bend* is a case that is slower than its neighbours make one expect: its seconds a FLOP over the straight line between
-theirs, on logarithmic scales, each of its fastest block. Sizes that are no powers of two are there to find one.
+The *bend* of a case compares its seconds per FLOP with its neighbours': it is the ratio to the straight line between
+theirs, on logarithmic scales, each by its fastest block. Sizes that are not powers of two are there to expose bends.
 """
 
 import argparse
@@ -30,7 +30,7 @@ AXES = ("batch", "image", "depth", "classes")
 
 @dataclass(frozen=True)
 class Case:
-    """A network of `depth` layers that trains on `batch` random images of `image` x `image` pixels."""
+    """A network of `depth` layers, trained on batches of `batch` random images of `image` x `image` pixels."""
 
     family: str
     depth: int
@@ -44,7 +44,7 @@ class Case:
         return f"{self.family}{self.depth} {size} batch {self.batch} classes {self.classes} {self.precision}"
 
     def config(self) -> Config:
-        """The run whose step is timed."""
+        """Returns the config of the run whose step is timed."""
         return BASE.override(
             model=f"{self.family}{self.depth}",
             dataset=f"synthetic:{self.image}x{self.image}x3:{self.classes}:{max(2 * self.batch, self.classes)}",
@@ -56,7 +56,7 @@ class Case:
 
 
 def measure(axis: str, cases: Sequence[Case], blocks: int, seconds: float) -> Iterator[list[Figure]]:
-    """Times the cases of an axis, and yields the figures of each when they are known, and those of the axis."""
+    """Times the cases of an axis; yields the figures of each case as it is done, then the largest bend."""
     first, costs = None, {}
     for case in cases:
         bench = make_bench(case.config())
@@ -66,7 +66,7 @@ def measure(axis: str, cases: Sequence[Case], blocks: int, seconds: float) -> It
         images = [(here / case.batch, there / first[2]) for here, there in pairs]
         flops = 3 * bench.experiment.flops_per_image
         cost = figure(str(case), f"{axis}: an image", [1e3 * here for here, _ in images], "ms")
-        costs[getattr(case, axis)] = min(here for here, _ in images) / flops  # others who use the machine only slow it
+        costs[getattr(case, axis)] = min(here for here, _ in images) / flops  # other load only slows a block down
         yield [
             cost,
             figure(str(case), f"{axis}: an image / of the first case", [here / there for here, there in images], "x"),
@@ -78,7 +78,7 @@ def measure(axis: str, cases: Sequence[Case], blocks: int, seconds: float) -> It
 
 
 def bends(cost_per_flop: Mapping[int, float]) -> dict[int, float]:
-    """Cost of each case, but the first and the last, over what its neighbours make one expect.
+    """Returns the cost of each case except the first and the last, relative to the line between its neighbours.
 
     >>> {number: round(bend, 2) for number, bend in bends({8: 4.0, 16: 2.0, 32: 2.0, 64: 0.5}).items()}
     {16: 0.71, 32: 2.0}
@@ -92,16 +92,16 @@ def bends(cost_per_flop: Mapping[int, float]) -> dict[int, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints and records three figures a case, and the largest bend of each axis.
+    """Prints and records three figures for each case, and the largest bend of each axis.
 
     Raises:
-        UserError: a model whose name does not end in its depth.
+        UserError: the model's name does not end in its depth.
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--model", default="resnet20", help="a name that ends in its depth (default resnet20)")
     parser.add_argument("--image", type=positive, default=32, help="height and width in pixels (default 32)")
-    parser.add_argument("--batch", type=positive, default=64, help="images a step (default 64)")
+    parser.add_argument("--batch", type=positive, default=64, help="images per step (default 64)")
     parser.add_argument("--classes", type=positive, default=10, help="number of classes (default 10)")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
@@ -111,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--depths", type=positive, nargs="+", default=[20, 32, 44, 56, 110])
     parser.add_argument("--class-counts", type=positive, nargs="+", default=[2, 10, 100, 1000, 10000])
     parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
-    parser.add_argument("--seconds", type=positive_number, default=1.0, help="aimed length of a block (default 1)")
-    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
+    parser.add_argument("--seconds", type=positive_number, default=1.0, help="target length of a block (default 1)")
+    parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = parser.parse_args(argv)
     name = re.fullmatch(r"(\w*\D)(\d+)", arguments.model)
     if name is None:
-        raise UserError(f"given --model {arguments.model}; expected a name that ends in its depth; give resnet20")
+        raise UserError(f"--model {arguments.model} does not end in its depth: choose a name such as resnet20")
     base = Case(name[1], int(name[2]), arguments.image, arguments.batch, arguments.classes, arguments.precision)
     numbers = (arguments.batches, arguments.images, arguments.depths, arguments.class_counts)
     for axis, values in zip(AXES, numbers):

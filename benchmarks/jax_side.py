@@ -1,4 +1,4 @@
-"""Our side of `benchmarks.versus_torch`: the step of every experiment, compiled with a donated state."""
+"""Our side of `benchmarks.versus_torch`: the training step of the experiments, compiled with a donated state."""
 
 import contextlib
 import tempfile
@@ -34,14 +34,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": partial(build, "resnet20"),
     "resnet18": partial(build, "resnet18"),
     "vgg11": partial(build, "vgg11", args=["dropout=0"]),
-    # Blocks begin as the identity: from the usual weights, the gradient of so deep a network is uncertain by some per
-    # cent in float32, ours and PyTorch's, and the losses of later steps with it.
+    # Blocks start as the identity. With the usual initial weights the gradient of so deep a network has an error of
+    # some per cent in float32, in ours as in PyTorch's, and so have the losses of later steps.
     "resnet50": partial(build, "resnet50", args=["zero_init_residual=true"]),
 }
 
 
 def initial_variables(model: nn.Module, image: Image) -> dict[str, Any]:
-    """Draws weights as training does; nested dictionaries of NumPy arrays.
+    """Returns initial weights drawn as in training, as nested dictionaries of NumPy arrays.
 
     Raises:
         UserError: the model does not take images of this size.
@@ -58,16 +58,16 @@ def _optimizer() -> Optimizer:
 
 
 def ours(model: Any, variables: Mapping[str, Any], batch: Batch) -> Side:
-    """Compiles our step and runs the first ones.
+    """Compiles our step and runs the first `CHECKED` ones.
 
     Args:
         model: a Linen module of `cnn_jax.models`.
-        variables: its weights to start from.
+        variables: its initial weights.
         batch: to train on.
     """
 
     optimizer, task = _optimizer(), Classification(tuple(map(str, range(model.num_classes))))
-    # Images come as they shall be seen: neither augmented nor normalized.
+    # The images are fed as they are, without augmentation or normalization.
     step = make_train_step(model, task, optimizer, lambda key, batch, first_index: batch, dict)
     placed = jax.device_put({"image": batch.images, "label": batch.labels})
     state = init_state(model, optimizer, batch.images.shape[1:], 0, variables=jax.tree.map(jnp.array, dict(variables)))
@@ -86,10 +86,10 @@ def ours(model: Any, variables: Mapping[str, Any], batch: Batch) -> Side:
 
 
 def compile_step(step: Callable[..., Any], state: Any, batch: Any) -> tuple[Any, float, float]:
-    """Traces and compiles twice, with an empty cache of programs and with one that holds the program.
+    """Traces and compiles twice: with an empty compilation cache, then with the program in it.
 
     Returns:
-        The compiled step, which donates the state, and the seconds of either.
+        The compiled step, which donates the state, and the seconds of each compilation.
     """
 
     def timed() -> tuple[Any, float]:
@@ -106,7 +106,7 @@ def compile_step(step: Callable[..., Any], state: Any, batch: Any) -> tuple[Any,
 
 @contextlib.contextmanager
 def _empty_cache() -> Iterator[None]:
-    """Within it, JAX keeps every compiled program in a folder that holds none yet."""
+    """Context in which JAX's compilation cache is a new, empty folder that takes every program."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "jax_enable_compilation_cache": True,
@@ -118,7 +118,7 @@ def _empty_cache() -> Iterator[None]:
         try:
             for name, value in settings.items():
                 jax.config.update(name, value)
-            compilation_cache.reset_cache()  # else the folder of the first program that was compiled stays
+            compilation_cache.reset_cache()  # JAX otherwise keeps using the folder of the first compilation
             yield
         finally:
             for name, value in before.items():
@@ -132,11 +132,11 @@ def _peak_bytes(compiled: Any) -> int:
         return counted["peak_bytes_in_use"]
     size = compiled.memory_analysis()
     whole = size.argument_size_in_bytes + size.output_size_in_bytes + size.temp_size_in_bytes
-    return whole - size.alias_size_in_bytes  # what is donated is argument and result in one
+    return whole - size.alias_size_in_bytes  # donated buffers count as both argument and result
 
 
 def matmul(side: int, dtype: str) -> float:
-    """FLOP/s of JAX's product of two square matrices."""
+    """Measures the FLOP/s of JAX's product of two square matrices."""
     x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
 

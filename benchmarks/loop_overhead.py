@@ -1,15 +1,14 @@
-"""What the training loop costs over its bare compiled step: shuffling, placing items, metrics, files, checkpoints.
+"""What the training loop costs beyond its bare compiled step: shuffling, placing items, metrics, files, checkpoints.
 
     python -m benchmarks.loop_overhead --output results/speed.csv
 
-The real loop runs (`cnn_jax.training.loop.run_loop` with its recorder, items and checkpoints), and every half a second
-it is held up for as many bare calls of the compiled step, on one placed item and the same state, made in two ways: all
-in a row, and with no more of them in flight than the loop has. (In a row they run into a limit of the runtime, which
-makes steps of 4 ms up to 3 % slower on two cores: the loop then looks better than it is.) However the speed of the
-machine drifts, it drifts for all. Loop seconds over bare seconds, less one, is the overhead of a turn; the table has
-the median over all turns and its quartiles. Every 16 turns there is a checkpoint; the median time until it is on disk
-counts besides, as a share of the bare seconds of 16 turns. Validation is in neither; the first 16 turns are not
-counted.
+The real loop runs (`cnn_jax.training.loop.run_loop` with its recorder, items and checkpoints). Every half second it is
+paused for the same number of bare calls of the compiled step, on one placed item and the same state, made in two ways:
+all in a row, and with no more of them in flight than the loop has. (All in a row, they hit a limit of the runtime that
+makes steps of 4 ms up to 3 % slower on two cores, and so flatters the loop.) All three alternate, so drift of the
+machine affects them alike. The overhead of a turn is loop seconds over bare seconds, less one; the table has the median
+over all turns and its quartiles. A checkpoint is written every 16 turns; the median time until it is on disk is added,
+as a share of the bare seconds of 16 turns. Validation is not included, and the first 16 turns do not count.
 """
 
 import argparse
@@ -31,18 +30,18 @@ from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.loop import MAX_AHEAD, StopRequest, run_loop
 from cnn_jax.training.record import Recorder
 
-TURNS = 16  # of a block
+TURNS = 16  # per block
 
 
 class Turns(Checkpoints):
-    """Runs the steps of the loop and, in turns, bare steps; its checkpoints are on disk when `save` returns.
+    """Alternates the loop's steps with bare steps; a checkpoint is on disk when `save` returns.
 
-    Both go on from the same state, which keeps its place in memory: two states, each in a place of its own, have made
-    differences of 5 % that were another in every process.
+    Both use the same state, at the same place in memory: with a state each, times differed by up to 5 %, and otherwise
+    in every process.
 
     Attributes:
         seconds: (bare, bare with as many calls in flight as the loop has, loop) of each turn.
-        saving: of each checkpoint.
+        saving: seconds of each checkpoint.
     """
 
     def __init__(self, bench: Bench, folder: Path):
@@ -53,7 +52,7 @@ class Turns(Checkpoints):
         self.saving: list[float] = []
 
     def train_step(self, state: Any, items: list[Any]) -> tuple[Any, Any]:
-        """What the loop calls."""
+        """Runs the loop's steps; before the first of a turn, times the bare ones."""
         if self._step % self._length == 0:
             self._end_turn(state)
             self._bench.state = state
@@ -67,7 +66,7 @@ class Turns(Checkpoints):
         return self._bench.steps(state, items)
 
     def save(self, step: int, state: Any, validation: dict[str, float] | None) -> None:
-        """Ends a block."""
+        """Ends a block: saves, and times it."""
         self._end_turn(state)
         start = time.perf_counter()
         super().save(step, state, validation)
@@ -81,7 +80,7 @@ class Turns(Checkpoints):
 
 
 def run(bench: Bench, blocks: int) -> Turns:
-    """Runs one block that does not count and `blocks` that do, each as long as the plan of `bench`."""
+    """Runs one warm-up block and `blocks` timed ones, each as long as the plan of `bench`."""
     experiment = bench.experiment
     plan = replace(experiment.plan, total_steps=experiment.plan.total_steps * (blocks + 1))
     state = jax.tree.map(jax.numpy.copy, bench.state)
@@ -106,7 +105,7 @@ def run(bench: Bench, blocks: int) -> Turns:
 
 
 def figures_of(case: str, turns: Turns, steps: int) -> list[Figure]:
-    """The figures of a case; `steps` are those of a turn."""
+    """Returns the figures of a case; `steps` is the number of steps in a turn."""
     rows = turns.seconds
     low, middle, high = statistics.quantiles(100 * (loop / bare - 1) for bare, _, loop in rows)
     paced = statistics.quantiles(100 * (loop / bare - 1) for _, bare, loop in rows)
@@ -124,13 +123,15 @@ def figures_of(case: str, turns: Turns, steps: int) -> list[Figure]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints and records six figures a model."""
+    """Prints and records six figures for each model."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--batch", type=positive, default=BATCH, help=f"images a step (default {BATCH})")
+    parser.add_argument("--batch", type=positive, default=BATCH, help=f"images per step (default {BATCH})")
     parser.add_argument("--blocks", type=positive, default=12, help="blocks (default 12)")
-    parser.add_argument("--seconds", type=positive_number, default=8.0, help="aimed length of a block, of each way")
-    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
+    parser.add_argument(
+        "--seconds", type=positive_number, default=8.0, help="target length of each part of a block (default 8)"
+    )
+    parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = parser.parse_args(argv)
     for name in arguments.models:
         config = CASES[name].override(batch_size=arguments.batch)

@@ -1,12 +1,12 @@
-"""K networks trained at once by `jax.vmap`, against K trained one after another, on this device.
+"""Times K networks trained at once by `jax.vmap` against K trained one after another, on this device.
 
     python -m benchmarks.members --output results/speed.csv
     python -m benchmarks.members --of rates --output results/speed.csv
 
-The networks are of K seeds, or of one seed and K learning rates.
-Both are compiled first; then blocks of each are timed in turns. A ratio above 1 says how many times faster at once is.
-What is measured is recorded at once. A model ends early, and says so, where the next K would last beyond `--seconds`
-(twice as many networks are taken to need twice the time) or, on a CPU, would need more than two thirds of the memory.
+The networks differ in their seed, or have one seed and K learning rates. Both programs are compiled first; then blocks
+of each are timed alternately. The ratio is the time one by one over the time at once: above 1, training at once is
+faster. Figures are recorded as they are measured. A model's series ends early, with a message, if the next K would
+exceed `--seconds` (assuming time proportional to K) or, on a CPU, two thirds of the memory.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from cnn_jax.config import Config
 
 
 def measure(case: str, alone: Bench, together: Bench, members: int, blocks: int, seconds: float) -> list[Figure]:
-    """Times blocks of about so many seconds of one network and of all of them, in turns."""
+    """Times blocks of about `seconds` of one network and of all of them, alternately."""
     one, every = partial(alone.bare, alone.steps_in(seconds)), partial(together.bare, together.steps_in(seconds))
     turns = [timed_pair(one, every, turn) for turn in range(blocks)]
     return [
@@ -36,7 +36,7 @@ def measure(case: str, alone: Bench, together: Bench, members: int, blocks: int,
 
 
 def of_several(config: Config, members: int, kind: str) -> Config:
-    """The config of so many networks: of "seeds", or of "rates", evenly spaced on a logarithmic scale."""
+    """Returns the config of several networks with different "seeds" or "rates" (evenly spaced on a log scale)."""
     if kind == "seeds":
         return config.override(members=members)
     rates = np.geomspace(1e-3, 1e-2, members).tolist()
@@ -44,7 +44,10 @@ def of_several(config: Config, members: int, kind: str) -> Config:
 
 
 def memory_limit() -> float:
-    """Two thirds of the bytes on a CPU, where a program that takes too much is killed; JAX says it elsewhere."""
+    """Returns two thirds of the memory, in bytes, on a CPU, where the system kills a program that takes too much.
+
+    Infinite elsewhere: there JAX raises an error.
+    """
     if jax.default_backend() != "cpu":
         return float("inf")
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 / 3
@@ -57,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--of", choices=("seeds", "rates"), default="seeds", help="what differs (default %(default)s)")
     parser.add_argument("--members", type=positive, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="K, ascending")
     parser.add_argument(
-        "--batch", type=positive, default=BATCH, help=f"images a step of each network (default {BATCH})"
+        "--batch", type=positive, default=BATCH, help=f"images per step of each network (default {BATCH})"
     )
     parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
     parser.add_argument(
-        "--block-seconds", type=positive_number, default=2.0, help="aimed length of a block (default 2)"
+        "--block-seconds", type=positive_number, default=2.0, help="target length of a block (default 2)"
     )
     parser.add_argument("--seconds", type=positive_number, default=600.0, help="limit for each model (default 600)")
-    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
+    parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = parser.parse_args(argv)
     for model in arguments.models:
         config, end = CASES[model].override(batch_size=arguments.batch), time.perf_counter() + arguments.seconds

@@ -1,11 +1,11 @@
-"""How far our networks are from PyTorch's with the same random weights.
+"""How closely our networks match PyTorch's with the same random weights.
 
     python -m benchmarks.parity --output results/benchmarks/parity.csv
 
-The networks are the cases of `tests/test_parity_*.py`: each of our families beside torchvision's (where it has none,
-beside the published layers written in PyTorch), on two random images. An error is the largest absolute difference over
-the largest absolute value of PyTorch's; `stage_error` is the worst of all stages that our network records: a case that
-leaves one out is refused. Needs torch, torchvision and pytest.
+The networks are the cases of `tests/test_parity_*.py`: each of our families against torchvision's (or, where it has
+none, the published layers written in PyTorch), on two random images. An error is the largest absolute difference over
+the largest absolute value in PyTorch; `stage_error` is the worst of all stages that our network records. A case that
+leaves out a stage is refused. Needs torch, torchvision and pytest.
 """
 
 import argparse
@@ -25,10 +25,10 @@ FIELDS = ("family", "model", "image", "stages", "logit_error", "stage_error", "w
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compares every case, prints a line each and writes them.
+    """Compares every case, prints a line for each and writes the table.
 
     Raises:
-        UserError: PyTorch, torchvision or pytest is absent.
+        UserError: PyTorch, torchvision or pytest is not installed.
     """
     parser = ArgumentParser(
         prog="python -m benchmarks.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,7 +57,7 @@ def measure() -> Iterator[dict[str, Any]]:
         modules = [importlib.import_module(path.stem) for path in sorted(TESTS.glob("test_parity_*.py"))]
     except (SkipTest, ModuleNotFoundError) as error:
         raise UserError(
-            f"{error}; expected PyTorch, torchvision and pytest; pip install -e '.[test,parity]'"
+            f"{error}: install PyTorch, torchvision and pytest with pip install -e '.[test,parity]'"
         ) from error
     import jax
 

@@ -1,9 +1,9 @@
-"""Pictures of the table of speeds: what many networks at once cost, and how the cost of an image grows.
+"""Plots of the table of speeds: what training several networks at once costs, and how the cost of an image grows.
 
     python -m benchmarks.plots    # docs/images/speed_members.png and speed_growth.png
 
-A picture is drawn where the table has its figures: a line for each model and device, a band from the least to the
-greatest measurement.
+A plot is drawn if the table has its figures: a line for each model and device, with a band from the minimum to the
+maximum.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from cnn_jax.report.figures import new_axes, png, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Points = list[tuple[float, float, float, float]]  # number, value, least, greatest
+Points = list[tuple[float, float, float, float]]  # number, value, minimum, maximum
 MEMBERS = r", (?P<number>\d+) members"
-AXES = {  # where the number that grows stands in a case of `benchmarks.growth`, and what it is
-    "batch": (r" batch (?P<number>\d+)", "images a step"),
+AXES = {  # where the growing number is in a case of `benchmarks.growth`, and its label
+    "batch": (r" batch (?P<number>\d+)", "images per step"),
     "image": (r" (?P<number>\d+)x\d+", "height and width in pixels"),
     "depth": (r"(?P<number>\d+)(?= \d+x)", "layers"),
     "classes": (r" classes (?P<number>\d+)", "classes"),
@@ -32,16 +32,17 @@ AXES = {  # where the number that grows stands in a case of `benchmarks.growth`,
 
 
 def lines(rows: Sequence[Row], benchmark: str, measure: str, pattern: str) -> dict[str, Points]:
-    """The points of one measure, line by line.
+    """Returns the points of one measure for each line of the plot.
 
     Args:
         rows: of the table.
-        benchmark: whose figures.
+        benchmark: whose figures to take.
         measure: which of them.
-        pattern: regular expression that finds the number, its group "number", in a case; the rest names the line.
+        pattern: regular expression whose group "number" is the x value in the name of a case; the rest of the name,
+            with the device, names the line.
 
     Returns:
-        The points of each line, in ascending order of the number.
+        Name of the line → its points, in ascending order of the number.
     """
     found: dict[str, Points] = {}
     for row in rows:
@@ -54,15 +55,15 @@ def lines(rows: Sequence[Row], benchmark: str, measure: str, pattern: str) -> di
 
 
 def members(rows: Sequence[Row]) -> "Figure | None":
-    """Draws how much faster K networks at once are, and the step of all of them divided by K; None without figures."""
+    """Plots the speed-up of K networks at once, and the time of their step divided by K; None without figures."""
     ratios = lines(rows, "members", "one by one / at once", MEMBERS)
     steps = lines(rows, "members", "step of all at once", MEMBERS)
     shares = {name: [(k, ms / k, low / k, high / k) for k, ms, low, high in points] for name, points in steps.items()}
     if not ratios:
         return None
     figure, (left, right) = new_axes(9.0, 3.8, ncols=2)
-    _draw(left, ratios, "networks at once", "times as fast as one after another")
-    _draw(right, shares, "networks at once", "ms a step and network", log=True)
+    _draw(left, ratios, "networks at once", "speed-up over one after another")
+    _draw(right, shares, "networks at once", "ms per step and network", log=True)
     left.axhline(1, color="black", linewidth=0.8, linestyle=":")
     left.set_ylim(bottom=0)
     _legend(left)
@@ -70,14 +71,14 @@ def members(rows: Sequence[Row]) -> "Figure | None":
 
 
 def growth(rows: Sequence[Row]) -> "Figure | None":
-    """Draws, for each axis, the cost of an image and the floating-point operations a second; None without figures."""
+    """Plots, for each axis, the time per image and the FLOP/s; None without figures."""
     costs = {axis: lines(rows, "growth", f"{axis}: an image", pattern) for axis, (pattern, _) in AXES.items()}
     speeds = {axis: lines(rows, "growth", f"{axis}: speed", pattern) for axis, (pattern, _) in AXES.items()}
     if not any(costs.values()):
         return None
     figure, (upper, lower) = new_axes(14.0, 6.0, nrows=2, ncols=len(AXES))
     for above, below, (axis, (_, label)) in zip(upper, lower, AXES.items()):
-        _draw(above, costs[axis], label, "ms an image", log=True)
+        _draw(above, costs[axis], label, "ms per image", log=True)
         _draw(below, speeds[axis], label, "GFLOP/s")
         below.set_ylim(bottom=0)
         _legend(below)
@@ -100,7 +101,7 @@ def _draw(axes: Any, named: Mapping[str, Points], x_label: str, y_label: str, lo
 
 
 def _log(axes: Any) -> None:
-    """Makes the vertical axis logarithmic, over a factor of 5 at least: less would make noise look like a bend."""
+    """Makes the vertical axis logarithmic and at least a factor of 5 high: on less, noise would look like a bend."""
     from matplotlib.ticker import LogLocator
 
     axes.set_yscale("log")
@@ -122,10 +123,10 @@ PICTURES = {"speed_members.png": members, "speed_growth.png": growth}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws and writes the pictures that the table has figures for.
+    """Draws and writes every plot that the table has figures for.
 
     Raises:
-        UserError: it has none for any.
+        UserError: it has figures for none.
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=PATH, help=f"CSV file (default {PATH})")
@@ -137,9 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             (arguments.output / name).write_bytes(png(picture))
             print(arguments.output / name)
     if not drawn:
-        raise UserError(
-            f"given {arguments.table} without figures to draw; expected some of members or growth; measure them first"
-        )
+        raise UserError(f"{arguments.table} has no figures of members or growth to draw: measure them first")
 
 
 if __name__ == "__main__":

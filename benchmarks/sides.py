@@ -1,4 +1,4 @@
-"""What the two sides of `benchmarks.versus_torch` share: the batch, the optimizer's numbers, and timing in turns.
+"""What both sides of `benchmarks.versus_torch` share: the batch, the optimizer's numbers, and alternating timing.
 
 Nothing here imports JAX, PyTorch or the rest of the package.
 """
@@ -13,14 +13,14 @@ import numpy as np
 Image = tuple[int, int, int]
 Array = np.ndarray
 
-LEARNING_RATE, MOMENTUM = 1e-3, 0.9  # a large rate would blow the last digit, in which the two differ, up
+LEARNING_RATE, MOMENTUM = 1e-3, 0.9  # a large rate would amplify differences of rounding between the two
 CHECKED = 3  # steps whose losses must agree
-SETTLE, PAUSE = 0.05, 0.2  # seconds before a block: until all threads sleep, and in which others are watched
+SETTLE, PAUSE = 0.05, 0.2  # seconds before a block: until all threads sleep, then to measure other load
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What both train on: images float32 (B, H, W, C), of mean 0 and variance 1; labels int32 (B,)."""
+    """The batch that both train on: images float32 (B, H, W, C), mean 0 and variance 1; labels int32 (B,)."""
 
     images: Array
     labels: Array
@@ -28,14 +28,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two, in training.
+    """One side, ready to train.
 
     Attributes:
-        train: runs so many steps, waits for them and returns the loss of the last.
+        train: runs the given number of steps, waits for them and returns the last loss.
         losses: of the first steps.
-        compile_seconds: until the first step can run (PyTorch's: until it has run).
-        cached_seconds: the same with the program in the cache; None where there is no such thing.
-        peak_bytes: of device memory so far; None where it is not known.
+        compile_seconds: until the first step can run (PyTorch: until it has run).
+        cached_seconds: the same with the program in the cache; None without such a cache.
+        peak_bytes: returns the peak device memory so far; None where it is unknown.
     """
 
     train: Callable[[int], float]
@@ -46,14 +46,14 @@ class Side:
 
 
 def make_batch(size: int, image: Image, classes: int) -> Batch:
-    """Random images and labels, always the same."""
+    """Makes random images and labels, the same in every call."""
     numbers = np.random.default_rng(0)
     images = numbers.standard_normal((size, *image), dtype=np.float32)
     return Batch(images, numbers.integers(0, classes, size, dtype=np.int32))
 
 
 def fastest(run: Callable[[int], object], seconds: float = 0.2, trials: int = 5) -> float:
-    """Calls a second, the most of some trials of about so many seconds."""
+    """Returns calls per second: the highest rate of several trials of about `seconds` each."""
     pause()
     times = _repeats(run, seconds)
     return max(times / _seconds(run, times) for _ in range(trials))
@@ -66,7 +66,7 @@ def _seconds(run: Callable[[int], object], times: int) -> float:
 
 
 def _repeats(run: Callable[[int], object], seconds: float) -> int:
-    """How often it can run in about so many seconds, at least once; leaves it warm."""
+    """Returns how many runs take about `seconds`, at least one; it is warm afterwards."""
     run(1)
     times = max(1, round(seconds / _seconds(run, 1)))
     return max(1, round(seconds * times / _seconds(run, times)))
@@ -75,10 +75,11 @@ def _repeats(run: Callable[[int], object], seconds: float) -> int:
 def alternate(
     ours: Callable[[int], float], torch: Callable[[int], float], batch_size: int, blocks: int, seconds: float
 ) -> tuple[list[float], list[float], list[float]]:
-    """Times blocks of about so many seconds in turns, each pair the other way round than the one before.
+    """Times blocks of about `seconds` alternately, reversing the order in every pair.
 
     Returns:
-        Images a second of each block of ours, and of PyTorch's; the shares of the processor that others took before.
+        Images per second of each of our blocks, and of PyTorch's; the share of the processor that other programs used
+        before each block.
     """
     sides = (ours, torch)
     steps = [_repeats(train, seconds) for train in sides]
@@ -92,10 +93,10 @@ def alternate(
 
 
 def pause() -> float | None:
-    """Sleeps until threads that wait actively have given up.
+    """Sleeps until spinning threads have gone to sleep.
 
     Returns:
-        Share of the processor's time, of all cores, that others took meanwhile; None where the system does not say.
+        Share of the time of all cores that other programs used meanwhile; None where the system does not say.
     """
     time.sleep(SETTLE)
     before = _processor_ticks()
@@ -107,9 +108,9 @@ def pause() -> float | None:
 
 
 def _processor_ticks() -> tuple[int, int] | None:
-    """All and idle, of all cores since the start; Linux only."""
+    """Returns total and idle ticks of all cores since boot; None except on Linux."""
     try:
         ticks = [int(number) for number in Path("/proc/stat").read_text().partition("\n")[0].split()[1:]]
     except OSError:
         return None
-    return sum(ticks[:8]), ticks[3] + ticks[4]  # guests' are in users'; waiting for a disk is idle, too
+    return sum(ticks[:8]), ticks[3] + ticks[4]  # guest time is part of user time; waiting for a disk counts as idle

@@ -1,9 +1,9 @@
-"""The table of speeds, results/speed.csv: a row a figure, with everything one needs to know to trust it.
+"""The table of speeds, results/speed.csv: one row per figure, with what is needed to judge and repeat it.
 
     python -m benchmarks.speed    # writes it into docs/speed.md, between the markers of "speed"
 
-A benchmark makes `Figure`s and hands them to `record`. Figures measured anew replace those of the same benchmark, case,
-measure and device; all others stay.
+A benchmark makes `Figure`s and passes them to `record`. New figures replace those of the same benchmark, case, measure
+and device; all others stay.
 """
 
 import argparse
@@ -35,10 +35,10 @@ class Figure:
     Attributes:
         case: what was measured, such as "resnet20 batch 128".
         measure: which of its numbers, such as "ours / torch" or "step".
-        value: the number, a median where there were several measurements.
-        unit: "x" of a ratio, "ms", "images/s", …
-        low, high: least and greatest of the measurements.
-        n: how many measurements.
+        value: the number; the median of several measurements.
+        unit: "x" for a ratio, "ms", "images/s", …
+        low, high: minimum and maximum of the measurements.
+        n: number of measurements.
     """
 
     case: str
@@ -58,7 +58,7 @@ COLUMNS = ("benchmark", *(field.name for field in fields(Figure)), "device", "ve
 
 
 def figure(case: str, measure: str, values: Sequence[float], unit: str) -> Figure:
-    """Median, least and greatest of several measurements.
+    """Makes the figure of several measurements: median, minimum and maximum.
 
     >>> figure("lenet5", "step", [2.0, 1.0, 4.0], "ms")
     Figure(case='lenet5', measure='step', value=2.0, unit='ms', low=1.0, high=4.0, n=3)
@@ -67,10 +67,11 @@ def figure(case: str, measure: str, values: Sequence[float], unit: str) -> Figur
 
 
 def table(text: str) -> Path:
-    """Reads the path of a table, for `argparse`: what cannot be written is said before hours of measuring.
+    """Checks the path of a table, for `argparse`, so that an unusable one is refused before hours of measuring.
 
     Raises:
-        UserError: it is another file than a table of speeds, or cannot be written.
+        UserError: the file is not a table of speeds.
+        OSError: it cannot be written.
     """
     path = Path(text)
     if path.exists():
@@ -90,18 +91,18 @@ def record(
     extra_packages: Sequence[str] = (),
     extra_versions: Sequence[str] = (),
 ) -> None:
-    """Writes figures into the table; nothing if `path` is None.
+    """Writes figures into the table; does nothing if `path` is None.
 
     Args:
-        path: CSV file, made if absent.
+        path: CSV file; created if it does not exist.
         benchmark: name of the module, such as "versus_torch".
         figures: what was measured.
-        extra_packages: distributions whose versions matter besides JAX's own, such as "torch".
-        extra_versions: what else belongs beside the versions, such as a driver's.
+        extra_packages: distributions whose versions to record besides JAX's, such as "torch".
+        extra_versions: other versions to record, such as a driver's.
     """
     if path is None:
         return
-    import jax  # which the table does not need
+    import jax  # not needed to read or print the table
 
     from cnn_jax.ops import native
     from cnn_jax.training import runtime
@@ -109,7 +110,7 @@ def record(
     facts = runtime.environment(runtime.command_line())
     packages = ("jax", "jaxlib", "flax", *extra_packages)
     versions = [f"python {platform.python_version()}", *(f"{p} {importlib.metadata.version(p)}" for p in packages)]
-    # Settings of the environment that change what is measured; as part of the device, they have rows of their own.
+    # Settings that change what is measured are part of the device's name, and so get rows of their own.
     device = facts["device"]
     if jax.default_backend() == "cpu" and not native.available():
         device += ", no compiled convolutions"
@@ -123,7 +124,7 @@ def record(
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(rows.values(), key=lambda row: row["benchmark"]))  # cases stay in the order of measuring
+    writer.writerows(sorted(rows.values(), key=lambda row: row["benchmark"]))  # stable: cases stay in order
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
 
@@ -132,23 +133,23 @@ def read(path: str | Path = PATH) -> list[Row]:
     """Returns the rows of the table.
 
     Raises:
-        UserError: the file cannot be read, or has other columns than `COLUMNS`.
+        UserError: the file cannot be read, or its columns are not `COLUMNS`.
     """
     try:
         reader = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"given {path}: {error}; expected a table of speeds; measure with --output {path}") from error
+        raise UserError(f"cannot read the table {path} ({error}): make one with --output {path}") from error
     if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"given {path} with other columns than {', '.join(COLUMNS)}; expected these; name another")
+        raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}: name a table of speeds, or a new file")
     return list(reader)
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Returns a table for each benchmark, under its name and the command that repeats its first figure."""
+    """Returns a Markdown table for each benchmark, under its name and the command that repeats its first figure."""
     parts = []
     for benchmark, group in groupby(rows, key=lambda row: row["benchmark"]):
         figures = list(group)
-        head = ("Case", "Measure", "Value", "Least to greatest", "n", "Device", "Commit")
+        head = ("Case", "Measure", "Value", "Range", "n", "Device", "Commit")
         lines = [head, tuple("---:" if 2 <= i <= 4 else "---" for i in range(len(head))), *map(_cells, figures)]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"### {benchmark}\n\n`{figures[0]['command']}`\n\n{table}")
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Writes the table into the page.
 
     Raises:
-        UserError: no table, or a page without the markers.
+        UserError: there is no table, or the page has no markers.
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=PATH, help=f"CSV file (default {PATH})")

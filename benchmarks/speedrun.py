@@ -1,9 +1,9 @@
-"""The contest of `experiments.cifar10_speedrun`, with the same flags, and its figures in the table of speeds.
+"""Runs the contest of `experiments.cifar10_speedrun`, with the same flags, and records its figures.
 
     python -m benchmarks.speedrun --require gpu --torch-script ~/cifar10-airbench/airbench94_muon.py \\
         --output results/speed.csv
 
-A ratio below 1 says that our program needs less time.
+The ratio is our time over the script's: below 1, our program is faster.
 """
 
 import argparse
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list[Figure]:
-    """Seconds and accuracy of every contender, and the ratio of times to each script."""
+    """Returns seconds and accuracy of every contender, and the ratio of our time to each script's."""
     from experiments.cifar10_speedrun.contest import ratios, spread
 
     (name, ours), *others = runs.items()
@@ -40,7 +40,7 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
             Figure(case, "mean accuracy", mean(percent), "%", n=len(each)),
             Figure(case, "standard deviation of the accuracy", spread(percent), "points", n=len(each)),
         ]
-    percent = [100 * run.beside for run in ours if run.beside is not None]
+    percent = [100 * run.extra_accuracy for run in ours if run.extra_accuracy is not None]
     if percent:
         found.append(figure(f"{name}, {where}{changed}", "accuracy on official test images", percent, "%"))
     for title, theirs in others:
@@ -51,7 +51,7 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and records."""
     parser = command.make_parser(__doc__, RECIPE, PRESETS)
-    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
+    parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = command.parse(parser, PRESETS, argv)
     runs, facts = command.contest(arguments)
     record(arguments.output, "speedrun", figures(arguments, runs), extra_versions=facts)

@@ -1,18 +1,18 @@
-"""Seconds from a command to its first training step, with an empty cache of compiled programs and with a full one.
+"""Seconds from a command to its first training step, with an empty compilation cache and with a full one.
 
     python -m benchmarks.startup --output results/speed.csv
 
-The command of an experiment runs as a user runs it, in a process and a run folder of its own, until its metrics.jsonl
-has a row; then it is ended. Its lines of output, as they come, part the time:
+Runs the command of an experiment as a user does, in its own process and run folder, until metrics.jsonl has a row, and
+then kills it. The lines that it prints mark the parts of the time:
 
-    imports        until "preparing": the interpreter, imports, the arguments, the first use of the device
+    imports        until "preparing": the interpreter, imports, arguments, first use of the device
     preparation    until "cnn_jax": data, initial weights, facts about the machine
     placing        until "compiling": the checkpoint manager, arrays and the first batch onto the device
     compilation    until "compiled": tracing and XLA, or reading from the cache
-    first step     until the row is there
+    first step     until the row is written
 
-In every turn the command runs twice, in a new cache folder: cold, then warm. Beside them is the time of a Python that
-imports the libraries which every training needs, and nothing else. The first turn does not count.
+In each turn the command runs twice with a new cache folder: cold, then warm. For comparison, a Python that only imports
+the libraries that every training needs is timed as well. The first turn does not count.
 """
 
 import argparse
@@ -37,17 +37,17 @@ COMMANDS = {
 MARKS = {"preparing": "imports", "cnn_jax": "preparation", "compiling": "placing", "compiled": "compilation"}
 LAST = "first step"
 LIBRARIES = "import jax, flax.linen, optax, orbax.checkpoint"
-LIMIT = 600  # seconds a command may take
+LIMIT = 600  # seconds that a command may take
 
 
 def parts_of_start(arguments: Sequence[str], cache: Path) -> dict[str, float]:
     """Runs `python -m ARGUMENTS` until its first row of metrics.
 
     Returns:
-        Seconds of each part, and of all of them as "total".
+        Seconds of each part, and their sum as "total".
 
     Raises:
-        UserError: the command ended before, or took more than `LIMIT` seconds.
+        UserError: the command ended before its first row, or took more than `LIMIT` seconds.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-m", *arguments, "--steps", "1", "--workdir", folder]
@@ -73,25 +73,25 @@ def parts_of_start(arguments: Sequence[str], cache: Path) -> dict[str, float]:
             process.kill()
     if LAST not in times:
         told = " ".join(command[1:])
-        raise UserError(f"given {told}, which ended before its first step: {line.strip()}; run it by itself")
+        raise UserError(f"`{told}` ended before its first step ({line.strip()}): run it by itself to see why")
     stamps = list(times.items())
     parts = {name: at - before for (_, before), (name, at) in zip(stamps, stamps[1:])}
     return parts | {"total": times[LAST] - times["start"]}
 
 
 def seconds_to_import(statement: str) -> float:
-    """Seconds of a Python that runs the statement and ends."""
+    """Returns the seconds that a new Python process takes to run the statement and exit."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", statement], check=True)
     return time.perf_counter() - start
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints and records, for each command, the parts of a cold start and of a warm one, and their ratio."""
+    """Prints and records, for each command, the parts of a cold and a warm start, and the ratio of the totals."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--turns", type=positive, default=5, help="turns that count (default 5)")
-    parser.add_argument("--output", type=table, help="CSV file that the figures go to")
+    parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = parser.parse_args(argv)
     for name in arguments.commands:
         turns = []

@@ -1,4 +1,4 @@
-"""What the timings share: the cases, a compiled training step that runs by itself, and measuring in turns."""
+"""What the timings share: cases, a compiled training step that runs without the loop, and alternating measurements."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from cnn_jax.training.progress import Display
 
 BATCH = 128
 BASE = Config("benchmark").override(optimizer="momentum", learning_rate=0.01, batch_size=BATCH)
-CASES = {  # as many images as MNIST and CIFAR-10 have for training: rows of metrics and shuffles come as often
+CASES = {  # with as many images as MNIST and CIFAR-10 train on, so that rows of metrics and shuffles come as often
     "lenet5": BASE.override(dataset="synthetic:28x28x1:10:55000", model="lenet5"),
     "resnet20": BASE.override(dataset="synthetic:32x32x3:10:45000", model="resnet20"),
 }
@@ -23,18 +23,18 @@ CASES = {  # as many images as MNIST and CIFAR-10 have for training: rows of met
 
 @dataclass
 class Bench:
-    """One training step, compiled, with a state of its own."""
+    """A compiled training step and its state."""
 
     experiment: Experiment
     steps: TrainStep
     state: Any
 
     def bare(self, steps: int, ahead: int | None = None) -> float:
-        """Seconds a step, over so many steps in a row, on items that lie on the device.
+        """Returns seconds per step over `steps` steps in a row, on items that are on the device already.
 
         Args:
-            steps: compiled ones that run in one call run together: rounded up to whole calls.
-            ahead: calls in flight; None: as many as the runtime takes, which on a CPU makes short steps slower.
+            steps: rounded up to whole calls, if one call runs several steps.
+            ahead: maximum of calls in flight; None leaves it to the runtime, which makes short steps slower on a CPU.
         """
         count = self.experiment.plan.scan_steps
         item = self.steps.prepare(self.state, first_items(self.experiment))
@@ -51,25 +51,25 @@ class Bench:
         return (time.perf_counter() - start) / (calls * count)
 
     def steps_in(self, seconds: float) -> int:
-        """Steps that take about so long, at least one; runs a few, so that caches are warm afterwards."""
+        """Returns how many steps take about `seconds`, at least one; runs a few, so that caches are warm afterwards."""
         self.bare(1)
         once = self.bare(1)
         return 1 if once > seconds else max(1, round(seconds / min(once, self.bare(3), self.bare(3))))
 
     @property
     def scratch(self) -> int:
-        """Bytes that a call of the compiled step needs for intermediate results, on one device."""
+        """Bytes of intermediate results of one call, on one device."""
         memory = self.steps.programs[self.experiment.plan.scan_steps].memory_analysis()
         return 0 if memory is None else memory.temp_size_in_bytes
 
 
 def make_bench(config: Config, steps: int = 1, turns: int = 1) -> Bench:
-    """Builds an experiment and compiles its training step; nothing is written.
+    """Builds an experiment and compiles its training step; writes nothing.
 
     Args:
         config: of the run.
-        steps: between two validations of its plan, rounded up to whole calls of the compiled step in each turn.
-        turns: parts into which those steps can be cut.
+        steps: length of the run, with one validation at its end; rounded up so that each turn has whole calls.
+        turns: number of equal parts that the steps must divide into.
     """
     runtime.prepare(config.train)  # the settings of a real run, before the first use of a device
     unit = turns * (1 if jax.default_backend() == "cpu" else config.train.scan_steps)  # on CPU steps are not scanned
@@ -86,13 +86,13 @@ def make_bench(config: Config, steps: int = 1, turns: int = 1) -> Bench:
 
 
 def first_items(experiment: Experiment) -> list[Any]:
-    """The items of the first call."""
+    """Returns the items of the first call."""
     items = experiment.data["train"].train_items(0)
     return [next(items) for _ in range(experiment.plan.scan_steps)]
 
 
 def make_display(experiment: Experiment) -> Display:
-    """The screen of a run that nobody watches."""
+    """Returns the progress display that the loop needs."""
     plan, batch = experiment.plan, experiment.config.data.batch_size
     return Display(
         metrics=list(experiment.task.metrics),
@@ -106,7 +106,7 @@ def make_display(experiment: Experiment) -> Display:
 
 
 def timed_pair(one: Callable[[], float], other: Callable[[], float], turn: int) -> tuple[float, float]:
-    """Seconds of both, `other` first in odd turns.
+    """Times both, `other` first in odd turns; returns (seconds of `one`, seconds of `other`).
 
     >>> order = []
     >>> timed_pair(lambda: order.append("one") or 1.0, lambda: order.append("other") or 2.0, turn=1), order

@@ -1,10 +1,11 @@
-"""The networks of `benchmarks.versus_torch` in PyTorch, written from the published lists of layers.
+"""The networks of `benchmarks.versus_torch` in PyTorch, written from the papers' tables of layers.
 
-Layers have the names of ours, so that weights need no table of names. A map is flattened channels last, as ours: for
-tensors that lie channels last that is a view, where PyTorch's `Flatten` copies.
+Layers have the names of ours, so weights need no table of names. Maps are flattened channels last, as ours: for
+channels_last tensors that is a view, where PyTorch's `Flatten` copies.
 
-LeNet-5: LeCun et al. 1998, in today's form. ResNet: He et al. 2015, tables 1 and 6; the bottleneck's stride is on its
-3×3 convolution. VGG: Simonyan and Zisserman 2014, table 1 A; without dropout, whose draws no two programs share.
+LeNet-5: LeCun et al. 1998, in its modern form. ResNet: He et al. 2015, tables 1 and 6; a bottleneck has its stride on
+the 3×3 convolution. VGG: Simonyan and Zisserman 2014, table 1 A; without dropout, because the two frameworks draw
+different masks.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-torch: Any = importlib.import_module("torch")  # not a requirement of the package: unknown to the type checker
+torch: Any = importlib.import_module("torch")  # not a dependency, so the type checker does not know it
 nn: Any = torch.nn
 Image = tuple[int, int, int]  # height, width, channels
 
@@ -26,9 +27,9 @@ class Flatten(nn.Module):
 
 
 class Block(nn.Module):
-    """relu(x + F(x)): F is two 3×3 convolutions, or 1×1 – 3×3 – 1×1 if `bottleneck`.
+    """relu(x + F(x)), where F is two 3×3 convolutions, or 1×1 – 3×3 – 1×1 if `bottleneck`.
 
-    Where the shape changes, x is projected by a 1×1 convolution if `project`, else sub-sampled and padded with zeros.
+    Where the shape changes, x is projected by a 1×1 convolution if `project`, else subsampled and padded with zeros.
     """
 
     def __init__(self, inputs: int, features: int, stride: int, bottleneck: bool, project: bool):
@@ -115,7 +116,7 @@ def lenet_like(image: Image, classes: int) -> Any:
 
 
 def resnet(image: Image, classes: int, blocks: Sequence[int], width: int, bottleneck: bool, imagenet: bool) -> Any:
-    """Stem, stages of blocks, mean, classifier; `imagenet`: with that stem, and projections as shortcuts."""
+    """Stem, stages of blocks, global mean, classifier; `imagenet` uses ImageNet's stem and projection shortcuts."""
     stem, stride = (7, 2) if imagenet else (3, 1)
     layers: OrderedDict[str, Any] = OrderedDict(
         conv1=_conv(image[2], width, stem, stride), bn1=nn.BatchNorm2d(width), relu1=_relu()
@@ -134,7 +135,7 @@ def resnet(image: Image, classes: int, blocks: Sequence[int], width: int, bottle
 
 
 def vgg11(image: Image, classes: int) -> Any:
-    """Stages of 1, 1, 2, 2, 2 convolutions 3×3, each stage followed by a pooling; 4096, 4096."""
+    """Stages of 1, 1, 2, 2, 2 convolutions 3×3, each followed by a pooling; 4096, 4096."""
     height, width, before = image
     layers: OrderedDict[str, Any] = OrderedDict()
     for stage, (count, features) in enumerate(((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)), start=1):

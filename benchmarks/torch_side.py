@@ -1,4 +1,4 @@
-"""PyTorch's side of `benchmarks.versus_torch`: channels_last, a thread a core, the fused optimizer."""
+"""PyTorch's side of `benchmarks.versus_torch`: channels_last, one thread per core, the fused optimizer."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from cnn_jax.errors import UserError
 
 
 def import_torch(device: str) -> Any:
-    """Imports PyTorch and lets it use what there is: every core, and on a GPU the fastest algorithms.
+    """Imports PyTorch and lets it use every core, or on a GPU the fastest algorithms.
 
     Raises:
         UserError: it is not installed, or finds no GPU.
@@ -25,20 +25,20 @@ def import_torch(device: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise UserError("found no PyTorch; expected it, to compare with; pip install torch") from None
+        raise UserError("PyTorch is not installed: pip install torch") from None
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if device == "gpu":
         if not torch.cuda.is_available():
             raise UserError(
-                f"given --device gpu; PyTorch {torch.__version__} found none; expected a build for this GPU; "
-                "see https://pytorch.org/get-started or give --device cpu"
+                f"PyTorch {torch.__version__} found no GPU: install a build for this one "
+                "(https://pytorch.org/get-started), or use --device cpu"
             )
         torch.backends.cudnn.benchmark = True
     return torch
 
 
 def check_compiler(device: str) -> None:
-    """Refuses torch.compile where it would fail for want of a compiler: C++ on a CPU, C (Triton's) on a GPU.
+    """Checks for the compiler that torch.compile needs: C++ on a CPU, C (for Triton) on a GPU.
 
     Raises:
         UserError: there is none.
@@ -46,21 +46,19 @@ def check_compiler(device: str) -> None:
     variable, usual = ("CXX", ("g++",)) if device == "cpu" else ("CC", ("gcc", "clang", "cc"))
     wanted = (os.environ[variable],) if variable in os.environ else usual
     if not any(map(shutil.which, wanted)):
-        raise UserError(
-            f"given torch.compile; found no compiler ({', '.join(wanted)}); install one or give --no-compile"
-        )
+        raise UserError(f"torch.compile needs a compiler ({' or '.join(wanted)}): install one, or use --no-compile")
 
 
 def theirs(net: Any, variables: Mapping[str, Any], batch: Batch, device: str, dtype: str, compiled: bool) -> Side:
-    """Gives PyTorch's network our weights and runs the first steps.
+    """Loads our weights into PyTorch's network and runs the first `CHECKED` steps.
 
     Args:
-        net: the same network of `benchmarks.torch_networks`, on the CPU.
-        variables: our weights to start from.
+        net: the same network from `benchmarks.torch_networks`, on the CPU.
+        variables: our initial weights.
         batch: to train on.
         device: "cpu" or "gpu".
-        dtype: "float32", or "bfloat16" for autocast to it.
-        compiled: with torch.compile.
+        dtype: "float32", or "bfloat16" for autocast.
+        compiled: whether to use torch.compile.
     """
     torch: Any = importlib.import_module("torch")
     gpu = device == "gpu"
@@ -95,7 +93,7 @@ def theirs(net: Any, variables: Mapping[str, Any], batch: Batch, device: str, dt
     seconds = time.perf_counter() - start
     losses = (first, *(train(1) for _ in range(CHECKED - 1)))
     if gpu:
-        torch.cuda.reset_peak_memory_stats()  # what finding the fastest algorithms took does not count
+        torch.cuda.reset_peak_memory_stats()  # do not count the search for the fastest algorithms
     return Side(train, losses, seconds, None, peak)
 
 
@@ -103,7 +101,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 
 
 def torch_weights(variables: Mapping[str, Any]) -> dict[str, Array]:
-    """Our variables as a state dict of `benchmarks.torch_networks`, whose layers have our names.
+    """Converts our variables to a state dict of `benchmarks.torch_networks`, whose layers have our names.
 
     >>> kernel = np.zeros((5, 5, 1, 6), np.float32)
     >>> {name: array.shape for name, array in torch_weights({"params": {"conv1": {"kernel": kernel}}}).items()}
@@ -121,7 +119,7 @@ def torch_weights(variables: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def matmul(side: int, dtype: str, device: str) -> float:
-    """FLOP/s of PyTorch's product of two square matrices."""
+    """Measures the FLOP/s of PyTorch's product of two square matrices."""
     torch: Any = importlib.import_module("torch")
     x = torch.randn(side, side, device="cuda" if device == "gpu" else "cpu", dtype=getattr(torch, dtype))
 

@@ -1,14 +1,14 @@
-"""Accuracy against the number of labels: transferred beside from scratch, several seeds each, one picture.
+"""Plots test accuracy against the number of labels, with and without transfer, over several seeds.
 
     python -m experiments.mnist_lenet5
     python -m benchmarks.transfer_labels --output results/transfer/digits
     python -m benchmarks.transfer_labels --dataset folder:PATH --runs runs/own --output runs/own
 
-LeNet-5, trained on MNIST, is moved to a folder of grey images: without --dataset to the small digits that ship with the
-package, which are written as PNG files first, to RUNS/images. The runs are those of `experiments.transfer_digits`;
-finished ones are not repeated. Each seed has labels of its own: N images in a row, from a random place of the training
-split, where a folder's images are in random order. Writes OUTPUT.csv (a row a run) and OUTPUT.png (mean and range over
-the seeds).
+LeNet-5, trained on MNIST, is transferred to a folder of grey images: without --dataset, to the small digits that ship
+with the package, which are first written as PNG files to RUNS/images. The runs are those of
+`experiments.transfer_digits`; finished ones are not repeated. Each seed has its own labels: N consecutive images from a
+random place in the training split (a folder's images are in random order). Writes OUTPUT.csv, a row per run, and
+OUTPUT.png, mean and range over the seeds.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from cnn_jax.commands.parser import ArgumentParser, guard
 from experiments.transfer_digits import CONFIG, PRESETS
 
 WAYS = {"transferred": CONFIG, "linear probe": PRESETS["probe"], "from scratch": PRESETS["scratch"]}
-LABELS = (10, 20, 50, 100, 200, 500)  # where there are more, and all that there are
+LABELS = (10, 20, 50, 100, 200, 500)  # those below the size of the training split, and then all of it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what is missing, then writes and draws.
+    """Trains the missing runs, then writes the table and the plot.
 
     Raises:
-        UserError: no weights to start from, no such data set, or runs of another study in the folder.
+        UserError: no weights to start from, no such data set, or the folder holds runs of another study.
     """
     parser = ArgumentParser(
         prog="python -m benchmarks.transfer_labels",
@@ -40,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--init-from", default=CONFIG.model.init_from, help="the run on MNIST (default: %(default)s)")
-    parser.add_argument("--dataset", help="where to: folder:PATH (default: the small digits, as a folder)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dataset", help="folder:PATH to transfer to (default: the small digits, as a folder)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="folder of the runs")
-    parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="where, without ending")
+    parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="results, without suffix")
     arguments = parser.parse_args(argv)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # found out before the training, not after it
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)  # fail before the training, not after it
     dataset = arguments.dataset or f"folder:{digits_folder(arguments.runs / 'images')}"
     rows = study(dataset, arguments.init_from, arguments.seeds, arguments.runs)
     with arguments.output.with_suffix(".csv").open("w", newline="") as file:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def digits_folder(path: Path) -> Path:
-    """Writes the small digits to PATH/SPLIT/CLASS/NUMBER.png, unless they are there; returns the absolute path."""
+    """Writes the small digits to PATH/SPLIT/CLASS/NUMBER.png, unless PATH exists; returns the absolute path."""
     from cnn_jax.data import open_source
     from cnn_jax.data.pictures import export
 
@@ -69,7 +69,7 @@ def digits_folder(path: Path) -> Path:
 
 
 def study(dataset: str, init_from: str, seeds: int, runs: Path) -> list[dict[str, Any]]:
-    """Trains every way with every number of labels and every seed; returns a row a run."""
+    """Trains each way with each number of labels and each seed; returns one row per run."""
     from cnn_jax.data import default_splits, open_source
     from cnn_jax.training.run import train
 
@@ -93,13 +93,13 @@ def study(dataset: str, init_from: str, seeds: int, runs: Path) -> list[dict[str
 
 
 def drawn_split(labels: int, total: int, seed: int) -> str:
-    """The part of the training split that this seed learns from: `labels` of its first `total` images, in a row."""
+    """Returns the split that this seed trains on: `labels` consecutive images of the first `total`."""
     start = int(np.random.default_rng(seed).integers(total - labels + 1))
     return f"train[{start}:{start + labels}]"
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Accuracy against the number of labels, a line a way with its range over the seeds."""
+    """Plots accuracy against the number of labels: a line for each way, with its range over the seeds."""
     from cnn_jax.report.figures import BLUE, INK, ORANGE, new_axes, png, style
 
     numbers = sorted({row["labels"] for row in rows})

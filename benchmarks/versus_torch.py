@@ -1,21 +1,23 @@
-"""A training step of ours against PyTorch's, on this machine.
+"""Times our training step against PyTorch's, on this machine.
 
     python -m benchmarks.versus_torch --model resnet20 --device cpu --output results/speed.csv
 
-Both train the same network from the same weights on the same batch, float32 images, normalized, that lie on the
-device; cross-entropy, SGD with Nesterov momentum. Ours is the step of every experiment (`cnn_jax.training.step`), with
-its metrics, compiled with a donated state. PyTorch's has channels_last tensors, a thread a core and the fused
-optimizer; on a GPU also autocast to bfloat16 and torch.compile(max-autotune), where ours computes in bfloat16, too.
-Dropout, of which no two programs draw the same, is 0.
+Both train the same network from the same weights on the same batch of normalized float32 images, already on the
+device, with cross-entropy and SGD with Nesterov momentum. Ours is the step of the experiments
+(`cnn_jax.training.step`), with its metrics, compiled with a donated state. PyTorch uses channels_last tensors, one
+thread per core and the fused optimizer. On a GPU both compute in bfloat16 (PyTorch by autocast), and PyTorch uses
+torch.compile(max-autotune). Dropout is 0, because the two draw different masks.
 
-The losses of three steps must agree, or nothing is timed. Then blocks of either are timed in turns, with a pause
-before each, in which the threads of the other go to sleep. What share of the processor is busy then, others take, and
-the ratio flatters us: PyTorch's threads wait for each other without sleep, and lose several times more than ours to
-anything that runs beside them. Measure on an idle machine. A ratio above 1 says how many times more images a second
-ours trains on. FLOPs are three times those of the forward pass; the ceiling is a large product of matrices of the same
-type, the faster of the two libraries'. Peak memory is what the allocator counted on a GPU; on a CPU what our
-compiled step needs (PyTorch does not say). Compile time is that of our step without and with its program in the
-cache, and of PyTorch's first step. Needs jax, flax, optax, numpy and torch.
+The losses of the first three steps must agree, or nothing is timed. Then blocks of each are timed alternately, after a
+pause in which the other's threads go to sleep. Processor time used during the pause is other programs', and flatters
+our ratio: PyTorch's threads spin while they wait for each other, and lose several times more than ours to anything else
+that runs. Measure on an idle machine.
+
+The ratio is our images per second over PyTorch's: above 1, ours is faster. FLOPs are three times those of the forward
+pass; the ceiling is a large matrix product of the same type, by the faster of the two libraries. Peak memory is the
+allocator's count on a GPU; on a CPU, what our compiled step needs (PyTorch does not say). Compile time is that of our
+step without and with its program in the cache, and that of PyTorch's first step. Needs jax, flax, optax, numpy and
+torch.
 """
 
 import argparse
@@ -36,21 +38,21 @@ from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.inspect.summary import count_flops
 from cnn_jax.training.runtime import keep_memory
 
-BUSY = 0.05  # share of the processor that others may take before a warning
+BUSY = 0.05  # share of the processor that other programs may use without a warning
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (2e-2, 5e-2)}  # of the first step, of the others
 MATMUL = {"cpu": 2048, "gpu": 4096}  # side of the matrices
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured; rates are of the blocks, in images/s.
+    """What was measured.
 
     Attributes:
-        ours, torch: both sides.
-        ours_rates, torch_rates: a number a block, in the same order.
-        others: share of the processor's time that others took in the pause before each block, where it is known.
-        flops: of one image in training.
-        ceiling: FLOP/s of a product of matrices.
+        ours, torch: the two sides.
+        ours_rates, torch_rates: images/s of each block, in the same order.
+        others: share of the processor that other programs used in the pause before each block; empty if unknown.
+        flops: per image in training.
+        ceiling: FLOP/s of a matrix product.
     """
 
     ours: Side
@@ -63,7 +65,7 @@ class Result:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours over PyTorch's, a number a pair of blocks."""
+        """Our rate over PyTorch's, for each pair of blocks."""
         return [ours / torch for ours, torch in zip(self.ours_rates, self.torch_rates, strict=True)]
 
 
@@ -71,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and records one model.
 
     Raises:
-        UserError: PyTorch is absent, there is no such device, or a number is out of range.
+        UserError: PyTorch is not installed, there is no such device, or a number is out of range.
         TrainingStopped: the two do not compute the same.
     """
     arguments = _parse(argv)
     device, name = arguments.device, arguments.model
-    keep_memory()  # as every run of ours does; PyTorch's tensors profit, too
+    keep_memory()  # as every run of ours does; PyTorch's tensors benefit, too
     _choose(device)
     torch = torch_side.import_torch(device)
     from benchmarks import torch_networks
@@ -122,11 +124,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, choices=jax_side.MODELS)
     parser.add_argument("--device", required=True, choices=("cpu", "gpu"))
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="default 128; 8 large images on a CPU, 256 of any on a GPU"
+        "--batch-size", type=int, metavar="N", help="default: 256 on a GPU; on a CPU 128, or 8 large images"
     )
     parser.add_argument("--image-size", type=int, metavar="N", help="height and width (default: the model's own)")
     parser.add_argument("--blocks", type=positive, default=7, help="pairs of blocks (default 7)")
-    parser.add_argument("--seconds", type=positive_number, default=3.0, help="aimed length of a block (default 3)")
+    parser.add_argument("--seconds", type=positive_number, default=3.0, help="target length of a block (default 3)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU only)"
     )
@@ -138,7 +140,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--image-size", arguments.image_size, 1),
     ):
         if value is not None and value < least:
-            raise UserError(f"given {flag} {value}; expected at least {least}; change it")
+            raise UserError(f"{flag} is {value}: it must be at least {least}")
     return arguments
 
 
@@ -151,15 +153,15 @@ def _choose(device: str) -> None:
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
         return
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some of the memory, too
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory to PyTorch
     try:
         found = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names one that is not there
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names a platform that is not there
         found = " ".join(str(error).split())[:160] or "none"
     if found != "gpu":
         raise UserError(
-            f"given --device gpu; JAX found {found}; expected a GPU; install its build "
-            "(pip install -e '.[cuda13]' or '.[cuda12]') or give --device cpu"
+            f"JAX found {found}, not a GPU: install its GPU build (pip install -e '.[cuda13]' or '.[cuda12]'), "
+            "or use --device cpu"
         )
 
 
@@ -170,12 +172,12 @@ def _usual_batch(device: str, image: Image) -> int:
 
 
 def check_losses(ours: Sequence[float], torch: Sequence[float], tolerances: tuple[float, float]) -> None:
-    """Prints the losses of the first steps of both sides.
+    """Prints the losses of the first steps of both sides, and checks that they agree.
 
     Args:
-        ours, torch: a loss a step.
-        tolerances: greatest difference of the first step, which sees the same weights, and of the others, as shares
-            of the first loss.
+        ours, torch: one loss per step.
+        tolerances: largest difference allowed in the first step, where the weights are the same, and in the others, as
+            shares of the first loss.
 
     Raises:
         TrainingStopped: they differ by more, or are not finite.
@@ -184,16 +186,16 @@ def check_losses(ours: Sequence[float], torch: Sequence[float], tolerances: tupl
     print(f"losses of the first steps: ours {show(ours)}; torch {show(torch)}", flush=True)
     allowed = (tolerances[0], *[tolerances[1]] * (len(ours) - 1))
     for step, (mine, other, tolerance) in enumerate(zip(ours, torch, allowed, strict=True), start=1):
-        if not abs(mine - other) <= tolerance * abs(torch[0]):  # false of NaN, too
+        if not abs(mine - other) <= tolerance * abs(torch[0]):  # also false for NaN
             raise TrainingStopped(
-                f"the losses of step {step} differ: ours {mine:.6g}, torch {other:.6g}, more than {tolerance:g} of the "
-                "first; not the same computation, so nothing is timed",
+                f"the losses of step {step} differ by more than {tolerance:g} of the first: ours {mine:.6g}, torch "
+                f"{other:.6g}; the two do not compute the same, so nothing is timed",
                 code=1,
             )
 
 
 def describe(result: Result) -> str:
-    """A table of both sides, a warning if the machine was busy, and as the last line the ratio."""
+    """Returns a table of both sides, a warning if the machine was busy, and the ratio as the last line."""
     rates = [statistics.median(rates) for rates in (result.ours_rates, result.torch_rates)]
     speeds = [rate * result.flops for rate in rates]
     memory = [_mebibytes(side) for side in (result.ours, result.torch)]
@@ -205,21 +207,19 @@ def describe(result: Result) -> str:
         (f"% of matmul's {number(result.ceiling / 1e9)}", *(number(100 * s / result.ceiling) for s in speeds)),
         ("peak memory, MiB", *map(number, memory)),
         ("compile or first step, s", number(result.ours.compile_seconds), number(result.torch.compile_seconds)),
-        ("the same, cached, s", number(result.ours.cached_seconds), number(result.torch.cached_seconds)),
+        ("the same from cache, s", number(result.ours.cached_seconds), number(result.torch.cached_seconds)),
     ]
     if result.others:
-        rows.append(("busy with others, %", number(100 * statistics.median(result.others)), ""))
+        rows.append(("other load, %", number(100 * statistics.median(result.others)), ""))
     lines = [f"{name:<28}{one:>12}{other:>12}" for name, one, other in rows]
     if result.others and max(result.others) > BUSY:
-        lines.append(
-            "warning: others used the processor meanwhile, which slows PyTorch down more than us; measure anew"
-        )
+        lines.append("warning: other programs used the processor, which slows PyTorch down more than us: measure again")
     ratios = result.ratios
     return "\n".join([*lines, f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"])
 
 
 def figures(case: str, result: Result) -> list[Figure]:
-    """The numbers for the table of speeds."""
+    """Returns the figures for the table of speeds."""
     found = [figure(case, "ours / torch", result.ratios, "x")]
     for name, side, rates in (
         ("ours", result.ours, result.ours_rates),

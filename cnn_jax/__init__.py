@@ -1,6 +1,6 @@
 """Convolutional networks in JAX and Flax: train, compare, look inside.
 
-Importing this package imports no JAX; the names below do when they are used.
+Importing this package does not import JAX; first use of the names below does.
 """
 
 from typing import TYPE_CHECKING, Any

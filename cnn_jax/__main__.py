@@ -1,4 +1,4 @@
-"""`python -m cnn_jax VERB …`, also `cnn_jax VERB …`: what can be done with data, models and finished runs."""
+"""`python -m cnn_jax VERB …`, or `cnn_jax VERB …`: commands for data, models and finished runs."""
 
 import importlib
 import sys
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from cnn_jax.commands.parser import guard, version
 from cnn_jax.errors import UserError, nearest
 
-# verb → one line for the help; the module cnn_jax.commands.VERB has main(argv).
+# verb → one line for the help. The module cnn_jax.commands.VERB has main(argv).
 VERBS = {
-    "evaluate": "accuracy of finished runs on a split of their data, or on another data set",
+    "evaluate": "evaluate finished runs on a split of their data, or on another data set",
     "predict": "classify (or reconstruct) your own images with a finished run",
-    "committee": "average several trained networks, and say what it is worth",
+    "committee": "average the predictions of several trained networks",
     "models": "list the networks, or print the layers of one",
     "data": "prepare, list, show and export data sets",
     "weights": "list public weights, or export a run's weights for PyTorch",
-    "results": "turn finished runs into tables",
+    "results": "collect finished runs into tables",
 }
 
 
 def usage() -> str:
-    """The text of `--help`."""
+    """Returns the text of `--help`."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {line}" for verb, line in VERBS.items()]
     return "\n".join(
@@ -29,17 +29,17 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "python -m cnn_jax VERB --help says more. Training: python -m experiments.NAME --help,",
-            "such as python -m experiments.digits_lenet5; or cnn_jax.fit in Python.",
+            "Details: python -m cnn_jax VERB --help. To train, run an experiment,",
+            "such as python -m experiments.digits_lenet5 (--help lists its flags), or call cnn_jax.fit in Python.",
         ]
     )
 
 
 def run(argv: Sequence[str]) -> None:
-    """Runs the verb that the arguments name.
+    """Runs the command named by the first argument.
 
     Raises:
-        UserError: no such verb, or a mistake in its arguments.
+        UserError: an unknown verb, or a mistake in its arguments.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     if verb not in VERBS:
         close = " or ".join(nearest(verb, VERBS))
         hint = f"perhaps you meant {close}" if close else f"use one of {', '.join(VERBS)}"
-        raise UserError(f"there is no verb {verb}: {hint}; see python -m cnn_jax --help")
+        raise UserError(f"unknown verb {verb}; {hint} (see python -m cnn_jax --help)")
     importlib.import_module(f"cnn_jax.commands.{verb}").main(argv[1:])
 
 

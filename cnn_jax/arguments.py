@@ -15,27 +15,27 @@ from cnn_jax.errors import UserError, nearest, unknown
 
 
 @contextmanager
-def naming(flag: str) -> Iterator[None]:
-    """Puts the flag before the message of a UserError raised within, by code that knows of no command line.
+def naming(field: str) -> Iterator[None]:
+    """Prefixes the message of a UserError raised within with the config field that it is about.
 
-    >>> with naming("--model-args"):
-    ...     raise UserError("given depth=x")
+    >>> with naming("`model_args`"):
+    ...     raise UserError("lenet5 has no argument 'depth'")
     Traceback (most recent call last):
         ...
-    cnn_jax.errors.UserError: --model-args: given depth=x
+    cnn_jax.errors.UserError: `model_args`: lenet5 has no argument 'depth'
     """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{flag}: {error}") from error
+        raise UserError(f"{field}: {error}") from error
 
 
 def load_attribute(text: str) -> Any:
-    """Imports `package.module:attribute`, as named on a command line; the current folder is searched, too.
+    """Imports `package.module:attribute`; the current folder is searched, too.
 
     Raises:
-        UserError: there is no such module or attribute. What the module itself raises on import passes as it is: it is
-            the user's own code.
+        UserError: there is no such module or attribute. Errors raised by the module itself propagate: it is the user's
+            own code.
 
     >>> load_attribute("math:tau") == 2 * math.pi
     True
@@ -52,7 +52,7 @@ def load_attribute(text: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # a module that the user's own code imports
         raise UserError(
-            f"there is no module {error.name} for {text!r}: correct the name, or start in its folder"
+            f"there is no module {error.name} for {text!r}: correct the name, or run from the folder that holds it"
         ) from None
     for name in attribute.split("."):
         if not hasattr(found, name):
@@ -65,7 +65,7 @@ def load_attribute(text: str) -> Any:
 def parse_spec(
     kind: str, spec: str, functions: Mapping[str, Callable[..., Any]], *, hidden: Collection[str] = ()
 ) -> tuple[str, Callable[..., Any]]:
-    """Turns "name" or "name:key=value,key=value" into (name, the function of this name with those arguments set).
+    """Parses "name" or "name:key=value,key=value" into (name, the function of that name with those arguments bound).
 
     Args:
         kind: what messages call such a function.
@@ -91,20 +91,20 @@ def parse_spec(
 def parse_arguments(
     owner: str, function: Callable[..., Any], texts: Iterable[str], *, hidden: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Turns texts such as "b1=0.95" into keyword arguments of `function`.
+    """Parses texts such as "b1=0.95" into keyword arguments of `function`.
 
-    The type is the annotation's where that is bool, int, float, str, a Literal or a tuple of one of them, else that of
-    the default; parts of a tuple are separated by "/", as in "scale=0.5/1".
+    A value has the annotated type if that is bool, int, float, str, a Literal or a tuple of one of them, else the
+    default's type. Elements of a tuple are separated by "/", as in "scale=0.5/1".
 
     Args:
-        owner: the name that messages give the function.
-        function: its parameters that have a value to be written as text are accepted.
+        owner: what messages call the function.
+        function: its parameters are accepted if their values can be written as text.
         texts: each key=value.
-        hidden: parameters that the caller sets by itself and that are not accepted.
+        hidden: parameters set by the caller, which are not accepted.
 
     Raises:
-        UserError: a text is not key=value, its key is unknown or occurs twice, its value is of the wrong type, or a
-            parameter without default is absent.
+        UserError: a text is not key=value, its key is unknown or occurs twice, its value has the wrong type, or a
+            parameter without default is missing.
 
     >>> def crop(image, *, padding: int = 4, scale: tuple[float, float] = (0.5, 1.0)): ...
     >>> parse_arguments("crop", crop, ["padding=2", "scale=0.8/1"], hidden=["image"])
@@ -116,22 +116,22 @@ def parse_arguments(
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
-            raise UserError(f"given {text!r} for {owner}; expected key=value ({_listing(accepted)}); correct it")
+            raise UserError(f"{text!r} for {owner} is not key=value: correct it ({_listing(accepted)})")
         if key not in accepted:
             close = " or ".join(nearest(key, accepted))
             hint = f"perhaps you meant {close} " if close else "choose another "
-            raise UserError(f"given {text} for {owner}, which has no argument {key!r}; {hint}({_listing(accepted)})")
+            raise UserError(f"{owner} has no argument {key!r}; {hint}({_listing(accepted)})")
         if key in values:
-            raise UserError(f"given {key} twice for {owner}; expected it once; drop one")
+            raise UserError(f"{key} is given twice for {owner}: drop one")
         values[key] = _convert(owner, accepted[key], value)
     missing = [n for n, p in accepted.items() if p.default is p.empty and n not in values]
     if missing:
-        raise UserError(f"given {owner} without {', '.join(missing)}; expected its value; add {missing[0]}=VALUE")
+        raise UserError(f"{owner} needs {', '.join(missing)}: add {missing[0]}=VALUE")
     return values
 
 
 def _is_text(parameter: inspect.Parameter) -> bool:
-    """Whether a value of the parameter can be written as text at all."""
+    """Whether values of the parameter can be written as text."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return False
     default = parameter.default
@@ -140,16 +140,21 @@ def _is_text(parameter: inspect.Parameter) -> bool:
 
 
 def _listing(accepted: dict[str, inspect.Parameter]) -> str:
-    shown = [n if p.default is p.empty else f"{n}={_show(p.default)}" for n, p in accepted.items()]
+    shown = [n if p.default is p.empty else f"{n}={as_text(p.default)}" for n, p in accepted.items()]
     return f"known: {', '.join(shown)}" if shown else "it takes none"
 
 
-def _show(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Writes a value as `parse_arguments` reads it.
+
+    >>> as_text((0.5, 1))
+    '0.5/1'
+    """
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _convert(owner: str, parameter: inspect.Parameter, text: str) -> Any:
-    """Reads `text` as a value of the parameter."""
+    """Parses `text` as a value of the parameter."""
     hint, default = parameter.annotation, parameter.default
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     parts, count = [text], 1
@@ -173,14 +178,12 @@ def _convert(owner: str, parameter: inspect.Parameter, text: str) -> Any:
         values = tuple(_scalar(part.strip(), kind) for part, kind in zip(parts, kinds, strict=True))
     except ValueError:
         names = "/".join(_kind_name(kind) for kind in kinds)
-        raise UserError(
-            f"given {parameter.name}={text} for {owner}; expected {parameter.name}={names}; correct it"
-        ) from None
+        raise UserError(f"{parameter.name}={text} for {owner}: write {parameter.name}={names}") from None
     return values if origin is tuple or isinstance(default, tuple) else values[0]
 
 
 def _scalar(text: str, kind: Any) -> Any:
-    """Reads one word as `kind`: a type, a tuple of choices, or None for any number, true, false or none."""
+    """Parses one word as `kind`: a type, a tuple of choices, or None for any number, true, false or none."""
     words = {"true": True, "false": False, "none": None}
     if isinstance(kind, tuple):
         return {str(choice): choice for choice in kind}[text] if text in map(str, kind) else _refuse()

@@ -1,4 +1,4 @@
-"""The arithmetic of convolutional networks as plain functions: sizes, counts, convolution, its gradients by hand."""
+"""The arithmetic of convolutional networks as plain functions: sizes, counts, convolution and its gradients by hand."""
 
 import math
 from collections.abc import Iterable
@@ -22,19 +22,19 @@ def output_size(
     *,
     rounding: Literal["exact", "floor", "ceil"] = "exact",
 ) -> int:
-    """Outputs of a filter along one axis, (N + 2P - F)/S + 1.
+    """Number of outputs of a filter along one axis, (N + 2P - F)/S + 1.
 
     Args:
         size: N, inputs along the axis.
         filter_size: F.
         stride: S.
         padding: P, inputs added at each end, or (before, after).
-        rounding: of the quotient. "exact" refuses one that is not whole. "floor" leaves the inputs out that fill no
-            window, as the layers of all frameworks do. "ceil" lets the last window overhang the end (Caffe's pooling);
-            it must begin before the end, so that it sees something.
+        rounding: of the quotient. "exact" raises if it is not whole. "floor" ignores inputs at the end that fill no
+            window, as layers do in all frameworks. "ceil" lets the last window overhang the end, as in Caffe's pooling,
+            but it must begin before the end.
 
     Returns:
-        The number of outputs; with "floor" and "ceil" below 1 where the filter does not fit.
+        The number of outputs; with "floor" and "ceil" it is below 1 if the filter does not fit.
 
     Raises:
         UserError: a stride below 1; with "exact" also a filter that does not fit.
@@ -45,14 +45,14 @@ def output_size(
     (2, 3)
     """
     if stride < 1:
-        raise UserError(f"given stride {stride}; expected at least 1; change it")
+        raise UserError(f"stride {stride} is too small: set it to at least 1")
     before, after = ends(padding)
     room = size + before + after - filter_size
     if rounding == "exact" and (room < 0 or room % stride):
         raise UserError(
-            f"given a filter of {filter_size} on {size} inputs with stride {stride} and padding {before} + {after}; it "
-            f"does not fit: ({size} + {before + after} - {filter_size})/{stride} + 1 = {room / stride + 1:.4g}, "
-            "expected a whole number of at least 1; choose another padding or stride"
+            f"a filter of {filter_size} with stride {stride} and padding {before} + {after} does not fit {size} "
+            f"inputs, as ({size} + {before + after} - {filter_size})/{stride} + 1 = {room / stride + 1:.4g}: choose a "
+            "padding or stride that makes it a whole number of at least 1"
         )
     if rounding != "ceil":
         return room // stride + 1
@@ -70,9 +70,9 @@ def ends(padding: Ends) -> tuple[int, int]:
 
 
 def same_padding(size: int, filter_size: int, stride: int = 1) -> tuple[int, int]:
-    """Padding (before, after) with which there are ceil(N/S) outputs; an odd one goes to the end ("SAME").
+    """Padding (before, after) for ceil(N/S) outputs ("SAME"); of an odd total the larger half goes to the end.
 
-    With stride 1 and odd F it is the (F - 1)/2 at both ends that keeps the size.
+    With stride 1 and odd F this is (F - 1)/2 at each end, which keeps the size.
 
     >>> same_padding(28, 5), same_padding(224, 7, stride=2)
     ((2, 2), (2, 3))
@@ -82,10 +82,10 @@ def same_padding(size: int, filter_size: int, stride: int = 1) -> tuple[int, int
 
 
 def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
-    """Receptive field of a stack of layers, side in pixels, 1 + sum (F_i - 1)·S_1·…·S_(i-1).
+    """Side of the receptive field of a stack of layers in pixels, 1 + sum (F_i - 1)·S_1·…·S_(i-1).
 
     Args:
-        layers: (filter size, stride) of each convolution and pooling, the first one first.
+        layers: (filter size, stride) of each convolution and pooling layer, from the input on.
 
     Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural networks", eq. 2.
 
@@ -102,7 +102,7 @@ def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
 def conv_parameters(
     filter_size: tuple[int, int], maps: int, filters: int, *, groups: int = 1, bias: bool = True
 ) -> int:
-    """Parameters of a convolution of `maps` input maps with `filters` filters, each (kh, kw, maps/groups) and a bias.
+    """Parameters of a convolution of `maps` input maps with `filters` filters of (kh, kw, maps/groups) and a bias each.
 
     >>> conv_parameters((5, 5), 3, 10)
     760
@@ -113,7 +113,7 @@ def conv_parameters(
 def locally_connected_parameters(
     output: tuple[int, int], filter_size: tuple[int, int], maps: int, filters: int, *, bias: bool = True
 ) -> int:
-    """Parameters of a convolution whose filters and biases are not shared between the positions of its output.
+    """Parameters of a convolution whose filters and biases are not shared between output positions.
 
     >>> locally_connected_parameters((28, 28), (5, 5), 1, 6)
     122304
@@ -154,17 +154,17 @@ Edges = Literal["valid", "zero", "edge"]
 
 
 def cross_correlate(signal: Any, kernel: Any, edges: Edges = "valid", stride: int = 1) -> np.ndarray:
-    """Slides a kernel over a signal, y[i] = sum_k h[k]·x[i + k]: what the layers called convolutions compute.
+    """Slides a kernel over a signal, y[i] = sum_k h[k]·x[i + k]: what convolution layers compute.
 
     Args:
         signal: numbers along one or two axes.
         kernel: numbers along as many axes.
-        edges: "valid" takes whole windows only. "zero" and "edge" keep the size (at stride 1) by adding zeros or by
-            repeating the outermost values, (F - 1)/2 at each end; of an odd number, the greater half at the end.
-        stride: between neighbouring outputs; inputs at the end that fill no window are left out.
+        edges: "valid" uses whole windows only. "zero" and "edge" keep the size (at stride 1) by padding with zeros or
+            with the outermost values, (F - 1)/2 at each end; if F - 1 is odd, the larger half goes to the end.
+        stride: between neighbouring outputs; inputs at the end that fill no window are ignored.
 
     Raises:
-        UserError: the kernel has another number of axes, or does not fit.
+        UserError: the kernel has another number of axes than the signal, or does not fit.
 
     >>> cross_correlate([0, 0, 1, 1], [-1, 1]).tolist()
     [0, 1, 0]
@@ -175,27 +175,25 @@ def cross_correlate(signal: Any, kernel: Any, edges: Edges = "valid", stride: in
 
 
 def convolve(signal: Any, kernel: Any, edges: Edges = "valid", stride: int = 1) -> np.ndarray:
-    """Convolution, y[i] = sum_k h[k]·x[i - k]: cross-correlation with the kernel turned round (by 180° in two axes).
+    """Convolution, y[i] = sum_k h[k]·x[i - k]: cross-correlation with the flipped kernel (rotated by 180° in 2-D).
 
-    Arguments are those of `cross_correlate`; of an odd padding the greater half is at the beginning, turned round too.
+    Arguments are those of `cross_correlate`, but the larger half of an odd padding goes to the beginning.
 
     >>> convolve([0, 0, 1, 1], [-1, 1]).tolist()
     [0, -1, 0]
     """
-    turned = np.flip(np.asarray(kernel))
-    return _slide(np.asarray(signal), turned, [(k // 2, (k - 1) // 2) for k in turned.shape], edges, stride)
+    flipped = np.flip(np.asarray(kernel))
+    return _slide(np.asarray(signal), flipped, [(k // 2, (k - 1) // 2) for k in flipped.shape], edges, stride)
 
 
 def _slide(x: np.ndarray, kernel: np.ndarray, pads: list[tuple[int, int]], edges: Edges, stride: int) -> np.ndarray:
     if x.ndim != kernel.ndim:
-        raise UserError(f"given a kernel of {kernel.ndim} axes for a signal of {x.ndim}; expected as many; reshape one")
+        raise UserError(f"a kernel of {kernel.ndim} axes cannot slide over a signal of {x.ndim}: reshape one of them")
     if edges != "valid":
         x = np.pad(x, pads, mode="constant" if edges == "zero" else "edge")
     shape = [output_size(n, k, stride, rounding="floor") for n, k in zip(x.shape, kernel.shape, strict=True)]
     if min(shape) < 1:
-        raise UserError(
-            f"given a kernel of shape {kernel.shape} for a signal of shape {x.shape}; it does not fit; pad the signal"
-        )
+        raise UserError(f"a kernel of shape {kernel.shape} does not fit a signal of shape {x.shape}: pad the signal")
     y = np.zeros(shape, np.result_type(x, kernel))
     for k in np.ndindex(kernel.shape):
         y += kernel[k] * x[tuple(slice(i, i + stride * (n - 1) + 1, stride) for i, n in zip(k, shape, strict=True))]
@@ -203,7 +201,7 @@ def _slide(x: np.ndarray, kernel: np.ndarray, pads: list[tuple[int, int]], edges
 
 
 def match_template(image: Any, template: Any) -> np.ndarray:
-    """Mean of the products of the template with each window of the image: 1 where ±1 images are equal, -1 if opposite.
+    """Mean product of the template and each window of an image: for ±1 values, 1 if they are equal, -1 if opposite.
 
     >>> match_template([[1, -1, 1], [-1, 1, -1]], [[1, -1], [-1, 1]]).tolist()
     [[1.0, -1.0]]
@@ -215,7 +213,7 @@ def match_template(image: Any, template: Any) -> np.ndarray:
 
 
 def conv(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
-    """The convolution layer, without bias: cross-correlation summed over the maps; (B, H', W', F)."""
+    """Convolution layer without bias: cross-correlation summed over the input maps; returns (B, H', W', F)."""
     pads = ((padding, padding),) * 2
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x_BxHxWxC, kernel_HxWxCxF, (stride, stride), pads, dimension_numbers=numbers)
@@ -224,9 +222,9 @@ def conv(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array, stride: int = 1, paddi
 def conv_input_gradient(
     dy_BxHxWxF: jax.Array, kernel_HxWxCxF: jax.Array, size: tuple[int, int], stride: int = 1, padding: int = 0
 ) -> jax.Array:
-    """dL/dx of `conv` from dL/dy: the same convolution with the kernel rotated by 180°, inputs and outputs exchanged.
+    """dL/dx of `conv` from dL/dy: a convolution with the kernel rotated by 180° and its inputs and outputs swapped.
 
-    dL/dy gets `stride` - 1 zeros between its elements, and margins that give the kernel all of its overlaps.
+    dL/dy is dilated by `stride` - 1 zeros between its elements, and padded so that all overlaps with the kernel count.
 
     Args:
         dy_BxHxWxF: gradient of the output.
@@ -248,7 +246,7 @@ def conv_kernel_gradient(
 ) -> jax.Array:
     """dL/dW of `conv` from dL/dy: the input convolved with dL/dy, dW[i, j] = sum x[i + S·a, j + S·b]·dy[a, b].
 
-    The batch is what is summed over, as maps are in the forward pass.
+    The sum runs over the batch, as it runs over the maps in the forward pass.
 
     Args:
         x_BxHxWxC: input of the layer.
@@ -260,7 +258,7 @@ def conv_kernel_gradient(
     gaps = (0, 0, stride - 1)
     spread = lax.pad(dy_BxHxWxF, jnp.zeros((), dy_BxHxWxF.dtype), [(0, 0, 0), gaps, gaps, (0, 0, 0)])
     dw_CxHxWxF = conv(x_BxHxWxC.transpose(3, 1, 2, 0), spread.transpose(1, 2, 0, 3), padding=padding)
-    # Longer than the filter where the stride left a part of the input out.
+    # Longer than the filter if the stride ignored part of the input.
     return dw_CxHxWxF[:, : filter_size[0], : filter_size[1]].transpose(1, 2, 0, 3)
 
 
@@ -276,7 +274,7 @@ def max_pool_gradient(x_BxHxWxC: jax.Array, dy_BxHxWxC: jax.Array, window: int =
 
 
 def avg_pool_gradient(dy_BxHxWxC: jax.Array, size: tuple[int, int], window: int = 2, stride: int = 2) -> jax.Array:
-    """dL/dx of average pooling of maps of this size from dL/dy: each gradient is spread evenly over its window."""
+    """dL/dx of average pooling, for x of this `size`, from dL/dy: each gradient is spread evenly over its window."""
     dx = jnp.zeros((len(dy_BxHxWxC), *size, dy_BxHxWxC.shape[-1]), dy_BxHxWxC.dtype)
     for s in _window_slices(dy_BxHxWxC.shape, window, stride):
         dx = dx.at[s].add(dy_BxHxWxC / window**2)
@@ -284,7 +282,7 @@ def avg_pool_gradient(dy_BxHxWxC: jax.Array, size: tuple[int, int], window: int 
 
 
 def _window_slices(y_shape: tuple[int, ...], window: int, stride: int) -> list[tuple[slice, ...]]:
-    """Where the first, second, … elements of all windows lie."""
+    """Slices that select the first, second, … element of every window."""
     rows, columns = (stride * (n - 1) + 1 for n in y_shape[1:3])
     return [
         (slice(None), slice(i, i + rows, stride), slice(j, j + columns, stride))

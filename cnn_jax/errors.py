@@ -1,7 +1,7 @@
 """Errors that a user can act on: one line, no traceback, exit code 2 (see `guard` in `cnn_jax.commands.parser`).
 
-The library does not know whether its values came from a command line or from a notebook. So its messages name a field
-or parameter in backticks, as Python writes it: "`batch_size` is 0: it must be more than 0". Commands print that as
+The library does not know whether its values came from a command line or a notebook, so its messages name a field or
+parameter in backticks, spelled as in Python: "`batch_size` is 0: it must be more than 0". Commands print that as
 "--batch-size is 0: it must be more than 0". Backticks around a single lower-case name mean nothing else in a message.
 """
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. The message is one line: what is wrong, then what to do."""
+    """A mistake in the user's input. The message is one line: what is wrong, then what to do."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:
-    """Returns at most three of `choices` that look like `name`, best first.
+    """Returns up to three of `choices` spelled like `name`, best first.
 
     >>> nearest("lenet-5", ["lenet5", "resnet20"])
     ['lenet5']
@@ -37,12 +37,12 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
 
 
 class TrainingStopped(Exception):
-    """A run ended early for a reason that is not a mistake in the command.
+    """A run ended early for a reason other than a mistake in the command.
 
     Attributes:
         code: the exit code.
-        state: the last train state, where there is a usable one.
-        experiment: the parts of the run, once they are there.
+        state: the last usable train state, if any.
+        experiment: the parts of the run, once built.
     """
 
     def __init__(self, message: str, code: int, state: Any = None):

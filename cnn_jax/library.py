@@ -5,20 +5,25 @@ import html
 import shutil
 import tempfile
 import weakref
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cnn_jax.arguments import as_text
 from cnn_jax.config import Config
 from cnn_jax.data import Preprocess, Source, default_splits, open_source
 from cnn_jax.data.own import OwnData, as_source, fingerprint, resized, split_off
 from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.models import model_name
 from cnn_jax.models.ensembles import Network
+from cnn_jax.models.named import make_model
 from cnn_jax.report import curves, figures
 from cnn_jax.runs.evaluate import evaluate, evaluate_source
 from cnn_jax.runs.inference import predict_outputs
@@ -224,7 +229,7 @@ def fit(
     if isinstance(model, str):
         named["model"] = model
     else:
-        named["model"] = _model_label(model)
+        named |= _recorded(model)
     for field, value in (("optimizer", optimizer), ("task", task)):
         if value is not None:
             named[field] = value if isinstance(value, str) else f"<{type(value).__name__}>"
@@ -322,14 +327,27 @@ def _sources(
     return sources
 
 
-def _model_label(model: Any) -> str:
-    """The config's record of a module given as an object; the digits change with its fields."""
-    import zlib
+def _recorded(model: Any) -> dict[str, Any]:
+    """Returns the config fields that record a module given as an object.
 
+    A network of the catalogue is recorded by its name and arguments, so that `load` can make it again; any other by its
+    class and a checksum of its fields, so that resuming with another module is noticed.
+    """
     if not isinstance(model, nn.Module):
-        return f"<{type(model).__name__}>"
+        return {"model": f"<{type(model).__name__}>"}
+    found = model_name(model)
+    if found is not None:
+        name, fields = found
+        dtype = np.dtype(fields.pop("dtype", np.float32)).name
+        classes = fields.pop("num_classes", None)
+        args = tuple(f"{key}={as_text(value)}" for key, value in fields.items())
+        try:
+            if make_model(name, classes, dtype=jnp.dtype(dtype), args=args) == model:
+                return {"model": name, "model_args": args, "precision": dtype}
+        except UserError:
+            pass  # fields that have no text, such as a parameter type
     own = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name != "parent"}
-    return f"<{type(model).__name__} {zlib.crc32(repr(own).encode()):08x}>"
+    return {"model": f"<{type(model).__name__} {zlib.crc32(repr(own).encode()):08x}>"}
 
 
 def _frozen(value: Any) -> Any:

@@ -14,10 +14,11 @@
 # # LeNet-5, from pure functions to a finished run
 #
 # We train a small network on 1,257 handwritten digits with the functions of the package, look at what it has learnt,
-# try other optimizers, and then let the package do all of it. About a minute on two CPU cores, no network.
+# try other optimizers, and then let the package do all of it. This takes about a minute on two CPU cores and needs no
+# network connection.
 #
-# Open this file as a notebook (`jupytext --to notebook docs/tutorial.py`), or run `python docs/tutorial.py`: the
-# pictures then go to the folder `$TUTORIAL_PICTURES`, or a temporary one.
+# Open this file as a notebook (`jupytext --to notebook docs/tutorial.py`), or run `python docs/tutorial.py`, which
+# saves the figures in the folder `$TUTORIAL_PICTURES`, or a temporary one.
 
 # %%
 import os
@@ -56,8 +57,8 @@ def keep(figure: Figure, name: str) -> None:
 # %% [markdown]
 # ## The model
 #
-# A model is a description without state. Its layers can be listed without computing anything: the shape of what they
-# put out, their parameters, their FLOPs for one image, and how many pixels of the image one output sees.
+# A model is a stateless description. Its layers can be listed without computing anything: output shape, parameters,
+# FLOPs for one image, and the number of image pixels that one output depends on.
 
 # %%
 model = build("lenet5", num_classes=10)
@@ -83,9 +84,9 @@ for i, axis in enumerate(axes.flat):
 keep(figure, "digits")
 
 # %% [markdown]
-# A pipeline makes batches of a source; batch number k depends on (seed, k) and nothing else. An augmentation is a
-# pure function of a key and a batch; its images are bytes before and numbers in [0, 1] after. The task says what is
-# learned: here it adds one-hot targets to a batch, and computes the loss.
+# A pipeline makes batches from a source; batch k depends on (seed, k) and nothing else. An augmentation is a pure
+# function of a key and a batch; it takes uint8 images and returns floats in [0, 1]. The task says what to learn: here
+# it adds one-hot targets to a batch, and computes the loss.
 
 # %%
 preprocess = Preprocess.fit(train_set)
@@ -102,14 +103,14 @@ for i in range(10):
     axes[1, i].imshow(augmented[i, ..., 0], cmap="gray")
 for axis in axes.flat:
     axis.axis("off")
-figure.suptitle("above: as it is; below: turned, scaled, shifted")
+figure.suptitle("top: original; bottom: rotated, scaled, shifted")
 keep(figure, "augmented")
 
 # %% [markdown]
 # ## A training step is a function
 #
 # `step(state, batch) -> (state, sums)`. The state is a tree of arrays: step, seed, parameters, optimizer state. Sums
-# are pairs (sum, count). Nothing else is hidden anywhere, so `jax.jit` compiles the whole of it.
+# are pairs (sum, count). There is no hidden state, so `jax.jit` compiles all of it.
 
 # %%
 STEPS = 150
@@ -152,8 +153,7 @@ keep(figure, "loss")
 # %% [markdown]
 # ## What it has learnt
 #
-# The first layer's six filters of 5x5, and what every stage makes of one image. `stages` returns the activations by
-# name.
+# The first layer's six 5x5 filters, and the activations of every stage for one image. `stages` returns them by name.
 
 # %%
 kernel = np.asarray(state.params["conv1"]["kernel"])  # (5, 5, 1, 6)
@@ -183,8 +183,8 @@ keep(figure, "stages")
 # %% [markdown]
 # ## Another optimizer is another word
 #
-# The same weights at the start, the same batches, the same augmentations: the difference is the optimizer (and its
-# rate; give each its best one before you call one better, and several seeds).
+# The initial weights, batches and augmentations are the same: only the optimizer and its rate differ. Before you call
+# one better, tune the rate of each and use several seeds.
 
 # %%
 curves = {"adam": losses}

@@ -1,1 +1,1 @@
-"""One small file a reproduced result: a docstring and a config. Run one with `python -m experiments.NAME`."""
+"""One small file per reproduced result: a docstring and a config. Run one with `python -m experiments.NAME`."""

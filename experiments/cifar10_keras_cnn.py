@@ -3,8 +3,8 @@
     python -m experiments.cifar10_keras_cnn
     python -m experiments.cifar10_keras_cnn --optimizer rmsprop --learning-rate 1e-4
 
-With `--preset quick`, 3 epochs in 107 seconds on two CPU cores, one seed: 64.7 % of 5,000 training images held out,
-63.7 % of 1,017 test images. The long run has not been measured.
+`--preset quick` (3 epochs, one seed) reaches 64.7 % on 5,000 held-out training images and 63.7 % on 1,017 test images,
+in 107 seconds on two CPU cores. The long run has not been measured.
 """
 
 from cnn_jax.commands.experiment import run

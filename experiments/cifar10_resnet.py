@@ -4,12 +4,12 @@
     python -m experiments.cifar10_resnet --preset quick    # about 16 minutes on two CPU cores
     python -m experiments.cifar10_resnet --model resnet110 --warmup-epochs 1
 
-He et al., "Deep residual learning for image recognition" (2015), section 4.2: 64,000 steps of 128 images; the rate of
-0.1 is divided by 10 after 32,000 and 48,000; weights decay by 1e-4; images are flipped, and shifted by up to 4 pixels.
-Those are 164 epochs of 50,000 images. Here 5,000 are kept to validate, so 164 epochs are 57,657 steps.
+He et al., "Deep residual learning for image recognition" (2015), section 4.2: 64,000 steps of 128 images; the learning
+rate of 0.1 is divided by 10 after 32,000 and 48,000 steps; weight decay 1e-4; images are flipped, and shifted by up to
+4 pixels. That is 164 epochs of 50,000 images. Here 5,000 are held out for validation, so 164 epochs are 57,657 steps.
 
-The quick preset (7 epochs, one seed) gets 85.96 % of the 5,000 validation images and 86.14 % of the first 1,017 test
-images, in 16 minutes on two CPU cores. The long recipe has not been run to its end.
+The quick preset (7 epochs, one seed) reaches 85.96 % on the 5,000 validation images and 86.14 % on the first 1,017 test
+images, in 16 minutes on two CPU cores. The full recipe has not been run to the end.
 """
 
 from cnn_jax.commands.experiment import run

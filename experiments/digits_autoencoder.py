@@ -2,9 +2,9 @@
 
     python -m experiments.digits_autoencoder
 
-Masci et al. 2011. The code has 7x7x8 numbers for the 28x28 pixels; the loss is the mean squared error in the normalized
-scale, in which the images have variance 1: it is the share of the variance that is lost. The report shows inputs above
-their reconstructions.
+Masci et al. 2011. The code is 7x7x8 numbers for 28x28 pixels. The loss is the mean squared error on normalized images;
+these have variance 1, so it is the share of the variance that is lost. The report shows inputs above their
+reconstructions.
 """
 
 from cnn_jax.commands.experiment import run

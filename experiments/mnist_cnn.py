@@ -2,7 +2,7 @@
 
     python -m experiments.mnist_cnn
 
-The lecture reports 99.26 % after 40 minutes of training. Ours, distorted by small rotations and shifts: test accuracy
+The lecture reports 99.26 % after 40 minutes of training. Here, with small random rotations and shifts, test accuracy is
 99.49 ± 0.06 % over 5 seeds, 5 minutes on two CPU cores.
 """
 

@@ -1,14 +1,14 @@
-"""Few labels: LeNet-5, trained on MNIST, moved to 50 of the small digits that ship with the package.
+"""Learning from few labels: LeNet-5 from MNIST, transferred to 50 of the small digits that ship with the package.
 
     python -m experiments.mnist_lenet5
-    python -m experiments.transfer_digits                        # all layers move, the early ones slowly
+    python -m experiments.transfer_digits                        # fine-tunes all layers, the early ones slowly
     python -m experiments.transfer_digits --preset probe         # a new classifier on frozen features
-    python -m experiments.transfer_digits --preset gradual       # layers are released one after another
+    python -m experiments.transfer_digits --preset gradual       # unfreezes layers one after another
     python -m experiments.transfer_digits --preset scratch       # without MNIST
     python -m experiments.transfer_digits --dataset folder:PATH --train-split "train[:100]"
 
-Yosinski et al., "How transferable are features in deep neural networks?" (2014). `benchmarks.transfer_labels` draws
-accuracy against the number of labels. Nothing is selected by validation: the labels there would be labels, too. Test
+Yosinski et al., "How transferable are features in deep neural networks?" (2014). `benchmarks.transfer_labels` plots
+accuracy against the number of labels. Weights are not selected by validation, which would use further labels. Test
 accuracy with 50 labels, 3 seeds: 85.7 ± 1.0 %; probe 91.9 ± 0.6 %; gradual 86.5 ± 0.2 %; scratch 76.9 ± 0.8 %.
 """
 

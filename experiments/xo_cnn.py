@@ -1,9 +1,9 @@
-"""X or O: a small network against translation, scale, rotation and stroke weight, on drawn images.
+"""X or O: a small network on drawn letters that vary in position, scale, rotation and stroke weight.
 
     python -m experiments.xo_cnn
     python -m experiments.xo_cnn --dataset xo:rotation=180,noise=0.3
 
-Test accuracy (1,000 images) 100 % for each of 5 seeds, 3 seconds on two CPU cores.
+Test accuracy (1,000 images): 100 % for each of 5 seeds, 3 seconds on two CPU cores.
 """
 
 from cnn_jax.commands.experiment import run

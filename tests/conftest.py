@@ -1,4 +1,4 @@
-"""Strictness for every test: CPU only, eight simulated devices, no silent promotion of dtype or rank."""
+"""Strict settings for every test: CPU only, eight simulated devices, no implicit dtype or rank promotion."""
 
 import contextlib
 import ctypes
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Decoded images and compiled programs are shared by the tests of one session, and by nobody else.
+# One cache of decoded images and compiled programs per test session.
 _cache = tempfile.TemporaryDirectory(prefix="cnn_jax-tests-")
 os.environ["CNN_JAX_CACHE"] = _cache.name
 
@@ -21,15 +21,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the markers: `pytest -m 'not tfds'` leaves out real data, `pytest -m slow` runs what takes long."""
+    """Registers the markers: `pytest -m 'not tfds'` skips tests on real data, `pytest -m slow` runs the slow tests."""
     config.addinivalue_line("markers", "tfds: needs TFDS_DATA_DIR with mnist and cifar10 prepared, else skipped")
-    config.addinivalue_line("markers", "slow: takes long; left out unless asked for by -m")
+    config.addinivalue_line("markers", "slow: skipped unless selected with -m")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as slow (slow.txt lists them), and those that ask for the folder of TFDS sets.
+    """Marks the tests listed in slow.txt as slow, and those that use `tfds_dir` as tfds.
 
-    Of parametrized ones only some may need these sets: they mark those themselves.
+    Parametrized tests where only some cases need TFDS data mark those cases themselves.
     """
     slow = set((Path(__file__).parent / "slow.txt").read_text().splitlines())
     for item in items:
@@ -41,16 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def fresh_memory() -> Iterator[None]:
-    """The traces and programs of a file are not kept for the next one: those of the zoo are gigabytes."""
+    """Drops traces and compiled programs after each test file: those of the zoo take gigabytes."""
     yield
     jax.clear_caches()
-    with contextlib.suppress(AttributeError):  # a C library other than glibc
+    with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> str:
-    """The folder of prepared TFDS sets; tests that need real MNIST or CIFAR-10 are skipped without it."""
+    """Folder of prepared TFDS data sets; without it, tests on real MNIST or CIFAR-10 are skipped."""
     folder = os.environ.get("TFDS_DATA_DIR", "")
     if not all(os.path.isdir(os.path.join(folder, name)) for name in ("mnist", "cifar10")):
         pytest.skip("needs TFDS_DATA_DIR with mnist and cifar10 prepared")

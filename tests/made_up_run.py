@@ -1,4 +1,4 @@
-"""A finished run folder made without training: softmax regression on the package's digits, with known weights."""
+"""Writes a finished run folder without training: softmax regression on `digits`, with known weights."""
 
 import json
 from pathlib import Path
@@ -38,13 +38,13 @@ SUMMARY = {
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, 8, 8, 1) and labels (N,)."""
+    """Returns images, uint8 (N, 8, 8, 1), and labels (N,)."""
     images, labels = materialize(open_source("digits", split)).values()
     return np.asarray(images), np.asarray(labels)
 
 
 def nearest_mean_weights() -> tuple[np.ndarray, np.ndarray]:
-    """Kernel (64, 10) and bias (10,) whose logits are minus the squared distance to each class's mean image, + |x|²."""
+    """Kernel (64, 10) and bias (10,) with logits |x|² minus the squared distance of x to each class's mean image."""
     images, labels = digits("train")
     flat = images.reshape(len(images), -1) / np.float32(255)
     means = np.stack([flat[labels == k].mean(axis=0) for k in range(10)])
@@ -52,13 +52,13 @@ def nearest_mean_weights() -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_logits(images: np.ndarray) -> np.ndarray:
-    """What the made-up run's model says, computed with NumPy alone."""
+    """Logits of the made-up run's model, computed with NumPy alone."""
     kernel, bias = nearest_mean_weights()
     return images.reshape(len(images), -1) / np.float32(255) @ kernel + bias
 
 
 def make_run(folder: Path, config: Config = CONFIG, **summary: object) -> Path:
-    """Writes the folder; `summary` replaces fields of the summary."""
+    """Writes the run folder; keyword arguments override fields of the summary."""
     folder.mkdir(parents=True)
     (folder / files.CONFIG).write_text(config.to_json())
     (folder / files.CLASSES).write_text("".join(f"{k}\n" for k in range(10)))
@@ -77,6 +77,6 @@ def make_run(folder: Path, config: Config = CONFIG, **summary: object) -> Path:
 
 
 def row(kind: str, step: int, loss: float, accuracy: float, **more: float) -> dict[str, Any]:
-    """A row of metrics.jsonl, ten steps an epoch."""
+    """A row of metrics.jsonl, with ten steps per epoch."""
     basic: dict[str, Any] = {"kind": kind, "step": step, "epoch": step / 10, "loss": loss, "accuracy": accuracy}
     return basic | {"seconds": step * 0.5} | more

@@ -1,4 +1,4 @@
-"""What the tests of several families of models ask of a network: traced, or run small with random numbers."""
+"""Checks shared by the tests of several model families: traced, or run on small random inputs."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial, reduce
@@ -14,35 +14,35 @@ from jax.extend.core import Jaxpr, Literal
 
 from cnn_jax.models import stages
 
-# Programs that run once on little: half the time to compile.
+# For programs that run once on small inputs: halves the compile time.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
 def shapes(model: nn.Module, *input_shape: int) -> Any:
-    """The variables, as shapes."""
+    """Shapes and dtypes of the model's variables; computes nothing."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False))
 
 
 def volumes(model: nn.Module, *input_shape: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the stages, without the batch."""
+    """Shapes of the recorded stages, without the batch axis."""
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     _, seen = jax.eval_shape(lambda v, x: stages(model, v, x), shapes(model, *input_shape), x)
     return {name: a.shape[1:] for name, a in seen.items()}
 
 
 def initialised(model: nn.Module, *input_shape: int) -> Any:
-    """The variables as the model starts with them."""
+    """The model's own initial variables."""
     x = jnp.zeros((1, *input_shape))
     return jax.jit(lambda: model.init(jax.random.key(0), x, train=False), compiler_options=QUICK)()
 
 
 def drawn(model: nn.Module, *input_shape: int) -> Any:
-    """Random variables of a model, see `drawn_like`."""
+    """Random variables of a model; see `drawn_like`."""
     return drawn_like(shapes(model, *input_shape))
 
 
 def drawn_like(like: Any) -> Any:
-    """Random variables; scales and variances are positive, no bias or statistic has its trivial value."""
+    """Random variables: scales and variances positive, no bias or statistic at its trivial value."""
     numbers = np.random.default_rng(0)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -58,7 +58,7 @@ def some_images(batch: int = 4, size: int = 16) -> jax.Array:
 
 
 def loss(model: nn.Module, params: Any, rest: Any, x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-    """Loss of a training step, side heads included, and with it the logits and the new batch statistics."""
+    """Training loss, side heads included; also returns the logits and the new batch statistics."""
     updates: Any
     logits, updates = model.apply(
         {"params": params, **rest}, x, train=True, rngs={"dropout": key}, mutable=["batch_stats", "auxiliary"]
@@ -69,19 +69,19 @@ def loss(model: nn.Module, params: Any, rest: Any, x: jax.Array, key: jax.Array)
 
 
 def trained(model: nn.Module, variables: Any, x: jax.Array, seed: int = 2) -> tuple[Any, Any]:
-    """Gradients, and the logits and new batch statistics, of one step."""
+    """Gradients of one training step, and its (logits, new batch statistics)."""
     rest = {name: tree for name, tree in variables.items() if name != "params"}
     return _step(model)(variables["params"], rest, x, jax.random.key(seed))
 
 
 @cache
 def _step(model: nn.Module) -> Any:
-    """Compiled once for all the tests of a model."""
+    """Compiled once per model."""
     return jax.jit(jax.grad(partial(loss, model), has_aux=True), compiler_options=QUICK)
 
 
 def evaluated(model: nn.Module, variables: Any, x: jax.Array) -> Any:
-    """Logits without training."""
+    """Logits in evaluation mode."""
     return _forward(model)(variables, x)
 
 
@@ -91,10 +91,10 @@ def _forward(model: nn.Module) -> Any:
 
 
 def dependencies(function: Callable[..., Any], *arguments: Any) -> Any:
-    """For each array that a function returns the ones that it depends on, differentiably. Computes nothing.
+    """Finds which argument leaves each result depends on differentiably; computes nothing.
 
     Returns:
-        The tree of results; bit i of each number stands for leaf i of the arguments.
+        The tree of results as bit masks: bit i is set where the result depends on leaf i of the arguments.
     """
     traced, results = jax.make_jaxpr(function, return_shape=True)(*arguments)
     own = [1 << i for i in range(len(traced.jaxpr.invars))]
@@ -102,7 +102,7 @@ def dependencies(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _follow(jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
-    """What the results depend on, if the inputs depend on what is given."""
+    """Masks of the results, given those of the inputs."""
     known = dict(zip(jaxpr.invars, given, strict=True))
 
     def read(variables: Sequence[Any]) -> list[int]:
@@ -110,7 +110,7 @@ def _follow(jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
 
     for equation in jaxpr.eqns:
         inputs = read(equation.invars)
-        # The body of an operation such as `jit`; some versions of JAX wrap it together with its constants.
+        # The body of an operation such as `jit`; some JAX versions wrap it in a closed jaxpr.
         bodies = (getattr(parameter, "jaxpr", parameter) for parameter in equation.params.values())
         inner = next((b for b in bodies if isinstance(b, Jaxpr) and len(b.invars) == len(inputs)), None)
         every = 0 if equation.primitive.name == "stop_gradient" else reduce(or_, inputs, 0)
@@ -120,7 +120,7 @@ def _follow(jaxpr: Jaxpr, given: Sequence[int]) -> list[int]:
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree of variables."""
+    """The leaves of a tree of variables by path, such as "params/conv1/kernel"."""
     return dict(traverse_util.flatten_dict(tree, sep="/"))
 
 
@@ -140,7 +140,7 @@ def assert_bfloat16_is_only_inside(model: nn.Module, x: jax.Array) -> None:
 
 
 def drop_paths(model: nn.Module, *input_shape: int) -> dict[str, float]:
-    """Rate of each drop-path layer, in the order of the network."""
+    """Drop rate of each drop-path layer by the path of its block, in network order."""
     rates: dict[str, float] = {}
 
     def watch(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

@@ -1,4 +1,4 @@
-"""Parts of a run, made in one line for tests."""
+"""One-line constructors of the parts of a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def optimizer_of(
     freeze_until: Sequence[tuple[str, int]] = (),
     **fields: Any,
 ) -> Optimizer:
-    """`make_optimizer` of a config with these fields, whose epochs have one step."""
+    """Calls `make_optimizer` with a config of these fields and one step per epoch."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     config = OptimConfig(
         optimizer=name,
@@ -30,5 +30,5 @@ def optimizer_of(
 
 
 def classification(classes: int, **fields: Any) -> Classification:
-    """The task with classes named by numbers."""
+    """A classification task whose class names are numbers."""
     return Classification(tuple(map(str, range(classes))), **fields)

@@ -1,10 +1,9 @@
-"""Runs what the documentation shows: `python -m tests.run_docs [PAGE …]`.
+"""Runs the examples of the documentation: `python -m tests.run_docs [PAGE …]`.
 
-In docs/*.md every fenced block of bash, console or python that stands directly under the line `<!-- run -->` is run,
-in one temporary folder, the pages in the order in which docs/README.md lists them: the first page trains the run that
-the others look at. A bash block is run a command at a time, a console block likewise (its lines behind `$ `), a python
-block as a script. docs/tutorial.py and docs/notebooks/*.py are run as notebooks. The first failure is printed whole and
-ends it.
+Every fenced bash, console or python block in docs/*.md that directly follows a line `<!-- run -->` is run, all in one
+temporary folder, page by page in the order of docs/README.md: the first page trains the run that the others use. Bash
+blocks run one command at a time, as do console blocks (the lines after `$ `); a python block runs as one script.
+docs/tutorial.py and docs/notebooks/*.py run as notebooks. Stops at the first failure and prints its whole output.
 """
 
 import os
@@ -19,11 +18,11 @@ from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-FIRST = "README.md"  # its run is the one that the other pages use
+FIRST = "README.md"  # trains the run that the other pages use
 MARK = "<!-- run -->"
-LIMIT = 300  # seconds a command may take
+LIMIT = 300  # seconds per command
 
-# Pictures are drawn in the notebook's own process, without a screen.
+# Plots are drawn in the notebook's own process, without a display.
 NOTEBOOK = """
 import sys, jupytext, nbclient
 notebook = jupytext.read(sys.argv[1])
@@ -35,7 +34,7 @@ assert shown, "the notebook shows no picture"
 
 
 class Command(NamedTuple):
-    """Something to run: where it stands, what is printed for it, and the program's arguments."""
+    """Something to run: its place in the docs, how it is printed, and its argv."""
 
     place: str
     said: str
@@ -43,7 +42,7 @@ class Command(NamedTuple):
 
 
 def main(names: list[str]) -> None:
-    """Runs the first page and the given ones, or all of them and the tutorial; exits 1 at the first failure."""
+    """Runs the first page and the named ones, or everything; exits with code 1 at the first failure."""
     pages = [page for page in all_pages() if not names or page.name in (FIRST, *names)]
     commands = [command for page in pages for command in page_commands(page)]
     notebooks = [DOCS / "tutorial.py", *sorted((DOCS / "notebooks").glob("*.py"))]
@@ -62,14 +61,14 @@ def main(names: list[str]) -> None:
 
 
 def all_pages() -> list[Path]:
-    """Returns docs/README.md, the pages it links to in that order, and then any other page."""
+    """Returns docs/README.md, the pages it links to, in that order, then any others."""
     index = DOCS / FIRST
     linked = [DOCS / name for name in re.findall(r"\]\(([\w-]+\.md)\)", index.read_text())]
     return list(dict.fromkeys([index, *linked, *sorted(DOCS.glob("*.md"))]))
 
 
 def page_commands(page: Path) -> Iterator[Command]:
-    """Yields the commands of the marked blocks of a page."""
+    """Yields the commands in the marked blocks of a page."""
     lines = page.read_text().split("\n")
     for number, line in enumerate(lines):
         if line.strip() != MARK:
@@ -90,7 +89,7 @@ def page_commands(page: Path) -> Iterator[Command]:
 
 
 def shell_commands(block: list[str]) -> Iterator[tuple[int, str]]:
-    """Yields (line, command) of each command, whole as bash understands it.
+    """Yields (line, command) for each complete bash command.
 
     >>> list(shell_commands(["# two", "for i in 1 2; do", "  echo $i", "done", "", "ls \\\\", "  -l"]))
     [(1, 'for i in 1 2; do\\n  echo $i\\ndone'), (5, 'ls \\\\\\n  -l')]
@@ -107,11 +106,11 @@ def shell_commands(block: list[str]) -> Iterator[tuple[int, str]]:
             yield first, text
             parts = []
     if parts:
-        yield first, "\n".join(parts)  # bash says what is wrong with it
+        yield first, "\n".join(parts)  # incomplete: bash reports the error
 
 
 def surroundings(folder: Path) -> dict[str, str]:
-    """The environment of the commands: this Python, this checkout, and nothing written outside `folder`."""
+    """Environment of the commands: this Python, this checkout, nothing written outside `folder`."""
     environment = dict(os.environ)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
@@ -123,7 +122,7 @@ def surroundings(folder: Path) -> dict[str, str]:
 
 
 def run(command: Command, folder: Path, environment: dict[str, str]) -> None:
-    """Runs a command and prints its time."""
+    """Runs a command and prints how long it took; exits if it fails."""
     start = time.perf_counter()
     try:
         done = subprocess.run(

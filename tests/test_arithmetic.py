@@ -1,4 +1,4 @@
-"""The arithmetic: every number that the lectures print, and the backward pass by hand against automatic gradients."""
+"""Every number printed in the lectures, and hand-written backward passes against automatic differentiation."""
 
 import math
 from typing import Any
@@ -56,14 +56,14 @@ def test_output_sizes_of_the_slides(size, filter_size, stride, padding, outputs)
 def test_filters_that_do_not_fit_on_the_slides_are_refused(size, filter_size, stride, shown):
     with pytest.raises(UserError) as error:
         output_size(size, filter_size, stride)
-    assert f"it does not fit: ({size} + 0 - {filter_size})/{stride} + 1 = {shown}," in str(error.value)
+    assert f"does not fit {size} inputs, as ({size} + 0 - {filter_size})/{stride} + 1 = {shown}:" in str(error.value)
     assert "\n" not in str(error.value)
     assert output_size(size, filter_size, stride, rounding="floor") == math.floor(float(shown))
     assert output_size(size, filter_size, stride, rounding="ceil") == math.ceil(float(shown))
 
 
 def test_output_size_refuses_a_filter_larger_than_the_input_and_a_stride_of_nothing():
-    with pytest.raises(UserError, match=r"\(4 \+ 0 - 5\)/1 \+ 1 = 0, expected"):
+    with pytest.raises(UserError, match=r"\(4 \+ 0 - 5\)/1 \+ 1 = 0: choose"):
         output_size(4, 5)
     assert output_size(4, 5, rounding="floor") == 0
     assert output_size(4, 5, padding=(1, 0)) == output_size(5, 5) == 1
@@ -72,7 +72,7 @@ def test_output_size_refuses_a_filter_larger_than_the_input_and_a_stride_of_noth
 
 
 def test_overhanging_windows_begin_before_the_end():
-    # PyTorch and Caffe: a 2×2 window of stride 3 on 6 inputs would begin at 6, behind the last one.
+    # As in PyTorch and Caffe: a third 2×2 window of stride 3 on 6 inputs would start at 6, past the last one.
     assert output_size(6, 2, 3, rounding="ceil") == 2
     assert output_size(7, 2, 3, rounding="ceil") == 3
     assert output_size(1, 2, 2, rounding="ceil") == 1
@@ -81,7 +81,7 @@ def test_overhanging_windows_begin_before_the_end():
 
 
 def test_alexnet_volumes_of_the_slides():
-    # (filter, stride, padding) from conv1 to pool5; every division is exact.
+    # (filter, stride, padding) from conv1 to pool5; all divisions are exact.
     layers = [(11, 4, 0), (3, 2, 0), (5, 1, 2), (3, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 2, 0)]
     sides = [227]
     for layer in layers:
@@ -116,7 +116,7 @@ def test_parameter_counts_of_the_slides():
     assert conv_parameters((5, 5), 3, 10) == 760
     assert dense_parameters(200 * 200, 40_000, bias=False) == 1_600_000_000
     assert conv_parameters((5, 5), 1, 100, bias=False) == 2_500
-    # Between the two: each of the 40,000 units with a 5×5 field and weights of its own.
+    # In between: each of the 40,000 units has its own weights for a 5×5 field.
     assert locally_connected_parameters((200, 200), (5, 5), 1, 1, bias=False) == 1_000_000
 
 
@@ -134,8 +134,8 @@ def test_flops_count_a_multiply_add_as_two():
 def test_step_of_the_slides_in_one_dimension():
     step, difference = [0, 0, 0, 1, 1, 1, 1, 1], [-1, 1]
     assert cross_correlate(step, difference).tolist() == [0, 0, 1, 0, 0, 0, 0]
-    # The slide prints eight values: the last one sees the edge repeated. It writes ⊗ for it, but convolution, whose
-    # kernel is turned round, has the opposite sign.
+    # The slide prints eight values, the last one with the edge repeated. It writes ⊗, but true convolution, which
+    # flips the kernel, gives the opposite sign.
     assert cross_correlate(step, difference, "edge").tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
     assert cross_correlate(step, difference, "zero").tolist() == [0, 0, 1, 0, 0, 0, 0, -1]
     assert convolve(step, difference, "edge").tolist() == [0, 0, 0, -1, 0, 0, 0, 0]
@@ -158,7 +158,7 @@ def test_convolution_is_cross_correlation_with_the_kernel_rotated():
     x, kernel = numbers.normal(size=(6, 7)), numbers.normal(size=(3, 2))
     np.testing.assert_array_equal(convolve(x, kernel), cross_correlate(x, kernel[::-1, ::-1]))
     assert convolve(x, kernel, "edge").shape == cross_correlate(x, kernel, "zero").shape == x.shape
-    # An impulse gives the kernel back, cross-correlation gives it turned round.
+    # Convolving an impulse returns the kernel; cross-correlation returns it rotated.
     impulse = np.zeros((5, 5))
     impulse[2, 2] = 1
     odd = numbers.normal(size=(3, 3))
@@ -167,9 +167,9 @@ def test_convolution_is_cross_correlation_with_the_kernel_rotated():
 
 
 def test_kernels_that_cannot_slide_are_refused():
-    with pytest.raises(UserError, match="kernel of 1 axes for a signal of 2"):
+    with pytest.raises(UserError, match="kernel of 1 axes cannot slide over a signal of 2"):
         cross_correlate(np.zeros((3, 3)), [1, 2])
-    with pytest.raises(UserError, match=r"shape \(3,\) for a signal of shape \(2,\).*does not fit"):
+    with pytest.raises(UserError, match=r"shape \(3,\) does not fit a signal of shape \(2,\)"):
         convolve([1, 2], [1, 2, 3])
 
 
@@ -188,8 +188,8 @@ def test_vertical_edge_filter_of_the_slides():
     result = cross_correlate(NUMBERS, VERTICAL_EDGE)
     assert result.shape == (4, 4)
     assert result[0, :2].tolist() == [2, 6]
-    # With stride 2 the slide prints 2 and 1. For the second it takes column 5 in the place of column 4; by its own
-    # numbers it is (2 + 2 + 5) - (8 + 0 + 5). And strictly the filter does not fit: (6 - 3)/2 + 1 = 2.5.
+    # With stride 2 the slide prints 2 and 1. The second is a slip, column 5 instead of column 4: its own numbers give
+    # (2 + 2 + 5) - (8 + 0 + 5). Strictly, the filter does not fit: (6 - 3)/2 + 1 = 2.5.
     assert cross_correlate(NUMBERS, VERTICAL_EDGE, stride=2)[0].tolist() == [2, -4]
     with pytest.raises(UserError, match=r"\(6 \+ 0 - 3\)/2 \+ 1 = 2.5"):
         output_size(6, 3, 2)
@@ -211,18 +211,18 @@ def test_sharpening_with_zero_padding_of_the_slides():
 
 def test_binary_image_of_the_slides():
     image = [[1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 0], [0, 1, 1, 0, 0]]
-    # The slide shows the first value, 4; the others are those of its source, Stanford's UFLDL tutorial.
+    # The slide shows only the first value, 4; the rest are from its source, Stanford's UFLDL tutorial.
     feature = cross_correlate(image, [[1, 0, 1], [0, 1, 0], [1, 0, 1]])
     assert feature.tolist() == [[4, 3, 4], [2, 4, 3], [2, 3, 4]]
 
 
 def test_curve_detector_of_the_slides():
-    # One slide prints the filter with an eighth column and a seventh 30; its sum is that of its source, A. Deshpande's
-    # "A beginner's guide to understanding convolutional neural networks", which has them as here.
+    # One slide prints the filter with an eighth column and a seventh 30, but its sum matches the source, A. Deshpande's
+    # "A beginner's guide to understanding convolutional neural networks", whose filter is the one here.
     curve = np.zeros((7, 7), int)
     curve[0, 5] = curve[1, 4] = 30
     curve[2:6, 3] = 30
-    back = np.zeros((7, 7), int)  # of the mouse in the picture, where it is curved so
+    back = np.zeros((7, 7), int)  # the mouse's back, which has this curve
     back[0, 6], back[1, 4:], back[2, 3:5], back[3:, 3:5] = 30, 50, (20, 50), 50
     head = np.array(
         [
@@ -241,7 +241,7 @@ def test_curve_detector_of_the_slides():
 
 # --- Template matching -----------------------------------------------------------------------------------------------
 
-# Some slides print a row of the X twice or leave it out; this is the one whose maps they print.
+# Some slides repeat or omit a row of the X; this is the version that matches the maps they print.
 LETTER_X = [
     [-1, -1, -1, -1, -1, -1, -1, -1, -1],
     [-1, +1, -1, -1, -1, -1, -1, +1, -1],
@@ -274,11 +274,11 @@ CROSS_MAP = [
     [-0.55, 0.55, -0.55, 0.33, -0.55, 0.55, -0.55],
     [0.33, -0.55, 0.11, -0.11, 0.11, -0.55, 0.33],
 ]
-BACKSTROKE_MAP = [row[::-1] for row in STROKE_MAP]  # printed as such
+BACKSTROKE_MAP = [row[::-1] for row in STROKE_MAP]  # printed on the slides too
 
 
 def printed(values: Any) -> list[list[float]]:
-    """As on the slides: cut after two decimals, not rounded (7/9 is 0.77)."""
+    """Truncates to two decimals, as the slides do (7/9 is 0.77)."""
     return (np.trunc(np.asarray(values, np.float64) * 100) / 100 + 0.0).tolist()
 
 
@@ -290,9 +290,9 @@ def test_template_matching_of_the_slides(template, expected):
 
 
 def pooled(values: np.ndarray) -> list[list[float]]:
-    """2×2 max pooling of stride 2 whose last windows hang over the edge."""
+    """2×2 max pooling with stride 2, whose last windows overhang the edge."""
     y = MaxPool(ceil_mode=True).apply({}, jnp.asarray(values, jnp.float32)[None, :, :, None])
-    return printed(np.asarray(y)[0, :, :, 0] + 1e-6)  # 7/9 in single precision may lie below
+    return printed(np.asarray(y)[0, :, :, 0] + 1e-6)  # float32 7/9 may fall just below
 
 
 def test_relu_and_pooling_of_the_slides():
@@ -334,7 +334,7 @@ def test_kernel_gradient_of_the_slides():
 def test_input_gradient_is_the_full_convolution_with_the_kernel_rotated():
     dh, kernel = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)[:, :3, :4]
     kernel = kernel[:2, :2]
-    full = convolve(np.pad(dh, 1), kernel)  # = cross-correlation with the kernel rotated twice: as it is in `convolve`
+    full = convolve(np.pad(dh, 1), kernel)  # flips the kernel itself
     dx = conv_input_gradient(jnp.asarray(dh)[None, :, :, None], jnp.asarray(kernel)[:, :, None, None], (4, 5))
     np.testing.assert_allclose(np.asarray(dx)[0, :, :, 0], full, rtol=1e-5, atol=1e-6)
 
@@ -342,8 +342,8 @@ def test_input_gradient_is_the_full_convolution_with_the_kernel_rotated():
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("size", "filter_size"), [((7, 8), (3, 3)), ((6, 9), (2, 4))])
-def test_gradients_of_convolution_by_hand_are_the_automatic_ones(size, filter_size, stride, padding):
-    # Sizes at which some strides leave a part of the input out, and paddings beyond the filter.
+def test_convolution_gradients_by_hand_match_autodiff(size, filter_size, stride, padding):
+    # Includes strides that skip the end of the input and paddings wider than the filter.
     numbers = np.random.default_rng(0)
     x = jnp.asarray(numbers.normal(size=(2, *size, 3)), jnp.float32)
     kernel = jnp.asarray(numbers.normal(size=(*filter_size, 3, 4)), jnp.float32)
@@ -365,8 +365,8 @@ def test_gradients_of_convolution_by_hand_are_the_automatic_ones(size, filter_si
 
 @pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2), (2, 3), (3, 1)])
 @pytest.mark.parametrize("size", [(6, 6), (7, 5)])
-def test_gradients_of_pooling_by_hand_are_the_automatic_ones(size, window, stride):
-    # Few distinct values, so that windows are full of ties.
+def test_pooling_gradients_by_hand_match_autodiff(size, window, stride):
+    # Few distinct values, so windows are full of ties.
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, *size, 3)), jnp.float32)
     arguments = ((window, window), (stride, stride), "VALID")
     y_shape = jax.eval_shape(lambda: max_pool(x, *arguments)).shape
@@ -383,7 +383,7 @@ def test_gradients_of_pooling_by_hand_are_the_automatic_ones(size, window, strid
         np.testing.assert_allclose(by_hand, automatic, rtol=1e-5, atol=1e-6)
 
 
-# --- The rest of the slides' numbers ---------------------------------------------------------------------------------
+# --- Other numbers on the slides -------------------------------------------------------------------------------------
 
 
 def test_softmax_of_the_slides():

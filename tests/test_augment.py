@@ -1,4 +1,4 @@
-"""Augmentations against what they are defined to do, computed in NumPy."""
+"""Augmentations against their definitions, computed in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from cnn_jax.errors import UserError
 
 
 def make_augment(specs, num_classes):
-    """The augmentation of a batch of images and labels, as classification prepares it."""
+    """Returns a function that augments images and labels the way the classification task does."""
     whole = augmentations.make_augment(specs)
 
     def augment(key, images, labels, first_index=0):
@@ -43,11 +43,11 @@ LABELS_6 = np.array([0, 1, 2, 3, 2, 1], np.int32)
 
 
 def over_keys(function, image: np.ndarray, **arguments) -> np.ndarray:
-    """The results for twenty keys."""
+    """Applies `function` to the image with twenty keys."""
     return np.asarray(jax.jit(jax.vmap(lambda key: function(key, jnp.asarray(image), **arguments)))(KEYS_20))
 
 
-# One image.
+# Single images
 
 
 def test_flip_gives_the_image_or_its_mirror():
@@ -96,9 +96,9 @@ def test_warp_interpolates_bilinearly_and_is_black_outside():
 @pytest.mark.parametrize(
     ("matrix", "shift", "expected"),
     [
-        ([[0, 1], [-1, 0]], [0, 0], np.rot90(SQUARE_7x7x1)),  # a quarter turn, counter-clockwise
+        ([[0, 1], [-1, 0]], [0, 0], np.rot90(SQUARE_7x7x1)),  # 90° counter-clockwise
         ([[-1, 0], [0, 1]], [0, 0], SQUARE_7x7x1[:, ::-1]),
-        ([[1, 0], [0, 1]], [2, -1], np.pad(SQUARE_7x7x1, ((0, 1), (2, 0), (0, 0)))[1:, :7]),  # two right, one up
+        ([[1, 0], [0, 1]], [2, -1], np.pad(SQUARE_7x7x1, ((0, 1), (2, 0), (0, 0)))[1:, :7]),  # 2 right, 1 up
     ],
     ids=["quarter_turn", "mirror", "shift"],
 )
@@ -113,14 +113,14 @@ def test_affine_with_empty_ranges_is_the_identity():
 
 
 def moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre (x, y) and covariance of the light of an image."""
+    """Centroid (x, y) and covariance of the image's intensity."""
     y, x = np.indices(image.shape[:2])
     points, weights = np.stack([x.ravel(), y.ravel()]), image.ravel() / image.sum()
     return points @ weights, np.cov(points, aweights=weights, ddof=0)
 
 
-def test_each_range_of_affine_changes_what_it_is_about():
-    """A bar of light: its centre tells the translation, its axis the rotation, its area the scale."""
+def test_each_affine_range_controls_its_own_transform():
+    """On a bright bar: its centroid gives the translation, its axis the rotation, its area the scale."""
     bar = np.zeros((41, 41, 1), np.float32)
     bar[19:22, 12:29] = 1.0
     none = {"degrees": 0.0, "scale": (1.0, 1.0), "translate": 0.0, "shear": 0.0}
@@ -147,25 +147,25 @@ def test_elastic_without_strength_is_the_identity():
 
 
 def test_elastic_displaces_smoothly_by_the_stated_amount():
-    """On a ramp along x, x/W, the change of the image is the displacement."""
+    """On the ramp x/W, the change in pixel values is the displacement."""
     size, alpha, sigma = 48, 20.0, 3.0
     ramp = np.broadcast_to(np.arange(size, dtype=np.float32)[None, :, None] / size, (size, size, 1))
     moved = (over_keys(elastic, ramp, alpha=alpha, sigma=sigma) - ramp)[:, 12:-12, 12:-12, 0] * size
     expected = alpha / (2 * np.sqrt(3 * np.pi) * sigma)
     assert 0.85 < moved.std() / expected < 1.15
-    # A Gaussian-smoothed field differs between neighbours by std/(√2·sigma), its correlation being exp(−d²/4sigma²).
+    # Neighbours of a Gaussian-smoothed field differ by std/(√2·sigma): its correlation is exp(−d²/4sigma²).
     assert 0.8 < np.diff(moved, axis=1).std() / (expected / (np.sqrt(2) * sigma)) < 1.2
 
 
 def test_random_resized_crop_is_a_magnified_part():
-    """On the ramps x and y the result is linear: its slopes are the sizes of the part, its ends lie inside."""
+    """On ramps in x and y the result is linear: its slopes give the size of the crop, its ends the position."""
     height, width = 40, 30
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ramps = np.stack([(x + 0.5) / width, (y + 0.5) / height], axis=-1)
     whole = over_keys(random_resized_crop, ramps, scale=(1.0, 1.0), ratio=(0.75, 0.75))
     np.testing.assert_allclose(whole, np.broadcast_to(ramps, whole.shape), atol=1e-5)
     results = over_keys(random_resized_crop, ramps, scale=(0.2, 0.5), ratio=(0.8, 1.25))
-    middle = results[:, 10:-10, 8:-8]  # at the ends interpolation has no neighbours
+    middle = results[:, 10:-10, 8:-8]  # edge pixels lack a neighbour to interpolate
     part_w = np.diff(middle[..., 0], axis=2).mean((1, 2)) * width * width
     part_h = np.diff(middle[..., 1], axis=1).mean((1, 2)) * height * height
     area, aspect = part_w * part_h / (width * height), part_w / part_h
@@ -175,7 +175,7 @@ def test_random_resized_crop_is_a_magnified_part():
 
 
 def test_color_jitter_changes_one_thing_at_a_time():
-    image = 0.35 + 0.3 * IMAGE_8x6x3  # nothing is clipped
+    image = 0.35 + 0.3 * IMAGE_8x6x3  # so that nothing is clipped
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     same = over_keys(color_jitter, image, **none)
@@ -199,7 +199,7 @@ def test_color_jitter_changes_one_thing_at_a_time():
 
 
 def test_pca_color_adds_one_color_along_the_principal_components():
-    """Of grey images, so that nothing is cut; the first component is brightness, the others hardly show."""
+    """On grey images, so nothing is clipped; the first component is brightness, the others are small."""
     image = np.full((4, 5, 3), 0.5, np.float32)
     keys = jax.random.split(KEY, 4000)
     results = np.asarray(jax.vmap(lambda key: pca_color(key, jnp.asarray(image), sigma=0.5))(keys)) - image
@@ -211,11 +211,11 @@ def test_pca_color_adds_one_color_along_the_principal_components():
     np.testing.assert_allclose(np.abs(vectors[:, 1]), [0.7192, 0.0045, 0.6948], atol=2e-2)
     still = over_keys(pca_color, IMAGE_8x6x3, sigma=0.0)
     np.testing.assert_allclose(still, np.broadcast_to(IMAGE_8x6x3, still.shape), atol=1e-6)
-    with pytest.raises(UserError, match=r"pca_color of images of 1 channels; expected .*colour images"):
+    with pytest.raises(UserError, match=r"pca_color needs colour images, and these have 1 channels"):
         pca_color(KEY, jnp.zeros((4, 4, 1)))
 
 
-# A batch.
+# Batches
 
 
 def float_batch() -> tuple[np.ndarray, np.ndarray]:
@@ -223,13 +223,13 @@ def float_batch() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_mixup_is_one_convex_combination_with_a_shuffled_batch():
-    """Image i is lit at pixel i alone, so that the mixed batch is the matrix λ·I + (1 − λ)·P itself."""
+    """Only pixel i of image i is lit, so the mixed batch is the matrix λ·I + (1 − λ)·P itself."""
     images_6x6x1x1, (_, targets) = np.eye(6, dtype=np.float32)[..., None, None], float_batch()
     shares = []
     for key in KEYS_20[:5]:
         mixed, mixed_targets = mixup(key, jnp.asarray(images_6x6x1x1), jnp.asarray(targets), alpha=1.0)
         matrix = np.asarray(mixed)[..., 0, 0]
-        share = np.diag(matrix).min()  # more where an example is its own partner
+        share = np.diag(matrix).min()  # larger where an example is its own partner
         permutation = (matrix - share * np.eye(6)) / (1 - share)
         np.testing.assert_allclose(np.sort(permutation), np.eye(6)[[5] * 6], atol=1e-5)
         np.testing.assert_allclose(permutation.sum(0), 1.0, atol=1e-5)
@@ -257,7 +257,7 @@ def test_cutmix_pastes_a_box_and_counts_its_pixels():
     assert len(set(boxes)) > 2
 
 
-# By name.
+# By name
 
 
 ARGUMENTS = {"pad_crop": ":padding=2,mode=reflect", "cutout": ":size=4"}
@@ -283,12 +283,12 @@ def test_each_is_pure_and_keeps_range_and_shape(spec: str):
     assert np.abs(results - augment(jax.random.key(1), images, labels, jnp.int32(0))[0]).max() > 0.01
     assert np.abs(results - augment(KEY, images, labels, jnp.int32(6))[0]).max() > 0.01
     if spec.partition(":")[0] in PER_IMAGE:
-        # A part of the batch that begins at example 3 is augmented as within the whole.
+        # A part that starts at example 3 is augmented as it is in the whole batch.
         part, _ = augment(KEY, jnp.roll(images, -3, axis=0), labels, jnp.int32(3))
         np.testing.assert_allclose(part[:3], results[3:], atol=1e-6)
 
 
-def test_two_halves_equal_the_whole():
+def test_augmenting_halves_equals_augmenting_the_whole_batch():
     augment = jax.jit(make_augment(["flip", "pad_crop:padding=2", "cutout:size=4"], 4))
     images, labels = jnp.asarray(IMAGES_6x8x8x3), jnp.asarray(LABELS_6)
     halves = [augment(KEY, images[i : i + 3], labels[i : i + 3], i) for i in (0, 3)]
@@ -303,7 +303,7 @@ def test_jit_changes_nothing():
         np.testing.assert_allclose(plain, jitted, atol=1e-5)
 
 
-def test_the_same_augmentation_twice_draws_twice():
+def test_a_repeated_augmentation_draws_independently():
     once, twice = (make_augment(["pad_crop:padding=3"] * n, 4) for n in (1, 2))
     image = np.zeros((6, 15, 15, 1), np.uint8)
     image[:, 7, 7] = 255
@@ -323,10 +323,10 @@ def test_arguments_reach_the_augmentation():
     [
         ("flipp", r"unknown augmentation 'flipp'; perhaps you meant flip"),
         ("pad_crop:pading=4", r"no argument 'pading'; perhaps you meant padding \(known: padding=4, mode=zero\)"),
-        ("pad_crop:padding=4.5", r"given padding=4.5 for augmentation pad_crop; expected padding=INTEGER"),
-        ("pad_crop:mode=wrap", r"expected mode=zero\|reflect"),
-        ("pad_crop:4", r"given '4' for augmentation pad_crop; expected key=value"),
-        ("affine:scale=0.9", r"expected scale=NUMBER/NUMBER"),
+        ("pad_crop:padding=4.5", r"padding=4.5 for augmentation pad_crop: write padding=INTEGER"),
+        ("pad_crop:mode=wrap", r"write mode=zero\|reflect"),
+        ("pad_crop:4", r"'4' for augmentation pad_crop is not key=value"),
+        ("affine:scale=0.9", r"write scale=NUMBER/NUMBER"),
         ("flip:key=1", r"no argument 'key'"),
     ],
 )
@@ -337,10 +337,19 @@ def test_mistakes_in_a_spec_are_told_in_one_line(spec: str, message: str):
 
 
 @pytest.mark.parametrize(
-    "spec",
-    ["pad_crop:padding=-1", "pad_crop:padding=8,mode=reflect", "cutout:size=0", "elastic:sigma=0", "affine:scale=2/1"]
-    + ["random_resized_crop:scale=0.5/1.5", "color_jitter:hue=-1", "pca_color:sigma=-1", "mixup:alpha=0"],
+    ("spec", "message"),
+    [
+        ("pad_crop:padding=-1", r"padding=-1 for pad_crop with mode=zero .* 8x8 images: set it to 0 or more(\n|$)"),
+        ("pad_crop:padding=8,mode=reflect", "padding=8 for pad_crop with mode=reflect .*: set it to .*, at most 7"),
+        ("cutout:size=0", "size=0 for cutout: set "),
+        ("elastic:sigma=0", "sigma=0.0 for elastic: set "),
+        ("affine:scale=2/1", "scale=2.0/1.0 for affine: set "),
+        ("random_resized_crop:scale=0.5/1.5", "scale=0.5/1.5 and .* for random_resized_crop: set "),
+        ("color_jitter:hue=-1", "color_jitter has a negative argument: set "),
+        ("pca_color:sigma=-1", "sigma=-1.0 for pca_color: set "),
+        ("mixup:alpha=0", "alpha=0.0 for mixup or cutmix: set "),
+    ],
 )
-def test_values_out_of_range_are_told_when_the_batch_is_seen(spec: str):
-    with pytest.raises(UserError, match="given .*; ?expected|given .* expected"):
+def test_values_out_of_range_are_told_when_the_batch_is_seen(spec: str, message: str):
+    with pytest.raises(UserError, match=message):
         make_augment([spec], 4)(KEY, jnp.asarray(IMAGES_6x8x8x3), jnp.asarray(LABELS_6))

@@ -1,4 +1,4 @@
-"""The auto-encoder and its task: sizes, gradients, and a run through the same commands."""
+"""The auto-encoder and the reconstruction task: sizes, gradients, and a run through the usual commands."""
 
 from typing import Any, cast
 
@@ -50,7 +50,7 @@ def test_it_is_no_classifier():
 
 
 @pytest.mark.parametrize(("error", "expected"), [("mse", (1 + 9) / 2), ("l1", (1 + 3) / 2)])
-def test_errors_by_hand(error, expected):
+def test_loss_matches_hand_computation(error, expected):
     task = Reconstruction(error)
     images = jnp.array([0.0, 0.0]).reshape(1, 1, 2, 1)
     outputs = jnp.array([1.0, -3.0]).reshape(1, 1, 2, 1)
@@ -104,7 +104,7 @@ def test_commands_evaluate_and_predict(run, tmp_path, capsys):
     assert len(list((tmp_path / "made").glob("*.png"))) == 3
 
 
-def test_several_at_once_are_averaged():
+def test_members_are_averaged():
     outputs = jnp.stack([jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1))])
     assert np.all(np.asarray(Reconstruction().combine(outputs)) == 0.5)
 

@@ -1,4 +1,4 @@
-"""What trouble looks like from outside: exit code 2, one line on stderr, no traceback, nothing half-written."""
+"""User-visible failures: exit code 2, one line on stderr, no traceback, nothing half-written."""
 
 import dataclasses
 import os
@@ -20,14 +20,14 @@ COMMAND = [sys.executable, "-m", "experiments.digits_lenet5", *SMALL]
 
 
 def assert_one_line(stderr: str, said: str) -> None:
-    """Of the form `error: …`, with `said` in it."""
+    """Asserts that stderr is one line, `error: …`, that contains `said`."""
     assert stderr.startswith("error: ") and stderr.index("\n") == len(stderr) - 1 and said in stderr, stderr
 
 
 def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """Runs the command here, which must end with exit code 2; returns what it says on stderr."""
+    """Runs the command in this process, expects exit code 2, and returns its stderr."""
     monkeypatch.setattr(sys, "argv", ["digits_lenet5", *argv])
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets its own
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards: the command replaces it
     with pytest.raises(SystemExit) as left:
         cli.run(digits_lenet5.CONFIG, digits_lenet5.__doc__)
     assert left.value.code == 2
@@ -50,25 +50,28 @@ def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ),
         (
             ["--optimizer", "momentum", "--optimizer-args", "momentum=abc"],
-            "--optimizer-args: given momentum=abc for optimizer momentum; expected momentum=NUMBER",
+            "--optimizer-args: momentum=abc for optimizer momentum: write momentum=NUMBER",
         ),
-        (["--schedule-args", "peak=x"], "--schedule-args: given peak=x for schedule one_cycle; expected peak=NUMBER"),
-        (["--model-args", "depth=x"], "--model-args: given depth=x for lenet5, which has no argument 'depth'; choose"),
-        (["--model", "mlp", "--model-args", "hidden=x"], "--model-args: given hidden=x for mlp; expected hidden="),
-        (["--augment", "pad_crop:padding=-1"], "--augment: given padding=-1"),
-        (["--augment", "affine:scale=0/0"], "--augment: given scale="),
-        (["--augment", "pca_color"], "--augment: given sigma=0.1 for pca_color of images of 1 channels"),
-        (["--augment", "pad_crop:padding=x"], "--augment: given padding=x for augmentation pad_crop; expected padding"),
+        (["--schedule-args", "peak=x"], "--schedule-args: peak=x for schedule one_cycle: write peak=NUMBER"),
+        (["--model-args", "depth=x"], "--model-args: lenet5 has no argument 'depth'; choose"),
+        (["--model", "mlp", "--model-args", "hidden=x"], "--model-args: hidden=x for mlp: write hidden="),
+        (["--augment", "pad_crop:padding=-1"], "--augment: padding=-1 for pad_crop"),
+        (["--augment", "affine:scale=0/0"], "--augment: scale=0.0/0.0 for affine"),
+        (
+            ["--augment", "pca_color"],
+            "--augment: pca_color needs colour images, and these have 1 channels: leave it out, or set --channels to 3",
+        ),
+        (["--augment", "pad_crop:padding=x"], "--augment: padding=x for augmentation pad_crop: write padding"),
     ],
 )
-def test_a_mistake_is_told_with_its_flag_before_an_image_is_read(argv, said, monkeypatch, capsys, tmp_path):
+def test_a_mistake_is_reported_with_its_flag_before_any_image_is_read(argv, said, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(pipeline, "materialize", lambda source: pytest.fail("images were read"))
     monkeypatch.setattr(preprocess, "materialize", lambda source: pytest.fail("images were read"))
     assert_one_line(refused([*argv, "--workdir", str(tmp_path / "run")], monkeypatch, capsys), said)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_platform_that_is_not_there(monkeypatch, capsys, tmp_path):
+def test_a_missing_platform_is_refused(monkeypatch, capsys, tmp_path):
     said = refused(["--require", "tpu", "--workdir", str(tmp_path / "run")], monkeypatch, capsys)
     assert_one_line(said, "--require is tpu, but JAX found cpu")
     assert os.listdir(tmp_path) == []
@@ -76,7 +79,7 @@ def test_a_platform_that_is_not_there(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def run_with_label_10(monkeypatch, capsys):
-    """A function: the example 7 of a split gets the label 10, the command runs here; returns what it says on stderr."""
+    """Returns a function that gives example 7 of a split label 10, runs the command and returns its stderr."""
 
     def run(wrong_split: str, *argv: str) -> str:
         original = digits.open_digits
@@ -95,51 +98,51 @@ def run_with_label_10(monkeypatch, capsys):
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_label_out_of_range_is_found_before_anything_is_written(split, run_with_label_10, tmp_path):
     said = run_with_label_10(split, *SMALL, str(tmp_path / "run"))
-    assert_one_line(said, f"digits {split!r}, whose example 7 has label 10; expected labels 0 to 9")
+    assert_one_line(said, f"digits {split!r}: example 7 has label 10, not 0 to 9")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_streamed_label_out_of_range_ends_the_run_where_it_is_read(run_with_label_10, tmp_path):
-    options = ("--pipeline", "stream", "--normalize", "none")  # the images are not read for their mean, either
+    options = ("--pipeline", "stream", "--normalize", "none")  # so that not even the mean reads the images
     said = run_with_label_10("validation", *options, *SMALL, str(tmp_path / "run"))
-    assert_one_line(said, "digits 'validation', whose example 7 has label 10; expected labels 0 to 9")
+    assert_one_line(said, "digits 'validation': example 7 has label 10, not 0 to 9")
     assert not {files.WEIGHTS, files.SUMMARY, files.REPORT} & set(os.listdir(tmp_path / "run"))
     assert os.listdir(tmp_path / "run" / files.CHECKPOINTS) == []
 
 
 @pytest.fixture
-def bound(tmp_path) -> list[str]:
-    """The start of a command that permissions bind, even root's."""
+def restricted(tmp_path) -> list[str]:
+    """Command prefix under which file permissions apply, even for root."""
     start = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     if start and not shutil.which("setpriv"):
-        pytest.skip("permissions do not bind root, and there is no setpriv")
+        pytest.skip("root ignores permissions, and there is no setpriv")
     (tmp_path / "trial").mkdir(mode=0o500)
     if subprocess.run([*start, "touch", tmp_path / "trial" / "written"], capture_output=True).returncode == 0:
-        pytest.skip("permissions do not bind this user")
+        pytest.skip("this user ignores permissions")
     return start
 
 
 @pytest.mark.parametrize("name", ["run", "."], ids=["below", "itself"])
-def test_a_folder_without_permission(name, bound, tmp_path):
+def test_a_folder_without_permission(name, restricted, tmp_path):
     folder = tmp_path / "read-only"
     folder.mkdir(mode=0o500)
-    done = subprocess.run([*bound, *COMMAND, str(folder / name)], capture_output=True, text=True)
+    done = subprocess.run([*restricted, *COMMAND, str(folder / name)], capture_output=True, text=True)
     assert done.returncode == 2
     assert_one_line(done.stderr, "Permission denied; check the path, its permissions")
     assert os.listdir(folder) == []
 
 
-def test_checkpoints_without_permission_do_not_hang(bound, tmp_path):
+def test_checkpoints_without_permission_do_not_hang(restricted, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / files.CHECKPOINTS).mkdir(mode=0o500)
-    command = [*bound, *COMMAND, str(tmp_path / "run")]
+    command = [*restricted, *COMMAND, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert_one_line(done.stderr, f"cannot write a checkpoint in {tmp_path / 'run'} (Permission denied)")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_an_output_that_takes_no_more(tmp_path):
+def test_stdout_on_a_full_device(tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run([*COMMAND, str(tmp_path / "run")], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
@@ -147,8 +150,8 @@ def test_an_output_that_takes_no_more(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# A disk that is there for this process and its children only. On 150 KiB the second of four checkpoints finds no place,
-# on 400 KiB the report.
+# Mounts a disk that only this process and its children see. At 150 KiB the second of four checkpoints does not fit; at
+# 400 KiB the report does not.
 FULL_DISK = """
 disk=$1; shift
 mount -t tmpfs tmpfs "$disk" || exit 77
@@ -160,13 +163,13 @@ done
 """
 
 
-def test_a_full_disk_costs_what_is_not_saved_and_the_same_command_goes_on(tmp_path):
+def test_a_full_disk_loses_only_unsaved_work_and_the_same_command_resumes(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     trial = [*alone, 'mount -t tmpfs tmpfs "$1"', "sh", str(disk)]
     if not shutil.which("unshare") or subprocess.run(trial, capture_output=True).returncode:
-        pytest.skip("a disk of its own needs Linux and the right to mount")
+        pytest.skip("needs Linux and the right to mount a disk")
     command = [*alone, FULL_DISK, "sh", str(disk), *COMMAND, str(disk / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n") == ["150k 2", "400k 2", f"64m 0 {disk}/run/summary.json", ""]

@@ -1,4 +1,4 @@
-"""Benchmarks: their table and pictures, and each of them at its smallest. Times themselves are never tested."""
+"""The benchmarks' table and plots, and each benchmark at its smallest. Timings themselves are not tested."""
 
 import doctest
 import math
@@ -75,7 +75,7 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path):
         read(tmp_path / "absent.csv")
 
 
-def test_markdown_has_a_table_a_benchmark_and_a_line_a_figure(tmp_path):
+def test_markdown_has_a_table_per_benchmark_and_a_row_per_figure(tmp_path):
     path = tmp_path / "speed.csv"
     record(path, "a", [Figure("one", "p | q", 1.5, "x", 1.0, 2.0, 3)])
     record(path, "b", [Figure("two", "step", 4.0, "ms"), Figure("two", "ratio", 2.0, "x")])
@@ -96,7 +96,7 @@ def test_pairs_alternate():
     assert order == ["one", "other", "other", "one", "one", "other"]
 
 
-def test_bends_are_1_on_a_straight_line_of_logarithms():
+def test_bends_are_1_on_a_power_law():
     straight = {x: 3.0 * x**-0.5 for x in (1, 2, 3, 7, 64)}
     assert growth.bends(straight) == pytest.approx({2: 1.0, 3: 1.0, 7: 1.0})
     bent = growth.bends(straight | {3: straight[3] * 1.5})
@@ -106,7 +106,7 @@ def test_bends_are_1_on_a_straight_line_of_logarithms():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Cases of few images, on one device."""
+    """Shrinks the benchmark cases to 16 images and one device."""
     for name, case in timing.CASES.items():
         dataset = case.data.dataset.rpartition(":")[0] + ":16"
         monkeypatch.setitem(timing.CASES, name, case.override(dataset=dataset, batch_size=8, devices=1))
@@ -114,13 +114,13 @@ def tiny(monkeypatch):
 
 
 def figures(path):
-    """(case, measure) → value, all of them finite."""
+    """Reads {(case, measure): value} and asserts that all values are finite."""
     values = {(row["case"], row["measure"]): float(row["value"]) for row in read(path)}
     assert values and all(map(math.isfinite, values.values()))
     return values
 
 
-def test_a_bench_trains_and_knows_its_pace(tiny):
+def test_a_bench_trains_and_measures_its_speed(tiny):
     bench = timing.make_bench(timing.CASES["lenet5"])
     assert bench.bare(3) > 0
     assert int(bench.state.step) == 3
@@ -145,11 +145,11 @@ def test_loop_overhead(tiny, tmp_path):
     whole = values["lenet5 batch 8", "overhead"]
     assert values["lenet5 batch 8", "loop / bare, in images/s"] == pytest.approx(100 / (100 + whole), rel=1e-2)
     rows = {row["measure"]: row for row in read(path)}
-    assert rows["bare step"]["n"] == str(loop_overhead.TURNS - 1)  # the last has no bare steps after it
+    assert rows["bare step"]["n"] == str(loop_overhead.TURNS - 1)  # the last turn has no bare steps after it
     assert rows["overhead of checkpoints"]["n"] == "1"
 
 
-def test_members_end_in_time(tiny, tmp_path, capsys):
+def test_members_stops_before_a_size_that_takes_too_long(tiny, tmp_path, capsys):
     path = tmp_path / "speed.csv"
     small = ["--models", "lenet5", "--batch", "8", "--blocks", "2", "--block-seconds", "0.01", "--output", str(path)]
     members.main(["--members", "2", "1000000", "3", *small])
@@ -180,25 +180,25 @@ def test_growth(tiny, tmp_path):
 
 
 def test_growth_wants_a_depth():
-    with pytest.raises(UserError, match="--model lenet; expected a name that ends in its depth"):
+    with pytest.raises(UserError, match="--model lenet does not end in its depth: choose"):
         growth.main(["--model", "lenet"])
 
 
 def test_startup_says_why_a_command_ended(tmp_path):
-    with pytest.raises(UserError, match="ended before its first step: .*No module named"):
+    with pytest.raises(UserError, match=r"ended before its first step \(.*No module named"):
         startup.parts_of_start(["experiments.absent"], tmp_path)
 
 
-def test_startup_parts_a_run(tmp_path):
+def test_startup_times_the_parts_of_a_run(tmp_path):
     arguments = ["experiments.xo_cnn", "--dataset", "xo:train=8", "--batch-size", "8"]
     parts = startup.parts_of_start(arguments, tmp_path)
     assert list(parts) == ["imports", "preparation", "placing", "compilation", "first step", "total"]
     assert min(parts.values()) > 0
     assert sum(parts.values()) == pytest.approx(2 * parts["total"])
-    assert any(tmp_path.rglob("xla/*")), "the programs were not kept"
+    assert any(tmp_path.rglob("xla/*")), "the programs were not cached"
 
 
-def test_pictures_are_drawn_of_what_the_table_has(tmp_path):
+def test_pictures_are_drawn_for_the_figures_in_the_table(tmp_path):
     path = tmp_path / "speed.csv"
     with pytest.raises(UserError, match="measure them first"):
         record(path, "other", [Figure("one", "step", 1.0, "ms")])
@@ -274,12 +274,12 @@ def test_columns_of_the_table():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--blocks", "0"], "given --blocks 0; expected a whole number of at least 1"),
-        (["--seconds", "nan"], "given --seconds nan; expected a number greater than 0"),
-        (["--output", "README.md"], "given README.md with other columns"),
+        (["--blocks", "0"], "--blocks is 0: it must be a whole number of at least 1"),
+        (["--seconds", "nan"], "--seconds is nan: it must be a number greater than 0"),
+        (["--output", "README.md"], "README.md has other columns"),
     ],
 )
-def test_what_cannot_be_measured_or_written_is_said_before_measuring(flags, message):
+def test_mistakes_are_reported_before_measuring(flags, message):
     with pytest.raises(UserError, match=message):
         convolutions.main(flags)
 

@@ -7,7 +7,7 @@ from cnn_jax.training.callbacks import EarlyStopping
 
 
 def stops(values, patience, higher=True):
-    """Index of the evaluation that stops, counted independently: None if none does."""
+    """Returns the index of the evaluation that stops training, or None."""
     stopping = EarlyStopping("m", higher, patience)
     for step, value in enumerate(values):
         if stopping.on_evaluation(step, {"m": value, "other": 0.0}, None):
@@ -20,14 +20,14 @@ def stops(values, patience, higher=True):
     [
         ([0.1, 0.2, 0.3, 0.4], 1, True, None),
         ([0.1, 0.2, 0.1], 1, True, 2),
-        ([0.5, 0.5], 1, True, 1),  # a tie does not improve
-        ([0.5, 0.4, 0.6, 0.5, 0.6, 0.6], 3, True, 5),  # counted since the best
+        ([0.5, 0.5], 1, True, 1),  # a tie is not an improvement
+        ([0.5, 0.4, 0.6, 0.5, 0.6, 0.6], 3, True, 5),  # patience restarts at each new best
         ([0.5, 0.4, 0.3, 0.4, 0.4], 2, False, 4),
         ([0.5, 0.6, 0.7], 2, False, 2),
         ([0.5, math.nan, math.nan], 2, True, 2),
         ([math.nan, math.nan, 0.9], 2, True, 1),
         ([math.nan, 0.9, 0.8], 2, False, None),
-        ([0.0, 0.0], 1, True, 1),  # 0 is a value as any other
+        ([0.0, 0.0], 1, True, 1),  # 0 is an ordinary value
         ([-1.0, -0.5], 1, True, None),
     ],
 )

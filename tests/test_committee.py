@@ -1,4 +1,4 @@
-"""Members trained at once are those trained alone; a committee averages probabilities; views mean the same image."""
+"""Members trained together match single runs; committees average probabilities; views average transformed images."""
 
 import csv
 from pathlib import Path
@@ -24,7 +24,7 @@ CONFIG = Config("members").override(
 
 
 def trained(**changes):
-    """State after two steps."""
+    """Trains for two steps; returns the experiment, state and last metrics."""
     experiment = make_experiment(CONFIG.override(**changes))
     data = experiment.data["train"]
     arrays, state, items = jax.device_put(data.arrays), experiment.state, data.train_items(0)
@@ -35,11 +35,11 @@ def trained(**changes):
     return experiment, state, metrics
 
 
-def test_members_are_the_networks_of_their_seeds():
+def test_each_member_matches_a_run_with_its_seed():
     experiment, state, metrics = trained(members=3, augment=("pad_crop:padding=1",))
     assert experiment.parameters == 8 * 8 * 8 + 8 + 8 * 3 + 3
     assert metrics["loss"][1] == 3 * 16
-    # The third draws what a run of seed 6 draws, but sees the batches of seed 4.
+    # The third member has the random draws of seed 6 but the batches of seed 4.
     alone = make_experiment(CONFIG.override(seed=6, augment=("pad_crop:padding=1",)))
     data = experiment.data["train"]
     arrays, items, own = jax.device_put(data.arrays), data.train_items(0), alone.state
@@ -79,12 +79,12 @@ def test_views():
 def test_ten_crops_are_the_corners_the_middle_and_their_mirrors():
     height, width, part = 16, 8, 0.75
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    images = jnp.stack([x, y], axis=-1)[None]  # each pixel tells where it was
+    images = jnp.stack([x, y], axis=-1)[None]  # each pixel holds its own coordinates
     views = ten_crop(images, part=part)
     assert len(views) == 10 and all(view.shape == images.shape for view in views)
     for view, mirrored in zip(views[:5], views[5:], strict=True):
         np.testing.assert_array_equal(mirrored, view[:, :, ::-1])
-    inside = [np.asarray(view)[0, 1:-1, 1:-1] for view in views[:5]]  # at the ends nothing is left to interpolate
+    inside = [np.asarray(view)[0, 1:-1, 1:-1] for view in views[:5]]  # edge pixels lack a neighbour to interpolate
     for view in inside:
         np.testing.assert_allclose(np.diff(view[..., 0], axis=1), part, atol=1e-5)
         np.testing.assert_allclose(np.diff(view[..., 1], axis=0), part, atol=1e-5)
@@ -109,7 +109,7 @@ def test_number_of_views():
     assert len(network.seen) == 16
 
 
-def test_a_network_with_views_does_not_mind_a_mirror():
+def test_views_make_a_network_invariant_to_mirroring():
     model: Any = build("mlp", 3, args=["hidden=8"])
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     variables = model.init(jax.random.key(1), images, train=False)
@@ -142,9 +142,9 @@ def test_the_table_of_finished_runs(tmp_path, capsys, monkeypatch):
     assert rows[0]["accuracy"] == rows[0]["committee_accuracy"] and float(rows[2]["agreement"]) < 1
     assert "3 networks, 360 images" in capsys.readouterr().out
     assert Path("table.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match="given --plot absent/table.png, which cannot be written"):
+    with pytest.raises(UserError, match="^--plot absent/table.png cannot be written"):
         main(["one", "--plot", "absent/table.png"])
-    # The committee of the run's own evaluation is that of its members.
+    # Evaluating the run gives the same committee as combining its members' predictions.
     logits, labels, _ = member_predictions("two")
     together = np.mean(np.asarray(average(jnp.asarray(logits))).argmax(-1) == labels)
     assert evaluate("two")["accuracy"] == pytest.approx(together)

@@ -1,4 +1,4 @@
-"""The config as a record: round trips, differences, and what a damaged file is answered."""
+"""The config: JSON round trips, differences, and errors for damaged files."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_a_damaged_config_is_named_in_one_line(tmp_path, record, said):
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_every_field_has_a_type_that_can_be_said_in_plain_words(tmp_path):
+def test_the_type_of_every_field_is_described_in_plain_words(tmp_path):
     for group, kind in GROUPS.items():
         for name in kind.__dataclass_fields__:
             (tmp_path / "config.json").write_text(json.dumps({group: {name: {}}}))

@@ -1,4 +1,4 @@
-"""A converted classifier gives the same logits, slides exactly where nothing is padded, and says what it cannot."""
+"""Converted classifiers: same logits, exact sliding for nets without padding, and errors for what cannot convert."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     stride: int = 0
 
 
-# Without padding: sliding is exact. Odd sizes leave pixels over at the ends.
+# No padding: sliding is exact. The odd sizes leave pixels over at the edges.
 EXACT = {
     "lenet5": Case(build("lenet5", 3), (32, 32, 1), (41, 38), 4),
     "lenet5_1998": Case(build("lenet5_1998", 3), (32, 32, 1), (36, 40), 4),
@@ -40,7 +40,7 @@ EXACT = {
     ),
     "all convolutional": Case(from_pattern("conv3-4s2pvalid conv1-5 gap"), (9, 11, 2), (14, 15), 2),
 }
-# With padding: the same at the training size; `test_miniatures` has one of every architecture.
+# With padding, logits match at the training size only; `test_miniatures` covers every architecture.
 PADDED = {
     "lenet5": Case(build("lenet5", 3), (28, 28, 1)),
     "ImageNet ResNet": Case(
@@ -54,7 +54,7 @@ PADDED = {
 
 
 def some_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> Any:
-    """Random variables, of a size that makes logits of about 1; none of them leaves anything as it is."""
+    """Random variables scaled to give logits of about 1; no layer is the identity."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False))
     numbers = np.random.default_rng(0)
 
@@ -88,7 +88,7 @@ def assert_close(one: Any, other: Any) -> None:
 def test_logits_are_the_classifiers_on_images_of_the_training_size(case):
     x = some_images(2, case.trained[:2], case.trained[2])
     logits = evaluate(case.model, some_variables(case.model, case.trained), x)
-    assert np.std(logits) > 1e-3, "logits that are all the same prove nothing"
+    assert np.std(logits) > 1e-3, "equal logits would prove nothing"
     own = evaluate(*converted(case), x)
     assert own.shape == (2, 1, 1, logits.shape[-1])
     assert own.dtype == jnp.float32
@@ -112,17 +112,17 @@ def test_map_of_a_larger_image_is_the_classifier_on_every_crop(case):
     assert_close(own.reshape(logits.shape), logits)
 
 
-def test_map_of_a_padded_net_depends_in_the_interior_on_the_pixels_there_alone():
+def test_interior_of_a_padded_nets_map_depends_on_local_pixels_only():
     case = Case(from_pattern("conv5-4 pool conv3-6 pool fc8 fc3"), (12, 12, 1))
     image = some_images(1, (48, 44), 1)
     part = image[:, 8:36, 12:40]
     whole_map, part_map = evaluate(*converted(case), image), evaluate(*converted(case), part)
     assert part_map.shape == (1, 5, 5, 3)
     same = np.isclose(whole_map[:, 2:7, 3:8], part_map, rtol=1e-4, atol=1e-4).all((0, 3))
-    # Padding reaches 2 + 2 pixels, one cell of the last map: the windows at the edges of the part see it.
+    # Padding reaches 2 + 2 pixels, one cell of the last map, so windows at the part's edges see it.
     assert same[1:-1, 1:-1].all()
     assert not same[0].any() and not same[:, -1].any()
-    # It is not the classifier on the crop, which ends in zeros.
+    # It differs from the classifier on the crop, which is padded with zeros.
     crop = evaluate(case.model, some_variables(case.model, case.trained), image[:, 16:28, 16:28])
     assert not np.allclose(crop[0], whole_map[0, 4, 4], rtol=1e-2)
 
@@ -159,7 +159,7 @@ def test_converted_model_is_a_model():
     }
     rows = {row.name: row for row in layer_table(model, (40, 44, 1))}
     assert sum(row.parameters for row in rows.values()) == 61_706 - 7 * 85
-    assert rows["fc1"].flops == 2 * 3 * 4 * (5 * 5 * 16 * 120), "at each of 3x4 places"
+    assert rows["fc1"].flops == 2 * 3 * 4 * (5 * 5 * 16 * 120), "at each of 3x4 positions"
 
 
 def test_bfloat16_stays_inside():
@@ -182,7 +182,7 @@ def test_heat_map_is_the_softmax_at_each_position():
 
 
 def test_heat_map_finds_the_place():
-    # A classifier of one template, the cross: the map is highest where the cross is.
+    # A one-template classifier, for a cross: the map peaks where the cross is.
     model, cross = build("softmax_regression", 2), np.eye(5) + np.eye(5)[::-1]
     variables = {"params": {"output": {"kernel": np.stack([cross, 0 * cross], -1).reshape(25, 2), "bias": np.zeros(2)}}}
     variables = jax.tree.map(jnp.float32, variables)
@@ -193,7 +193,7 @@ def test_heat_map_finds_the_place():
 
 
 class Net(nn.Module):
-    """A convolution, one layer to choose, and a head to choose."""
+    """A convolution, an optional layer, and one of several heads."""
 
     layer: Any = None
     head: str = "flatten"
@@ -212,7 +212,7 @@ class Net(nn.Module):
 
 
 class Composite(nn.Module):
-    """A head in a module of its own, which begins and goes on there; a block with a mean of its own is before it."""
+    """A net whose head spans several modules, after a block that has a global average of its own."""
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -262,7 +262,7 @@ SMALLER = [(31, 40, 1), (40, 31, 1), (40, 40, 3)]
 @pytest.mark.parametrize("shape", SMALLER)
 def test_smaller_images_and_other_channels_are_refused(shape):
     size = "x".join(map(str, shape))
-    with pytest.raises(UserError, match=f"given images of {size}; expected at least 32x32 and 1 channels.*LeNet5"):
+    with pytest.raises(UserError, match=f"images are {size}, but LeNet5 was trained on 32x32 with 1 channels: pass"):
         evaluate(*converted(EXACT["lenet5"]), jnp.zeros((1, *shape)))
 
 
@@ -271,9 +271,9 @@ def test_smaller_images_and_other_channels_are_refused(shape):
     [
         (
             "last maps",
-            "given a Net with no dense layer and no global pooling layer after its last map; expected a head",
+            "Net has no dense layer and no global pooling layer after its last map: pass a classifier whose head",
         ),
-        ("functional pool", "a dense layer output on 16 numbers, not on the 4x4x4 map before it; expected a head"),
+        ("functional pool", "a dense layer output on 16 numbers, not on the 4x4x4 map before it: pass a classifier"),
     ],
 )
 def test_model_without_such_a_head_is_refused(head, message):
@@ -302,7 +302,7 @@ def test_maps_that_have_the_size_of_the_head_slide_as_they_are():
 def test_weights_that_are_tied_to_positions_are_refused_for_larger_images():
     model = Net(layer=lambda name: LocallyConnected(2, (3, 3), padding="VALID", name=name))
     own, variables = to_convolutional(model, some_variables(model, (6, 6, 1)), (6, 6, 1))
-    with pytest.raises(UserError, match="given images of 6x7x1; expected 6x6x1") as error:
+    with pytest.raises(UserError, match="images are 6x7x1, but a layer has weights for 6x6x1 only") as error:
         evaluate(own, variables, jnp.zeros((1, 6, 7, 1)))
     assert "\n" not in str(error.value)
 
@@ -310,14 +310,14 @@ def test_weights_that_are_tied_to_positions_are_refused_for_larger_images():
 @pytest.mark.parametrize("shape", [(28, 32, 1), (32, 32, 3)])
 def test_variables_of_another_size_are_refused(shape):
     model = build("xo_cnn")
-    with pytest.raises(UserError, match="given variables that do not fit images of") as error:
+    with pytest.raises(UserError, match="the variables do not fit images of") as error:
         to_convolutional(model, some_variables(model, (32, 32, 1)), shape)
     assert "\n" not in str(error.value)
 
 
 def test_heat_map_refuses_what_it_cannot_use():
     case = EXACT["strides"]
-    with pytest.raises(UserError, match="given a PatternNet; expected a convolutional network; call to_convolutional"):
+    with pytest.raises(UserError, match="PatternNet is no convolutional network: call to_convolutional"):
         heat_map(case.model, some_variables(case.model, case.trained), jnp.zeros(case.trained))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"given an image of shape \(1, 15, 19, 2\)"):
+    with pytest.raises(UserError, match=r"the image has shape \(1, 15, 19, 2\): pass"):
         heat_map(*converted(case), jnp.zeros((1, *case.trained)))

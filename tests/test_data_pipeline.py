@@ -1,4 +1,4 @@
-"""Batches: the same for one seed, whichever way they are read."""
+"""Batches: the same for a given seed, however they are read."""
 
 import multiprocessing
 from itertools import islice
@@ -12,7 +12,7 @@ from cnn_jax.errors import UserError
 
 
 def numbered(count):
-    """A source whose image i is filled with i, and whose label is i mod 3."""
+    """A source whose image i is filled with i and has label i mod 3."""
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 1))
     return ArraySource("numbered", "train", ("a", "b", "c"), images, np.arange(count) % 3)
 
@@ -21,8 +21,8 @@ def batches(pipeline, items):
     return [{name: np.asarray(value) for name, value in pipeline.gather(pipeline.arrays, i).items()} for i in items]
 
 
-def test_order_is_the_same_for_ever():
-    # Golden: raw Philox words, sorted. A change here makes every recorded seed mean another run.
+def test_order_never_changes():
+    # Golden values: the argsort of raw Philox words. Changing them changes the run that every recorded seed stands for.
     assert batch_indices(0, 0, 10, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert batch_indices(0, 0, 10, 10).dtype == np.int32
 
@@ -33,7 +33,7 @@ def test_every_example_once_an_epoch(count, size):
     epochs = stream[: len(stream) // count * count].reshape(-1, count)
     assert (np.sort(epochs, axis=1) == np.arange(count)).all()
     if count >= 10:
-        assert len(np.unique(epochs[:4], axis=0)) == 4  # each epoch in another order
+        assert len(np.unique(epochs[:4], axis=0)) == 4  # every epoch has a different order
         assert not np.array_equal(batch_indices(5, 0, count, size), batch_indices(6, 0, count, size))
 
 
@@ -87,7 +87,7 @@ def test_worker_processes_give_the_same_batches():
     jax.tree.map(np.testing.assert_array_equal, expected, batches(stream, islice(stream.train_items(2), 5)))
 
 
-def test_worker_processes_are_kept_from_pass_to_pass_and_end_with_the_reader():
+def test_worker_processes_are_reused_across_passes_and_end_with_the_reader():
     source = open_source("synthetic:4x4x1:3:80", "test")
     stream, resident = (
         make_pipeline(source, batch_size=6, seed=0, mode=mode, workers=2) for mode in ("stream", "resident")
@@ -118,8 +118,8 @@ def test_bad_arguments():
     for arguments in ({"mode": "steam"}, {"batch_size": 0}, {"workers": -1}):
         with pytest.raises(UserError):
             make_pipeline(numbered(4), **{"batch_size": 2, "seed": 0, **arguments})
-    assert batch_indices(-1, 0, 5, 5).shape == (5,)  # any whole number is a seed
-    with pytest.raises(UserError, match="given batch size 65537 for 10 examples; expected at most 65536"):
+    assert batch_indices(-1, 0, 5, 5).shape == (5,)  # any integer is a valid seed
+    with pytest.raises(UserError, match="`batch_size` is 65537 for 10 examples: set it to at most 65536"):
         make_pipeline(open_source("digits", "train[:10]"), batch_size=2**16 + 1, seed=0)
 
 

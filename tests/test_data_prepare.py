@@ -1,4 +1,4 @@
-"""Preparing TFDS sets without TensorFlow, from archives that the test makes itself in the original formats."""
+"""Preparing TFDS data sets without TensorFlow, from small archives written here in the original formats."""
 
 import errno
 import gzip
@@ -41,7 +41,7 @@ def write_mnist(folder, seed=0):
 
 
 def write_cifar10(folder):
-    """Writes CIFAR-10's archive with 3 images a batch; returns {part: (images, labels)}."""
+    """Writes CIFAR-10's archive with 3 images per batch file; returns {part: (images, labels)}."""
     generator = np.random.default_rng(1)
     images, labels = generator.integers(0, 256, (18, 32, 32, 3), np.uint8), np.arange(18, dtype=np.uint8) % 10
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
@@ -49,7 +49,7 @@ def write_cifar10(folder):
         contents = {"batches.meta.txt": "\n".join(CIFAR_NAMES).encode()}
         for k, name in enumerate(names):
             rows = slice(3 * k, 3 * k + 3)
-            planes = images[rows].transpose(0, 3, 1, 2).reshape(3, -1)  # red, then green, then blue
+            planes = images[rows].transpose(0, 3, 1, 2).reshape(3, -1)  # red plane, green plane, blue plane
             contents[name] = np.concatenate([labels[rows, None], planes], 1).tobytes()
         for name, content in contents.items():
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
@@ -58,7 +58,7 @@ def write_cifar10(folder):
     return {"train": (images[:15], labels[:15]), "test": (images[15:], labels[15:])}
 
 
-# Runs `prepare` in a process of its own, having told TFDS of the small archives' sums and of MNIST's small size.
+# Runs `prepare` in a separate process, with TFDS expecting the small archives' checksums and MNIST's small size.
 PREPARE = """
 import sys
 from pathlib import Path
@@ -72,7 +72,7 @@ for path in Path(manual_dir).glob("*.gz"):
     checksums.get_all_url_infos()[full] = builder.url_infos[full] = checksums.compute_url_info(path)
 from cnn_jax.commands.data import main
 main(["prepare", name, "--data-dir", data_dir, "--manual-dir", manual_dir])
-main(["prepare", name, "--data-dir", data_dir])  # there already: nothing to download
+main(["prepare", name, "--data-dir", data_dir])  # already prepared: nothing to download
 assert "tensorflow" not in sys.modules and "jax" not in sys.modules
 """
 
@@ -98,13 +98,13 @@ def test_prepared_from_archives_and_read_back_exactly(tmp_path, monkeypatch, nam
 
 
 def contents(folder):
-    """What lies in the folder: {path: bytes, None of a folder}."""
+    """Returns {path: its bytes, or None for a folder} for everything in the folder."""
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network. Downloads of the URLs (by their last words) in the yielded set get as far as a part of the file."""
+    """Disables the network; downloads whose file name is in the returned set write part of the file first."""
     from requests import ConnectionError
     from tensorflow_datasets.core.download import downloader
 
@@ -112,7 +112,7 @@ def offline(monkeypatch):
 
     def break_off(_, url, folder, verify=True):
         if url.rpartition("/")[2] in reached:
-            time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+            time.sleep(0.2)  # by now the other downloads have failed and TFDS has given up
             (folder / "part").write_bytes(b"half a fi")
         raise ConnectionError("no network")
 
@@ -121,7 +121,7 @@ def offline(monkeypatch):
 
 
 def refused(*arguments):
-    """Prepares, which must fail with one line, which is returned."""
+    """Calls `prepare`, expects a one-line error, and returns it."""
     with pytest.raises(UserError) as caught:
         prepare(*map(str, arguments))
     assert "\n" not in str(caught.value)
@@ -132,7 +132,7 @@ def test_archives_that_are_not_the_original_are_refused(tmp_path):
     write_mnist(tmp_path)
     before = contents(tmp_path)
     message = refused("mnist", tmp_path / "data", tmp_path)
-    assert f"given {tmp_path}/" in message and "-ubyte.gz for mnist, which is not the original" in message
+    assert message.startswith(f"{tmp_path}/") and "-ubyte.gz for mnist is not the original" in message
     assert contents(tmp_path) == before
 
 
@@ -158,12 +158,12 @@ def test_without_network_the_command_says_one_line_and_leaves_nothing(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: given mnist, which cannot be downloaded (ProxyError)")
+    assert line.startswith("error: mnist cannot be downloaded (ProxyError)")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tfds_is_silent_at_a_terminal_too(tmp_path, offline, monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # for Rich, that is a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes Rich behave as at a terminal
     refused("mnist", tmp_path)
     said = capsys.readouterr()
     assert said.out == "" and "preparing mnist" in said.err
@@ -190,7 +190,7 @@ def test_whole_downloads_are_kept_for_the_next_attempt(tmp_path, offline, monkey
     def arrive(self, url, folder, verify=True):
         if not url.endswith("t10k-labels-idx1-ubyte.gz"):
             return break_off(self, url, folder, verify)
-        time.sleep(0.2)  # the others have failed by now, and TFDS has gone away
+        time.sleep(0.2)  # by now the other downloads have failed and TFDS has given up
         self._pbar_url.update(1)
         (folder / "labels.gz").write_bytes(b"all of it")
         return downloader.DownloadResult(folder / "labels.gz", checksums.compute_url_info(folder / "labels.gz"))
@@ -220,7 +220,7 @@ def test_a_folder_without_all_archives_is_named_with_those_it_lacks(tmp_path, of
     archives.mkdir()
     names = [f"{part}-ubyte.gz" for part in ("t10k-images-idx3", "train-images-idx3", "train-labels-idx1")]
     message = refused("mnist", tmp_path / "data", archives)
-    assert f"given --manual-dir {archives} for mnist, without t10k-images-idx3-ubyte.gz, t10k-labels" in message
+    assert f"`manual_dir` {archives} lacks t10k-images-idx3-ubyte.gz, t10k-labels" in message and "mnist" in message
     assert all(f"{MNIST_URL}{name}" in message for name in names)
 
     there = archives / "t10k-labels-idx1-ubyte.gz"
@@ -229,21 +229,21 @@ def test_a_folder_without_all_archives_is_named_with_those_it_lacks(tmp_path, of
     monkeypatch.setitem(checksums.get_all_url_infos(), f"{MNIST_URL}{there.name}", known)
     monkeypatch.setitem(mnist_builder().url_infos, f"{MNIST_URL}{there.name}", known)
     message = refused("mnist", tmp_path / "data", archives)
-    assert f"{archives} for mnist, without {', '.join(names)}, which" in message and there.name not in message
+    assert f"{archives} lacks {', '.join(names)}, and mnist cannot" in message and there.name not in message
     assert [path.name for path in tmp_path.iterdir()] == ["archives"] and list(archives.iterdir()) == [there]
 
 
-def test_sets_that_are_only_given_out_by_hand(tmp_path):
+def test_sets_that_must_be_downloaded_by_hand(tmp_path):
     (tmp_path / "empty").mkdir()
     message = refused("imagenet2012", tmp_path / "data", tmp_path / "empty")
-    assert f"given --manual-dir {tmp_path / 'empty'} for imagenet2012" in message
+    assert f"`manual_dir` {tmp_path / 'empty'} lacks files of imagenet2012" in message
     assert "ILSVRC2012_img_train.tar" in message and "ILSVRC2012_img_val.tar" in message
     message = refused("imagenet2012", tmp_path / "data")
     assert "ILSVRC2012_img_train.tar" in message and f"--data-dir {tmp_path / 'data'} --manual-dir FOLDER" in message
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_disk_that_fills_up_is_no_damaged_archive(tmp_path, monkeypatch):
+def test_a_full_disk_is_not_reported_as_a_damaged_archive(tmp_path, monkeypatch):
     from tensorflow_datasets.core.download import checksums, extractor
 
     write_mnist(tmp_path)
@@ -264,23 +264,23 @@ def test_a_disk_that_fills_up_is_no_damaged_archive(tmp_path, monkeypatch):
 
 def test_bad_requests(tmp_path):
     assert "perhaps you meant mnist" in refused("mnits", tmp_path)
-    assert "no preparing" in refused("digits", tmp_path)
+    assert "digits needs no preparation" in refused("digits", tmp_path)
     assert "not a folder" in refused("mnist", tmp_path, tmp_path / "nowhere")
-    assert "expected mnist, version 3.0.1" in refused("mnist:9.9.9", tmp_path)
-    with pytest.raises(UserError, match="cannot prepare; expected mnist, version 3.0.1; choose one"):
-        open_source("mnist:9.9.9", "train", data_dir=str(tmp_path))  # no advice to prepare what nobody can
-    assert "expected emnist/byclass, emnist/bymerge, " in refused("emnist/nope", tmp_path)
+    assert "choose mnist, version 3.0.1" in refused("mnist:9.9.9", tmp_path)
+    with pytest.raises(UserError, match="^TFDS cannot prepare data set 'mnist:9.9.9': choose mnist, version 3.0.1"):
+        open_source("mnist:9.9.9", "train", data_dir=str(tmp_path))  # must not suggest preparing it
+    assert "choose emnist/byclass, emnist/bymerge, " in refused("emnist/nope", tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    assert "choose another --data-dir" in refused("mnist", tmp_path / "file")
+    assert "choose another `data_dir`" in refused("mnist", tmp_path / "file")
 
 
 def store(folder, name, features, examples):
-    """Writes a set of one's own in TFDS format; `examples` are encoded images and labels, by split."""
+    """Writes a custom data set in TFDS format; `examples` maps splits to encoded images and labels."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_builders import adhoc_builder
 
-    no_tensorflow = SimpleNamespace(data=SimpleNamespace(Dataset=()))  # it asks whether examples are a tf.data.Dataset
+    no_tensorflow = SimpleNamespace(data=SimpleNamespace(Dataset=()))  # TFDS checks for a tf.data.Dataset
     with mock.patch.object(adhoc_builder, "tf", no_tensorflow):
         adhoc_builder.store_as_tfds_dataset(
             name,
@@ -304,7 +304,7 @@ def test_own_tfds_set_of_mixed_sizes(tmp_path):
     kinds = {"photo": tfds.features.Image(), "kind": tfds.features.ClassLabel(names=["cat", "dog"])}
     train = [{"photo": png(5 + i, 9, 3), "kind": i % 2} for i in range(10)]
     store(tmp_path, "pets", kinds, {"train": train, "test": train[:2]})
-    with pytest.raises(UserError, match="--image-size"):
+    with pytest.raises(UserError, match="set `image_size`"):
         open_source("pets", "train", data_dir=str(tmp_path))
     source = open_source("pets:1.0.0", "train[:5]", data_dir=str(tmp_path), image_size=6)
     assert source.class_names == ("cat", "dog") and len(source) == 5
@@ -326,7 +326,7 @@ def test_own_tfds_set_default_splits(tmp_path):
         store(tmp_path, f"own{number}", kinds, {part: rows for part in parts})
         assert default_splits(f"own{number}", str(tmp_path)) == splits
     store(tmp_path, "untrained", kinds, {"test": rows})
-    with pytest.raises(UserError, match="train split"):
+    with pytest.raises(UserError, match="no train split, only test"):
         default_splits("untrained", str(tmp_path))
 
 
@@ -335,7 +335,7 @@ def test_sets_that_are_not_for_classification_are_refused(tmp_path):
 
     kinds = {"image": tfds.features.Image(shape=(2, 2, 1)), "age": tfds.features.Scalar(np.int64)}
     store(tmp_path, "ages", kinds, {"train": [{"image": png(2, 2), "age": 3}]})
-    with pytest.raises(UserError, match="age, image; expected one image and one class label"):
+    with pytest.raises(UserError, match="age, image, not one image and one class label"):
         open_source("ages", "train", data_dir=str(tmp_path))
 
 
@@ -346,7 +346,7 @@ def test_sets_in_another_file_format_are_refused(tmp_path):
     store(tmp_path, "old", kinds, {"train": [{"image": png(2, 2), "label": 0}]})
     info = tmp_path / "old" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(UserError, match="expected array_record.*prepare old") as caught:
+    with pytest.raises(UserError, match="not array_record.*prepare old") as caught:
         open_source("old", "train", data_dir=str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -361,7 +361,7 @@ def test_list_and_show(tmp_path, capsys):
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.size == (512, 608)
             cells = np.asarray(grid).reshape(8, 64 + 12, 8, 64, 3)
-        for part in (cells[:, :64], cells[:, 64:]):  # the images, and the class names below them
+        for part in (cells[:, :64], cells[:, 64:]):  # the images and the class names below them
             filled = (part != 255).any((1, 3, 4)).ravel()
             assert filled[:examples].all() and not filled[examples:].any()
     with pytest.raises(UserError, match="--output"):

@@ -28,7 +28,7 @@ def test_normalize_by_hand_and_under_jit():
         np.testing.assert_allclose(ours, expected, atol=1e-5)
     floats = jnp.asarray(images / 255, jnp.float32)
     np.testing.assert_allclose(preprocess.normalize(floats), expected, atol=1e-5)
-    np.testing.assert_allclose(preprocess.normalize(images[0]), expected[0], atol=1e-5)  # one image, no batch
+    np.testing.assert_allclose(preprocess.normalize(images[0]), expected[0], atol=1e-5)  # a single image
     assert preprocess.normalize(floats.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
@@ -76,9 +76,9 @@ def saved(image_shape: Any = (8, 6, 1), mean: Any = (0.5,), std: Any = (1.0,)) -
     + [saved([8, 6, 0], [], [])],
 )
 def test_a_damaged_file_is_named(text):
-    with pytest.raises(UserError, match="^given runs/a/preprocess.json that cannot be read") as error:
+    with pytest.raises(UserError, match="^runs/a/preprocess.json is not JSON with image_shape, mean and std") as error:
         Preprocess.from_json(text, "runs/a/preprocess.json")
-    assert "expected JSON with image_shape, mean and std" in str(error.value) and "\n" not in str(error.value)
+    assert "restore it" in str(error.value) and "\n" not in str(error.value)
     assert Preprocess.from_json(saved(), "runs/a/preprocess.json") == Preprocess((8, 6, 1), (0.5,), (1.0,))
 
 
@@ -129,14 +129,14 @@ def test_read_transparent_palette_and_16_bits(tmp_path):
 def test_read_turns_as_exif_says(tmp_path):
     pixels = noise(8, 6, 3)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    exif[0x0112] = 6  # display rotated 90° clockwise
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(COLOUR.read(tmp_path / "turned.png"), np.rot90(pixels, -1))
 
 
 def test_read_resizes_to_cover_and_cuts_the_centre(tmp_path):
     wide = np.zeros((12, 40, 1), np.uint8)
-    wide[:, 12:28] = 200  # twice 6x8 in the middle, and black beside it
+    wide[:, 12:28] = 200  # 6x8 doubled in the middle, black on both sides
     Image.fromarray(wide[..., 0]).save(tmp_path / "wide.png")
     read = GREY.read(tmp_path / "wide.png")
     assert read.shape == (6, 8, 1) and (read[:, 1:-1] == 200).all()

@@ -1,4 +1,4 @@
-"""Sources by name: splits, digits, drawn sets, real TFDS sets, decoding once."""
+"""Named sources: splits, digits, synthetic data sets, real TFDS data sets, and the cache of decoded images."""
 
 import os
 import shlex
@@ -75,11 +75,11 @@ def test_digits_are_the_published_set():
         assert len(source) == size and source.image_shape == (8, 8, 1)
         images.append(materialize(source)["image"])
         labels.append(materialize(source)["label"])
-    # Counts of each digit in the UCI documentation of optdigits.tes.
+    # Counts per digit from the UCI documentation of optdigits.tes.
     assert np.bincount(np.concatenate(labels)).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert np.bincount(labels[1]).tolist() == [18] * 10 and np.bincount(labels[2]).tolist() == [36] * 10
-    assert len({image.tobytes() for part in images for image in part}) == 1797  # all distinct: splits share none
-    # First record of the original file, a zero, in its own grey levels 0 to 16.
+    assert len({image.tobytes() for part in images for image in part}) == 1797  # all distinct: the splits are disjoint
+    # First row of the original file's first record, a zero, in its grey levels 0 to 16.
     first = [0, 0, 5, 13, 9, 1, 0, 0]
     levels = np.rint(np.concatenate(images)[:, 0, :, 0] * (16 / 255)).astype(int)
     assert first in levels.tolist()
@@ -91,7 +91,7 @@ def test_digits_enlarged():
     assert [large[i]["label"] for i in range(5)] == [small[i]["label"] for i in range(5)]
     coarse = large[0]["image"][..., 0].reshape(4, 7, 4, 7).mean((1, 3))
     fine = small[0]["image"][..., 0].reshape(4, 2, 4, 2).mean((1, 3))
-    assert np.abs(coarse - fine).max() < 20  # means over quarters of the image survive resizing
+    assert np.abs(coarse - fine).max() < 20  # block means survive resizing
 
 
 def test_drawn_examples_depend_on_split_and_index_only():
@@ -107,13 +107,13 @@ def test_drawn_examples_depend_on_split_and_index_only():
 def test_xo_without_nuisances_is_the_letter():
     name = "xo:size=41,translation=0,scale=0,rotation=0,weight=0,noise=0"
     x, o = (open_source(name, "train")[i]["image"][..., 0].astype(int) for i in (0, 1))
-    for letter in (x, o):  # both letters are the same in a mirror and after a quarter turn
+    for letter in (x, o):  # both letters are symmetric under mirroring and transposition
         np.testing.assert_array_equal(letter, letter[::-1])
         np.testing.assert_array_equal(letter, letter.T)
     assert x[20, 20] == 255 and o[20, 20] == 0
     radius, stroke = 0.3 * 41, 0.1 * 41
     assert o.sum() / 255 == pytest.approx(2 * np.pi * radius * stroke, rel=0.02)  # area of the ring
-    bars = 2 * (2 * radius * stroke + np.pi * stroke**2 / 4) - stroke**2  # two bars with round ends, one crossing
+    bars = 2 * (2 * radius * stroke + np.pi * stroke**2 / 4) - stroke**2  # two round-ended bars, minus their overlap
     assert x.sum() / 255 == pytest.approx(bars, rel=0.02)
 
 
@@ -124,7 +124,7 @@ def test_each_nuisance_of_xo_changes_the_image(nuisance):
     def images(**arguments):
         text = ",".join(f"{key}={value}" for key, value in {**still, **arguments}.items())
         source = open_source(f"xo:{text}", "train[:8]")
-        return np.stack([source[i]["image"] for i in range(0, 8, 2)])  # the X's: turning an O changes nothing
+        return np.stack([source[i]["image"] for i in range(0, 8, 2)])  # X's only: rotating an O changes nothing
 
     assert len(np.unique(images(), axis=0)) == 1
     assert len(np.unique(images(**{nuisance: 0.3 if nuisance != "rotation" else 30.0}), axis=0)) == 4
@@ -150,7 +150,7 @@ def test_synthetic_is_learnable_and_sized():
     test_images, test_labels = materialize(open_source("synthetic:8x6x3:4:64", "test")).values()
     nearest = ((test_images[:, None] - means[None]) ** 2).sum((2, 3, 4)).argmin(1)
     np.testing.assert_array_equal(nearest, test_labels)
-    assert not np.array_equal(images[0], images[4])  # same class, other noise
+    assert not np.array_equal(images[0], images[4])  # same class, different noise
 
 
 def test_image_size_of_built_in_sets():
@@ -159,7 +159,7 @@ def test_image_size_of_built_in_sets():
     for name in ("xo:size=24", "synthetic:9x9x1:2"):
         with pytest.raises(UserError, match="size"):
             open_source(name, "train", image_size=8)
-    with pytest.raises(UserError, match="image size -3"):
+    with pytest.raises(UserError, match="`image_size` is -3"):
         open_source("digits", "train", image_size=-3)
 
 
@@ -186,9 +186,9 @@ def test_colour_sources_become_grey_as_pillow_does():
 
 
 def test_other_channels_are_refused():
-    with pytest.raises(UserError, match="given synthetic:4x4x2:2 with 2 channels and --channels 3; expected grey"):
+    with pytest.raises(UserError, match="synthetic:4x4x2:2 has 2 channels, and only grey.*: leave out `channels` 3"):
         open_source("synthetic:4x4x2:2", "train", channels=3)
-    with pytest.raises(UserError, match="given 2 channels; expected 1"):
+    with pytest.raises(UserError, match="`channels` is 2: set it to 1"):
         open_source("digits", "train", channels=2)
 
 
@@ -203,9 +203,9 @@ def test_absent_tfds_set_says_how_to_get_it_and_what_works_without(tmp_path):
     with pytest.raises(UserError) as caught:
         open_source("svhn_cropped", "train", data_dir=str(folder))
     message = str(caught.value)
-    assert f"given data set 'svhn_cropped', which is not in {folder}" in message and "\n" not in message
-    assert f"run: python -m cnn_jax data prepare svhn_cropped --data-dir '{folder}'; or" in message
-    assert message.endswith(": python -m experiments.digits_lenet5")  # pytest is no experiment
+    assert f"data set 'svhn_cropped' is not in {folder}" in message and "\n" not in message
+    assert f"run python -m cnn_jax data prepare svhn_cropped --data-dir '{folder}'; or" in message
+    assert message.endswith(": python -m experiments.digits_lenet5")  # pytest is not an experiment
 
 
 @pytest.mark.parametrize(
@@ -223,13 +223,13 @@ def test_absent_tfds_set_says_how_to_get_it_and_what_works_without(tmp_path):
 def test_absent_tfds_set_offers_the_same_command_on_digits(tmp_path, monkeypatch, typed, offered):
     from experiments import mnist_lenet5
 
-    monkeypatch.setitem(sys.modules, "__main__", mnist_lenet5)  # as `python -m experiments.mnist_lenet5` does
+    monkeypatch.setitem(sys.modules, "__main__", mnist_lenet5)  # as under `python -m experiments.mnist_lenet5`
     monkeypatch.setattr(sys, "argv", ["…/experiments/mnist_lenet5.py", *shlex.split(typed)])
     with pytest.raises(UserError) as caught:
         open_source("mnist", "train", data_dir=str(tmp_path))
     command = str(caught.value).partition("ships with the package: ")[2]
     assert command == f"python -m experiments.mnist_lenet5 {offered}--dataset digits"
-    config = parse(shlex.split(command)[3:], mnist_lenet5.CONFIG)  # and it is one that the experiment takes
+    config = parse(shlex.split(command)[3:], mnist_lenet5.CONFIG)  # the experiment accepts the command
     assert (config.data.dataset, config.data.data_dir, config.data.train_split) == ("digits", None, None)
 
 
@@ -260,12 +260,12 @@ def test_labels_out_of_range_are_refused():
     images = np.zeros((3, 4, 4, 1), np.uint8)
     for label in (-1, 2):
         source = ArraySource("mine", "test", ("a", "b"), images, np.array([0, label, 1]))
-        with pytest.raises(UserError, match=f"example 1 has label {label}; expected labels 0 to 1"):
+        with pytest.raises(UserError, match=f"mine 'test': example 1 has label {label}, not 0 to 1"):
             materialize(source)
 
 
 class Counted:
-    """A source that counts how often it is read, with a fingerprint, so that it is cached."""
+    """A source that counts its reads; the fingerprint makes it cacheable."""
 
     name, split, class_names, image_shape = "counted", "train[:3]", ("a", "b"), (2, 2, 1)
 
@@ -295,10 +295,10 @@ def test_converted_images_have_a_cache_of_their_own(cache):
         images, _ = materialize(with_channels(source, 3)).values()
         assert images.shape == (3, 2, 2, 3) and images[2].tolist() == np.full((2, 2, 3), 2).tolist()
     assert source.reads == 6
-    assert len(list(cache.iterdir())) == 2  # and no scratch folder
+    assert len(list(cache.iterdir())) == 2  # no scratch folder left
 
 
-def test_damaged_cache_is_made_anew(cache):
+def test_damaged_cache_is_rebuilt(cache):
     materialize(Counted("1"))
     (folder,) = cache.iterdir()
     for damage in (b"", (folder / "image.npy").read_bytes()[:-1]):
@@ -326,7 +326,7 @@ def test_mnist(tfds_dir):
     assert len(open_source("mnist", "train[55000:]", data_dir=tfds_dir)) == 5000
     images, labels = materialize(open_source("mnist:3.0.1", "test[:300]", data_dir=tfds_dir)).values()
     assert images.shape == (300, 28, 28, 1) and set(labels.tolist()) == set(range(10))
-    # The digits were put into 28x28 by their centre of mass (LeCun et al. 1998): it is at pixel 13.5 or 14.
+    # The digits were placed in 28x28 by centre of mass (LeCun et al. 1998), which is at pixel 13.5 or 14.
     rows = (images.sum((2, 3)) * np.arange(28)).sum(1) / images.sum((1, 2, 3))
     np.testing.assert_allclose(rows, 13.8, atol=1)
     ours, tfds_own = source[7], _by_tfds("mnist", "train", tfds_dir)[7]
@@ -350,7 +350,7 @@ def test_cifar10(tfds_dir):
     assert source.class_names[:3] == ("airplane", "automobile", "bird")
     np.testing.assert_array_equal(source[3]["image"], _by_tfds("cifar10", "train", tfds_dir)[3]["image"])
     preprocess = Preprocess.fit(open_source("cifar10", "train[:2000]", data_dir=tfds_dir))
-    np.testing.assert_allclose(preprocess.mean, (0.4914, 0.4822, 0.4465), atol=0.01)  # of all 50,000, well known
+    np.testing.assert_allclose(preprocess.mean, (0.4914, 0.4822, 0.4465), atol=0.01)  # well-known values of all 50,000
     np.testing.assert_allclose(preprocess.std, (0.2470, 0.2435, 0.2616), atol=0.01)
     assert open_source("cifar10", "test[:5]", data_dir=tfds_dir, image_size=16)[0]["image"].shape == (16, 16, 3)
 

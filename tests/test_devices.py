@@ -1,8 +1,8 @@
-"""One device = eight devices by jit = eight devices by pmap: weights, BatchNorm statistics, metrics, evaluation.
+"""One device gives the same results as eight under jit or pmap: weights, BatchNorm statistics, metrics, evaluation.
 
-Devices add in another order, so float32 differs in its last bits. Now and then that decides the sign of an activation
-that lies next to 0, ReLU passes a gradient or does not, and three steps of momentum make it a difference of 1e-2. In
-float64 no such activation was met: three steps are compared there, from many seeds, and single steps in float32.
+Several devices sum in a different order, so float32 results differ in the last bits. Occasionally that flips the sign
+of an activation near 0, hence whether ReLU passes its gradient, and three steps of momentum amplify it to 1e-2. No
+such case occurred in float64, so three steps are compared there, from several seeds, and single steps in float32.
 """
 
 import itertools
@@ -40,7 +40,7 @@ CONFIG = Config("devices").override(
     augment=("pad_crop:padding=1", "flip"),
     steps=3,
     epochs=None,
-    seed=1,  # one with which no activation lies so near 0 that rounding decides its sign
+    seed=1,  # a seed with no activation so close to 0 that rounding decides its sign
 )
 CLASSES, BATCH, SEEDS = 4, 16, range(5)
 TINY_RESNET = partial(ResNet, blocks=(1, 1), width=4)
@@ -51,7 +51,7 @@ Outcome = tuple[TrainState, dict[str, float]]
 
 
 def trained(scan: bool = False, **changes):
-    """State and metrics after three steps, and the evaluation of the test split."""
+    """Returns state and metrics after three steps, and metrics and logits of the test split."""
     experiment = make_experiment(CONFIG.override(**changes))
     parallel, data = experiment.parallel, experiment.data["train"]
     state = parallel.place(experiment.state)
@@ -92,7 +92,7 @@ def test_eight_devices_equal_one(one_device, changes):
 
 
 def initial_states(model_of: Callable[..., nn.Module], ema: bool = False) -> list[TrainState]:
-    """The state to start from, in float32, for each of `SEEDS`."""
+    """Initial float32 states, one per seed in `SEEDS`."""
     return [init_state(model_of(num_classes=CLASSES), OPTIMIZER, (8, 8, 3), seed, ema=ema) for seed in SEEDS]
 
 
@@ -106,18 +106,18 @@ def from_seeds(
     mode: str = "resident",
     **options: Any,
 ) -> list[Outcome]:
-    """The state after `steps` steps in `dtype`, and their mean metrics, from each of `SEEDS`.
+    """Trains from each seed in `SEEDS`; returns the final states and mean metrics.
 
-    The step is compiled once: the seed of its draws is in the state.
+    The step is compiled once: the seed for its random draws is in the state.
 
     Args:
-        parallel: the devices.
-        model_of: makes a model when it is given classes and types.
-        initial: of `initial_states`.
-        steps: updates to make.
-        dtype: of computation, parameters, statistics and optimizer state; logits and loss are float32 in any case.
-        mode: of the data pipeline.
-        **options: of `make_train_step`.
+        parallel: devices to train on.
+        model_of: model constructor; gets the number of classes and the dtypes.
+        initial: states from `initial_states`.
+        steps: number of updates.
+        dtype: of computation, parameters, statistics and optimizer state; logits and loss are always float32.
+        mode: mode of the data pipeline.
+        **options: passed to `make_train_step`.
     """
     source = open_source("synthetic:8x8x3:4:100", "train")
     preprocess, augment = Preprocess.fit(source), make_augment(CONFIG.data.augment)
@@ -130,7 +130,7 @@ def from_seeds(
     def run(state: TrainState, seed: int) -> Outcome:
         nonlocal compiled
         data = make_pipeline(source, batch_size=BATCH, seed=seed, mode=mode)
-        # Copies: the memory of a state is given to the next.
+        # A copy, because each step donates its state's buffers.
         state = jax.tree.map(lambda x: jnp.array(x, dtype if x.dtype == jnp.float32 else x.dtype), state)
         state = parallel.place(state)
         if compiled is None:
@@ -142,13 +142,13 @@ def from_seeds(
         return jax.device_get(state), mean_metrics(seen)
 
     compiled: Any = None
-    # The step is written for float32 parameters: with others its constants are promoted.
+    # The step is written for float32 parameters; with other types its constants are promoted.
     with jax.enable_x64(dtype == jnp.float64), jax.numpy_dtype_promotion("standard"):
         return [run(state, seed) for state, seed in zip(initial, SEEDS, strict=True)]
 
 
 def assert_equal(outcomes: list[Outcome], expected: list[Outcome], atol: float) -> None:
-    """Every array of the states within `atol`, every metric within a millionth, seed by seed."""
+    """Asserts, per seed, that states agree within `atol` and metrics within 1e-6 relative."""
     for (state, metrics), (expected_state, expected_metrics) in zip(outcomes, expected, strict=True):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=atol), state, expected_state)
         assert metrics == pytest.approx(expected_metrics, rel=1e-6)
@@ -167,13 +167,13 @@ def test_eight_devices_equal_one_from_any_seed(steps, dtype, options, atol):
     train = partial(from_seeds, model_of=TINY_RESNET, initial=initial, steps=steps, dtype=dtype, **options)
     one = train(make_parallel("jit", 1, BATCH))
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(one[0][0].params))
-    assert len({metrics["loss"] for _, metrics in one}) == len(SEEDS), "every seed is a run of its own"
+    assert len({metrics["loss"] for _, metrics in one}) == len(SEEDS), "seeds must give different runs"
     for kind in ("jit", "pmap"):
         assert_equal(train(make_parallel(kind, None, BATCH)), one, atol)
 
 
 def test_under_jit_dropout_draws_for_the_whole_batch():
-    # Under pmap each device draws for itself.
+    # Under pmap each device draws independently.
     train = partial(from_seeds, initial=initial_states(TINY_CNN), steps=3, dtype=jnp.float64)
     dropping = partial(TINY_CNN, dense_dropout=0.5)
     one, without = train(make_parallel("jit", 1, BATCH), dropping), train(make_parallel("jit", 1, BATCH), TINY_CNN)

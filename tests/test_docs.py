@@ -1,6 +1,6 @@
-"""Every command that the README and docs/ show is one that its program takes: also those that are too long to run.
+"""Every command in the README and docs/ parses, including those that take too long to run.
 
-What a block marked `<!-- run -->` or `<!-- ci: … -->` does is seen when CI runs it.
+Blocks marked `<!-- run -->` or `<!-- ci: … -->` are also run by CI.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PROGRAM = re.compile(
 
 
 def shown(text: str) -> Iterator[tuple[str, ...]]:
-    """Yields the module and the arguments of each command in the text of a page.
+    """Yields (module, *arguments) for each command in the text of a page.
 
     >>> list(shown("`python -m cnn_jax models NAME` and\\ncnn_jax predict run \\\\\\n  'a b' | head  # two"))
     [('cnn_jax', 'models', 'NAME'), ('cnn_jax', 'predict', 'run', 'a b')]
@@ -43,7 +43,7 @@ def shown(text: str) -> Iterator[tuple[str, ...]]:
         words.whitespace_split = True
         arguments = []
         for word in words:
-            if set(word) <= set("();<>|&"):  # the shell's, not the program's
+            if set(word) <= set("();<>|&"):  # shell syntax ends the command
                 break
             arguments.append(word)
         yield module or script, *arguments
@@ -52,38 +52,38 @@ def shown(text: str) -> Iterator[tuple[str, ...]]:
 COMMANDS = sorted({command for page in PAGES for command in shown(page.read_text())})
 
 
-class Taken(Exception):
-    """The arguments were understood; the program goes no further."""
+class Parsed(Exception):
+    """Raised once the arguments are parsed, to stop the program."""
 
 
 @pytest.fixture
 def parse_only(monkeypatch):
-    """The small commands stop after reading their arguments; a saved config need not be there."""
+    """Makes commands that use argparse stop once their arguments are parsed."""
 
     def parse_args(self, args=None, namespace=None):
         argparse.ArgumentParser.parse_args(self, args, namespace)
-        raise Taken
+        raise Parsed
 
     monkeypatch.setattr(ArgumentParser, "parse_args", parse_args)
 
 
-def take(module: str, *arguments: str) -> None:
-    """Has the program read its arguments; raises UserError where it does not know one."""
+def parse_command(module: str, *arguments: str) -> None:
+    """Makes the program parse its arguments; raises UserError for unknown ones."""
     if module == "cnn_jax":
         if not arguments or arguments[0].startswith("-") or not arguments[0].islower():  # --help, VERB
             return
-        with pytest.raises(Taken):
+        with pytest.raises(Parsed):
             run(arguments)
         return
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
     program = importlib.import_module(f"{module}.__main__" if spec.submodule_search_locations else module)
     if not hasattr(program, "CONFIG"):
-        with pytest.raises(Taken):
+        with pytest.raises(Parsed):
             program.main(list(arguments))
         return
     config = cli.parse(arguments, program.CONFIG, program.__doc__, getattr(program, "PRESETS", {}))
-    if any("$" in word for word in arguments):  # names that the shell fills in
+    if any("$" in word for word in arguments):  # shell variables
         return
     classes = make_task(config.optim, list(map(str, range(10)))).outputs
     build(config.model.model, classes, args=config.model.model_args)
@@ -93,17 +93,17 @@ def take(module: str, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_command_of_the_documentation_is_taken(command, parse_only, monkeypatch):
+def test_documented_command_is_accepted(command, parse_only, monkeypatch):
     saved = importlib.import_module(command[0])
     if "--config" in command:
         monkeypatch.setattr(Config, "load", lambda path: saved.CONFIG)
     try:
-        take(*command)
-    except SystemExit as stop:  # of --help
+        parse_command(*command)
+    except SystemExit as stop:  # from --help
         assert stop.code == 0
 
 
-def test_commands_are_found_and_wrong_ones_are_not_taken(parse_only):
+def test_commands_are_found_and_wrong_ones_are_rejected(parse_only):
     programs = {command[0] for command in COMMANDS}
     verbs = {command[1] for command in COMMANDS if command[0] == "cnn_jax" and len(command) > 1}
     assert set(VERBS) <= verbs
@@ -122,7 +122,7 @@ def test_commands_are_found_and_wrong_ones_are_not_taken(parse_only):
         ("benchmarks.growth", "--no-such-flag"),
     ):
         with pytest.raises((UserError, SystemExit)) as refused:
-            take(*command)
+            parse_command(*command)
         assert not isinstance(refused.value, SystemExit) or refused.value.code == 2
 
 

@@ -1,4 +1,4 @@
-"""Scores of finished runs, against the same computed with NumPy alone."""
+"""Scores of finished runs against the same scores computed with NumPy alone."""
 
 import json
 
@@ -35,7 +35,7 @@ def expected(split):
 
 
 def refuse(capsys, argv):
-    """Runs the command, which must end with one line on stderr and exit code 2; returns the line."""
+    """Runs the command, expects exit code 2 and one line on stderr, and returns that line."""
     with pytest.raises(SystemExit) as stop:
         guard(lambda: command.main([str(a) for a in argv]))
     assert stop.value.code == 2
@@ -45,7 +45,7 @@ def refuse(capsys, argv):
 
 
 @pytest.mark.parametrize("split, batch_size", [("test", None), ("validation", 1000), ("train[:101]", 7)])
-def test_scores_are_exact_however_the_batches_fall(run, split, batch_size):
+def test_scores_are_exact_for_any_batch_size(run, split, batch_size):
     scores = evaluate.evaluate(run, split, batch_size=batch_size)
     right = expected(split)
     assert {name: scores[name] for name in right} == pytest.approx(right, rel=1e-5)
@@ -58,7 +58,7 @@ def test_split_words_mean_the_splits_of_the_run(tmp_path):
     scores = evaluate.evaluate(run)
     assert scores["split"] == "train[5:60]"
     assert scores["accuracy"] == pytest.approx(expected("train[5:60]")["accuracy"])
-    # Of another set they mean that set's own.
+    # With another data set, they mean that data set's own splits.
     assert evaluate.evaluate(run, dataset="digits:", split="validation")["split"] == "validation"
 
 
@@ -74,7 +74,7 @@ def test_command_prints_a_table_and_writes_json(run, tmp_path, capsys):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder set of ten threes and ten eights: two of the run's classes, with other indices."""
+    """An image folder with ten threes and ten eights: two of the run's classes, at different indices."""
     images, labels = digits("test")
     for name in ("8", "3"):
         for part in ("train", "test"):
@@ -92,10 +92,10 @@ def test_other_data_sets_are_matched_by_class_name(run, photos, monkeypatch, tmp
     right = np.mean(expected_logits(images[chosen]).argmax(axis=1) == labels[chosen])
     assert scores["count"] == 20
     assert scores["accuracy"] == pytest.approx(right)
-    assert right > 0.6  # as it could not be with labels 0 and 1
+    assert right > 0.6  # impossible if the labels were taken as 0 and 1
 
 
-def test_bad_images_are_told_or_left_out(run, photos, capsys, monkeypatch, tmp_path):
+def test_bad_images_are_reported_or_skipped(run, photos, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
     bad = next((photos / "test" / "3").iterdir())
     bad.write_bytes(bad.read_bytes()[:40])
@@ -147,7 +147,7 @@ def test_folder_of_other_channels_is_converted(run, photos, tmp_path, capsys):
 
 def test_scores_that_cannot_be_written(run, tmp_path, capsys):
     line = refuse(capsys, [run, "--json", tmp_path / "absent" / "scores.json"])
-    assert f"given --json {tmp_path / 'absent' / 'scores.json'}" in line and "No such file" in line
+    assert f"--json {tmp_path / 'absent' / 'scores.json'} cannot be written (" in line and "No such file" in line
     (tmp_path / "scores.json").mkdir()
     assert "Is a directory" in refuse(capsys, [run, "--json", tmp_path / "scores.json"])
 
@@ -160,11 +160,11 @@ def test_scores_that_cannot_be_written(run, tmp_path, capsys):
         (["--dataset", "digitz", "--data-dir", "nowhere"], "digitz"),
     ],
 )
-def test_mistakes_are_told_in_one_line(run, capsys, arguments, told):
+def test_mistakes_are_reported_in_one_line(run, capsys, arguments, told):
     assert told in refuse(capsys, [run, *arguments])
 
 
-def test_folder_that_is_no_finished_run(run, tmp_path, capsys):
+def test_folder_that_is_not_a_finished_run(run, tmp_path, capsys):
     assert "config.json" in refuse(capsys, [run, tmp_path])
 
 
@@ -175,7 +175,7 @@ def test_wrong_usage_is_one_line(argv):
     assert "--help" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_loss_is_that_of_the_run():
+def test_loss_is_the_one_the_run_used():
     logits = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], np.float32)
     labels = np.array([0, 2])
     squares = np.mean([[1.0, 0, 1], [0, 9, 1]])

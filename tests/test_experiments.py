@@ -1,4 +1,4 @@
-"""Every experiment and preset: one step's shapes, and two real steps on data that ships with the package."""
+"""Every experiment and preset: shapes of one step, and two real steps on data that ships with the package."""
 
 import importlib
 import math
@@ -12,7 +12,7 @@ from cnn_jax.commands.experiment import parse
 from cnn_jax.training import run
 from cnn_jax.training.experiment import make_experiment
 
-STUDIES = {"cifar10_speedrun"}  # has a program and flags of its own
+STUDIES = {"cifar10_speedrun"}  # separate program with its own flags
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
 OFFLINE = {"xo_cnn": "xo:train=64"}
 VARIANTS = [
@@ -30,7 +30,7 @@ def config_of(name: str, preset: str | None, *argv: str):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A run that transfer experiments can start from."""
+    """A run for the transfer experiments to start from."""
     workdir = str(tmp_path_factory.mktemp("pretrained") / "run")
     run.train(config_of("digits_lenet5", None, "--steps", "1", "--devices", "1", "--workdir", workdir))
     return workdir
@@ -44,7 +44,7 @@ def start_of(name: str, preset: str | None, request: pytest.FixtureRequest) -> t
 @pytest.mark.parametrize("name", [*NAMES, *STUDIES])
 def test_file_is_small_documented_and_named_as_its_config(name):
     module = importlib.import_module(f"experiments.{name}")
-    if hasattr(module, "__path__"):  # a folder, whose command is in it
+    if hasattr(module, "__path__"):  # a package: its command is in __main__
         module = importlib.import_module(f"experiments.{name}.__main__")
     assert name in STUDIES or module.CONFIG.experiment == name
     assert module.__doc__ and f"python -m experiments.{name}" in module.__doc__

@@ -1,4 +1,4 @@
-"""Activations, initialisers, layers, size checks and stage recording, against their definitions."""
+"""Activations, initialisers, layers, size checks and recorded stages against their definitions."""
 
 import math
 import re
@@ -92,7 +92,7 @@ def test_initialiser_has_the_variance_of_its_paper(name):
     assert float(jnp.var(kernel)) == pytest.approx(VARIANCES[name], rel=0.05)
     if name.endswith("uniform"):
         assert float(jnp.abs(kernel).max()) <= math.sqrt(3 * VARIANCES[name])
-    # Fan-in normals are cut at two deviations; those of a given deviation, and PyTorch's, are not.
+    # Fan-in normals are truncated at two standard deviations; fixed-deviation normals and PyTorch's are not.
     cut = {"normal_0.01": False, "normal_0.05": False, "he_normal_fan_out": False, "he_normal": True}
     if name in cut:
         assert (float(jnp.abs(kernel).max()) < 2.5 * math.sqrt(VARIANCES[name])) == cut[name]
@@ -119,7 +119,7 @@ def test_unknown_name_is_refused_with_the_known_ones(lookup, name, nearest):
 
 
 class Two(nn.Module):
-    """A net of two layers, whose second has 5×5 filters."""
+    """Two convolutions, the second with 5×5 filters."""
 
     @nn.compact
     def __call__(self, x):
@@ -152,8 +152,8 @@ def test_dilated_filter_needs_the_room_of_its_holes():
     assert layer.init_with_output(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))[0].shape == (1, 1, 1, 1)  # type: ignore
 
 
-def conditions() -> Any:
-    """A (2, 4, 5, 12) array that is large enough for normalisation to matter."""
+def some_maps() -> Any:
+    """A (2, 4, 5, 12) array with values large enough for normalisation to matter."""
     return 30 * np.random.default_rng(0).normal(size=(2, 4, 5, 12)).astype(np.float32)
 
 
@@ -231,7 +231,7 @@ def test_training_step_of_batch_norm_writes_no_more_than_three_maps():
 
 @pytest.mark.parametrize("size", [5, 4, 1])
 def test_local_response_norm_is_the_formula_of_the_paper(size):
-    x = conditions()
+    x = some_maps()
     expected = np.empty_like(x)
     for i in range(12):
         seen = x[..., max(0, i - size // 2) : i + (size - 1) // 2 + 1]
@@ -246,7 +246,7 @@ def test_local_response_norm_is_the_formula_of_the_paper(size):
 @pytest.mark.parametrize("size", [5, 4])
 def test_local_response_norm_is_that_of_torch_with_alpha_over_size(size):
     torch = pytest.importorskip("torch")
-    x = conditions()
+    x = some_maps()
     ours = LocalResponseNorm(size, alpha=2e-3, beta=0.6, k=1.5)
     theirs = torch.nn.LocalResponseNorm(size, alpha=2e-3 * size, beta=0.6, k=1.5)
     x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
@@ -274,7 +274,7 @@ def test_locally_connected_layer_has_filters_for_every_position():
     padded = np.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)))
     for i in range(3):
         for j in range(5):
-            patch = padded[:, 2 * i : 2 * i + 3, j : j + 2].transpose(0, 3, 1, 2).reshape(2, -1)  # maps slowest
+            patch = padded[:, 2 * i : 2 * i + 3, j : j + 2].transpose(0, 3, 1, 2).reshape(2, -1)  # channels outermost
             expected = patch @ np.asarray(kernel[i, j]) + np.asarray(bias[i, j])
             np.testing.assert_allclose(y[:, i, j], expected, rtol=1e-4, atol=1e-5)
 
@@ -290,7 +290,7 @@ def test_locally_connected_layer_with_equal_filters_is_a_convolution():
 
 
 def test_locally_connected_layer_starts_with_the_variance_of_its_own_fan_in():
-    # One filter sees 3·3·20 numbers, wherever it stands. Flax's default divides by the number of positions too.
+    # Each filter sees 3·3·20 inputs; Flax's default would also divide by the number of positions.
     variables = jax.jit(LocallyConnected(30, (3, 3), padding="VALID").init)(jax.random.key(0), jnp.zeros((1, 8, 8, 20)))
     assert float(jnp.var(variables["params"]["kernel"])) == pytest.approx(1 / 180, rel=0.05)
 
@@ -323,7 +323,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     x = 1 + jax.random.uniform(jax.random.key(1), (4000, 2, 1, 3))
     y = drop(0.3, x)
     dropped = np.asarray(y == 0).all(axis=(1, 2, 3))
-    # Five standard deviations of a binomial share.
+    # Within five standard deviations of a binomial proportion.
     assert dropped.mean() == pytest.approx(0.3, abs=5 * math.sqrt(0.3 * 0.7 / 4000))
     np.testing.assert_allclose(y[~dropped], x[~dropped] / 0.7, rtol=1e-6)
     assert not np.array_equal(drop(0.3, x, 1), y)
@@ -339,7 +339,7 @@ def test_drop_path_does_nothing_in_evaluation_or_at_rate_0_and_needs_no_key():
         drop(1.5, x)
 
 
-def test_drop_path_cuts_what_it_drops_off_even_the_infinite():
+def test_drop_path_drops_infinite_examples_cleanly():
     kept = np.asarray(drop(0.5, jnp.ones((8, 3))))[:, 0] != 0
     assert 0 < kept.sum() < 8
     x = jnp.where(jnp.asarray(kept)[:, None], jnp.ones((8, 3)), jnp.inf)
@@ -348,7 +348,7 @@ def test_drop_path_cuts_what_it_drops_off_even_the_infinite():
     np.testing.assert_array_equal(gradient, np.repeat(2.0 * kept[:, None], 3, axis=1))
 
 
-def test_every_drop_path_draws_for_itself():
+def test_every_drop_path_draws_independently():
     class Paths(nn.Module):
         @nn.compact
         def __call__(self, x):

@@ -1,4 +1,4 @@
-"""`fit`, `Run` and `load`: the commands' own code path, with objects as well as names."""
+"""`fit`, `Run` and `load`: the same code path as the commands, with objects as well as names."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ FIELDS: dict[str, Any] = {
 
 
 def tiny(classes: int = 10) -> nn.Module:
-    """A module of a new class each time, as a notebook cell that is run again makes one."""
+    """A module of a new class on each call, like a notebook cell that is run again."""
 
     class Tiny(nn.Module):
         @nn.compact
@@ -83,13 +83,23 @@ def test_names_and_objects_are_the_same_run(run):
     assert other.summary["test_accuracy"] == run.summary["test_accuracy"]
 
 
+def test_a_network_of_the_catalogue_given_as_an_object_is_recorded_by_name(tmp_path):
+    model = cnn_jax.create_model("mlp", 10, hidden=(16, 8), dtype=jnp.bfloat16)
+    run = cnn_jax.fit(model, (IMAGES, LABELS), steps=2, batch_size=32, workdir=tmp_path / "run")
+    recorded = run.config.model
+    assert (recorded.model, recorded.model_args, recorded.precision) == ("mlp", ("hidden=16/8",), "bfloat16")
+    again = cnn_jax.load(tmp_path / "run")
+    assert again.model == model
+    assert np.array_equal(again.predict(IMAGES[:9]), run.predict(IMAGES[:9]))
+
+
 def test_own_module_optimizer_and_arrays_learn(tmp_path):
     run = cnn_jax.fit(tiny(), (IMAGES, LABELS), validation=0.25, optimizer=optax.adam(1e-2), epochs=6, batch_size=32)
     assert run.summary["validation_count"] == 64 and "test_accuracy" not in run.summary
     assert run.evaluate((IMAGES, LABELS))["accuracy"] > 0.8
     probabilities = run.predict(IMAGES[:7])
     assert probabilities.shape == (7, 10) and np.allclose(probabilities.sum(-1), 1)
-    assert all("learning_rate" not in row for row in run.history), "its rate is inside"
+    assert all("learning_rate" not in row for row in run.history), "the rate is inside the optimizer"
     run.save(tmp_path / "saved")
     again = cnn_jax.load(tmp_path / "saved", model=tiny())
     assert np.array_equal(again.predict(IMAGES), run.predict(IMAGES))
@@ -99,12 +109,12 @@ def test_own_module_optimizer_and_arrays_learn(tmp_path):
         again.save(tmp_path / "saved")
 
 
-def test_a_cell_that_is_run_again_compiles_nothing(monkeypatch):
+def test_rerunning_a_cell_compiles_nothing(monkeypatch):
     def cell():
         return cnn_jax.fit(tiny(), (IMAGES, LABELS), optimizer=optax.sgd(0.1), steps=3, batch_size=16)
 
     first = cell()
-    monkeypatch.setattr(jax.stages.Lowered, "compile", None)  # would fail
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)  # compiling would fail
     second = cell()
     assert same(first.variables, second.variables)
     assert len(compiled._programs) <= compiled.KEPT
@@ -132,7 +142,7 @@ def test_early_stopping_ends_at_the_same_step_when_resumed(tmp_path):
     fields = {**FIELDS, "steps": 60, "learning_rate": 1e-9, "eval_every": 0.1, "patience": 2}
     run = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
     assert run.summary["steps"] < 60
-    (run.folder / files.SUMMARY).unlink()  # as if it had been killed before its end
+    (run.folder / files.SUMMARY).unlink()  # as if killed before the end
     again = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
     assert again.summary["steps"] == run.summary["steps"] and same(again.variables, run.variables)
 
@@ -142,7 +152,7 @@ def test_curves_are_drawn(run):
     assert [axes.get_ylabel() for axes in figure.axes] == ["cross-entropy (nats)", "accuracy (%)"]
 
 
-def test_what_it_offers_without_importing_jax():
+def test_the_public_api_is_listed_without_importing_jax():
     code = "import sys, cnn_jax; assert {'fit', 'load', 'Run'} <= set(dir(cnn_jax)); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "resnet20" in cnn_jax.list_models("resnet*") and cnn_jax.__version__
@@ -173,7 +183,7 @@ def test_what_it_offers_without_importing_jax():
         (("optax:adamm", "digits"), {}, "optax has no attribute adamm: perhaps you meant adam"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_and_nothing_is_written(arguments, fields, said, tmp_path):
+def test_mistakes_are_reported_and_nothing_is_written(arguments, fields, said, tmp_path):
     with pytest.raises(UserError, match=said):
         cnn_jax.fit(*arguments, workdir=tmp_path / "run", **fields)
     assert not (tmp_path / "run").exists()
@@ -185,7 +195,7 @@ def test_a_folder_of_another_run_is_refused(run):
         cnn_jax.fit("mlp", "digits", optimizer="adam", workdir=run.folder, **fields)
 
 
-def test_names_of_the_users_own_modules(tmp_path, monkeypatch):
+def test_models_data_and_optimizers_from_user_modules(tmp_path, monkeypatch):
     (tmp_path / "mynet.py").write_text(
         "import flax.linen as nn, numpy as np, optax\n"
         "class Net(nn.Module):\n"
@@ -209,7 +219,7 @@ def test_names_of_the_users_own_modules(tmp_path, monkeypatch):
         cnn_jax.fit("broken:Net", "digits")
 
 
-def test_the_state_of_a_callback_is_the_train_state(run):
+def test_callbacks_get_the_train_state(run):
     class Keep:
         def on_evaluation(self, step, metrics, state):
             kept.append((step, int(state.step), float(state.learning_rate), jnp.shape(state.seed)))

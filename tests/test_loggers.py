@@ -14,7 +14,7 @@ from cnn_jax.training.loggers.csv_file import CsvLogger
 
 
 def table(path):
-    """Rows as dicts of floats; empty cells left out."""
+    """Rows as dicts of floats, without empty cells."""
     with open(path, newline="") as file:
         return [{tag: float(cell) for tag, cell in row.items() if cell} for row in csv.DictReader(file)]
 
@@ -96,7 +96,7 @@ def test_csv_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
     write(CsvLogger(whole, 0), range(1, 13))
     write(CsvLogger(cut, 0), range(1, 11))
-    cut.write_bytes(cut.read_bytes() + b"11,0.0")  # half a line of a process that was killed
+    cut.write_bytes(cut.read_bytes() + b"11,0.0")  # half a line, left by a killed process
     write(CsvLogger(cut, 8), range(9, 13))
     assert cut.read_bytes() == whole.read_bytes()
     CsvLogger(cut, 0).close()

@@ -45,7 +45,7 @@ def test_hinge_with_soft_targets_weighs_scores_and_classes():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_float32_per_example_and_descend(name: str):
-    """Also for bfloat16 logits; following the gradient lowers the loss of every example."""
+    """Even for bfloat16 logits; a gradient step lowers every example's loss."""
     logits, targets = jnp.asarray(LOGITS_3x4[:2], jnp.bfloat16), jnp.asarray(np.eye(4)[[1, 3]], jnp.float32)
     before = LOSSES[name](logits, targets)
     assert (before.shape, before.dtype) == ((2,), jnp.float32)

@@ -1,4 +1,4 @@
-"""Networks of several learning rates, trained at once, are those of runs with one of the rates each."""
+"""Members trained together with different learning rates match single runs with those rates."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ CONFIG = Config("rates").override(
 
 
 def trained(config: Config) -> tuple[Any, Any, Any]:
-    """State after two steps."""
+    """Trains for two steps; returns the experiment, state and last metrics."""
     experiment = make_experiment(config)
     data = experiment.data["train"]
     arrays, state, items = jax.device_put(data.arrays), experiment.state, data.train_items(0)
@@ -37,11 +37,11 @@ def trained(config: Config) -> tuple[Any, Any, Any]:
     "changes",
     [
         {"optimizer": "momentum", "schedule": "cosine", "weight_decay": 0.1, "augment": ("pad_crop:padding=1",)},
-        {"optimizer": "rprop"},  # its state starts from the rate
+        {"optimizer": "rprop"},  # its initial state depends on the rate
     ],
     ids=lambda changes: changes["optimizer"],
 )
-def test_each_is_the_network_of_its_rate(changes):
+def test_each_member_matches_a_run_with_its_rate(changes):
     rates = (0.3, 0.01)
     config = CONFIG.override(**changes)
     experiment, state, metrics = trained(config.override(member_learning_rates=rates))
@@ -66,7 +66,7 @@ def test_a_network_that_diverges_is_left_out():
     assert validation == pytest.approx(expected)
 
 
-def test_if_all_diverge_it_shows():
+def test_metrics_show_when_all_networks_diverge():
     _, _, metrics = trained(CONFIG.override(optimizer="momentum", member_learning_rates=(1e30, 1e31)))
     assert not np.isfinite(metrics["loss"][0])
     nothing = average(jnp.full((2, 1, 3), jnp.nan))
@@ -103,7 +103,7 @@ def test_wrong_rates_are_refused(changes, said):
         make_experiment(CONFIG.override(**changes))
 
 
-def test_the_table_has_a_line_a_rate(tmp_path, capsys):
+def test_the_table_has_a_row_per_rate(tmp_path, capsys):
     run, table = tmp_path / "run", tmp_path / "table.csv"
     train(CONFIG.override(workdir=str(run), member_learning_rates=(0.003, 0.001)))
     main([str(run), "--split", "validation", "--csv", str(table)])

@@ -1,4 +1,4 @@
-"""A small network of every architecture of the list, and of every kind of block, keeps the contract in numbers."""
+"""The model contract, checked numerically on a small network of every architecture and kind of block."""
 
 import importlib
 import re
@@ -32,7 +32,7 @@ from cnn_jax.models.speednet import SpeedNet
 from cnn_jax.models.vgg import VGG
 from cnn_jax.models.zfnet import ZFNet
 
-# The package has functions of these names.
+# Not plain imports: the package re-exports functions of the same names.
 googlenet, inception_v3 = (importlib.import_module(f"cnn_jax.models.{name}") for name in ("googlenet", "inception_v3"))
 
 
@@ -43,10 +43,10 @@ class Miniature(NamedTuple):
 
 
 _THIN: Any = {"num_classes": 3, "features": (4, 8, 12, 8, 4), "dense": (16, 10)}
-_STAGES = (Stage(1, 8, 3, 1, 1), Stage(2, 16, 5, 2, 2))  # without expansion, with stride, with shortcut
+_STAGES = (Stage(1, 8, 3, 1, 1), Stage(2, 16, 5, 2, 2))  # blocks without expansion, with stride, with shortcut
 _MOBILE: Any = {"num_classes": 3, "stages": _STAGES, "stem_features": 8, "head_features": 16}
 MINIATURES = {
-    # These are small as they are.
+    # Already small.
     **{name: Miniature(build(name, 3), (28, 28, 1)) for name in ("softmax_regression", "mlp", "lenet5", "lenet5_1998")},
     **{name: Miniature(build(name, 3), (28, 28, 1)) for name in ("kaggle_lenet", "keras_cifar_cnn", "xo_cnn")},
     "pattern": Miniature(from_pattern("conv3-4 bn pool bn conv3-4 pool fc8 bn fc8 drop0.5 fc3"), (8, 8, 1), 16),
@@ -84,7 +84,7 @@ REMATERIALISED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(
 
 @pytest.fixture(autouse=True, scope="module")
 def thin_inceptions() -> Iterator[None]:
-    """The tables of the inception networks, which no argument changes: a row of each kind, with few filters."""
+    """Patches the inception networks' tables, which are not arguments: one row of each kind, few filters."""
     with pytest.MonkeyPatch.context() as patch:
         row, last = (4, 3, 5, 2, 3, 4), (6, 3, 5, 2, 3, 4)
         patch.setattr(googlenet, "TABLE", {4: {"a": row, "d": last}})
@@ -93,7 +93,7 @@ def thin_inceptions() -> Iterator[None]:
         blocks = {name: inception_v3.BLOCKS[f"mixed{name}"] for name in ("6e", "7a", "7b")}
         patch.setattr(inception_v3, "BLOCKS", {f"mixed{name}": thin(block) for name, block in blocks.items()})
         yield
-    jax.clear_caches()  # hundreds of programs that no other test runs
+    jax.clear_caches()  # hundreds of programs that no other test needs
 
 
 def thin(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
@@ -110,7 +110,7 @@ def case(name: str) -> tuple[nn.Module, Any, jax.Array]:
     return model, drawn(model, *image), jax.random.normal(jax.random.key(1), (batch, *image))
 
 
-def test_every_architecture_of_the_list_is_here():
+def test_every_architecture_has_a_miniature():
     assert {type(build(name)) for name in MODELS} == {type(model) for model, _, _ in MINIATURES.values()}
 
 
@@ -120,7 +120,7 @@ def test_every_parameter_gets_a_gradient(name):
     gradients, (logits, _) = trained(model, variables, x)
     assert logits.shape == (len(x), 3) and np.isfinite(logits).all()
     idle = set(without_gradient(gradients))
-    # A bias before a batch normalisation changes nothing; rounding may make its gradient other than 0.
+    # A bias before batch normalisation has no effect; rounding may still make its gradient nonzero.
     assert idle <= ({f"conv{i}/bias" for i in ("1_1", "2_1", "2_2")} if name == "vgg_bn" else set())
 
 
@@ -164,7 +164,7 @@ def test_jit_changes_nothing(name):
 
 @pytest.mark.parametrize("name", REMATERIALISED)
 def test_rematerialisation_changes_nothing_but_the_program(name):
-    """Same variables, same logits, statistics and gradients, the same examples and units dropped."""
+    """Variables, logits, statistics, gradients and dropped units are all the same."""
     model, variables, x = case(name)
     again = model.clone(remat=True)
     assert jax.tree.structure(shapes(again, *x.shape[1:])) == jax.tree.structure(variables)
@@ -174,15 +174,15 @@ def test_rematerialisation_changes_nothing_but_the_program(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, recomputed)
 
 
-# What is only traced can be large: with the side head, which takes images from 299×299.
+# Tracing is cheap, so this one keeps its side head, which needs 299×299 images.
 TRACED = {**MINIATURES, "inception_v3": Miniature(inception_v3.inception_v3(3), (299, 299, 3))}
-# What stays whatever the activation: the gates, the GELU behind the fixed whitening.
+# Nonlinearities that are not the activation: the gates, the GELU after the fixed whitening.
 KEPT = {"efficientnet": {"logistic"}, "speednet": {"erf"}}
 
 
 @pytest.mark.parametrize("name", [name for name in MINIATURES if name != "softmax_regression"])
-def test_another_activation_takes_the_place_of_every_one(name):
-    """In training too, with the side heads: without activation no bend is left in the program."""
+def test_another_activation_replaces_every_one(name):
+    """With linear activations, no nonlinearity is left in the training program, side heads included."""
     model, image, batch = TRACED[name]
     variables, x = shapes(model, *image), jax.ShapeDtypeStruct((batch, *image), jnp.float32)
     rest = {kind: tree for kind, tree in variables.items() if kind != "params"}
@@ -214,7 +214,7 @@ def test_another_initialiser_draws_every_kernel(name):
         patch.setattr(nn.Module, "param", param)
         shapes(model.clone(kernel_init="normal_0.05"), *image)
     others = {path for path, init in drawn_by.items() if init is not INITIALIZERS["normal_0.05"]}
-    # The filters that connect some maps are taken from a dense kernel: test_models.
+    # c3's sparse filters are taken from a dense kernel; see test_models.
     assert drawn_by and others == ({"c3"} if name == "lenet5_1998" else set())
 
 
@@ -239,7 +239,7 @@ def test_head_as_convolutions_gives_the_same_logits_and_slides(name):
     np.testing.assert_allclose(own[:, 0, 0], logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
     larger = jnp.zeros((1, x.shape[1] + 32, x.shape[2] + 64, x.shape[3]))
     slide = partial(jax.eval_shape, partial(sliding.apply, train=False), filters, larger)
-    if getattr(model, "head_map", None):  # other than the map of the image
+    if getattr(model, "head_map", None):  # differs from the size of the image's map
         with pytest.raises(UserError, match="without head_map"):
             slide()
     else:

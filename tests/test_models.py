@@ -1,4 +1,4 @@
-"""LeNet-5, the small networks and ResNet are the published ones; the list and the table of a model; mistakes."""
+"""LeNet-5, the small networks and ResNet match the published ones; the model list and layer table; mistakes."""
 
 from functools import cache
 from typing import Any
@@ -23,7 +23,7 @@ SMALL = [
     *("softmax_regression", "mlp", "mlp_500_500", "lenet5", "lenet5_1998"),
     *("mnist_cnn", "tf_cnn", "keras_cifar_cnn", "kaggle_lenet", "xo_cnn"),
 ]
-# The code of every ResNet in few layers: both stems, both blocks, both shortcuts.
+# Few layers that cover all the ResNet code: both stems, both blocks, both shortcuts.
 TINY = {
     "tiny CIFAR ResNet": ResNet(3, blocks=(1, 1), width=4),
     "tiny ImageNet ResNet": ResNet(3, blocks=(1, 1), width=4, shortcut="B", bottleneck=True, imagenet_stem=True),
@@ -48,7 +48,7 @@ def some_variables(name: str) -> Any:
 
 
 def draw_variables(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
-    """Random variables, drawn by NumPy: much faster than compiling the initialisers."""
+    """Random variables from NumPy, much faster than compiling the initialisers."""
     numbers = np.random.default_rng(0)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -116,7 +116,7 @@ def test_dropout_acts_in_training_only():
     x = some_images(model)
     train = jax.jit(lambda seed: model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}))
     assert not np.allclose(train(0), train(1))
-    model.apply(variables, x[:1], train=False)  # no key: nothing is drawn
+    model.apply(variables, x[:1], train=False)  # needs no random key
 
 
 def test_stages_are_given_by_name_in_order():
@@ -158,7 +158,7 @@ def test_c3_sees_the_maps_of_the_table_only():
     assert [tuple(np.flatnonzero(row)) for row in sees] == list(C3_TABLE)
 
 
-def test_another_initialiser_of_c3_draws_a_dense_kernel_and_keeps_what_is_connected():
+def test_another_initialiser_of_c3_draws_a_dense_kernel_and_keeps_the_connected_maps():
     variables: Any = PartialConv("dirac").init(jax.random.key(1), jnp.zeros((1, 5, 5, 6)))
     filters = np.asarray(variables["params"]["kernel"])
     pairs = [(seen, made) for made, maps in enumerate(C3_TABLE) for seen in maps]
@@ -185,7 +185,7 @@ def test_shortcut_a_samples_every_second_pixel_and_adds_zero_maps():
     x = some_images(model, 2)
     quick = {"xla_backend_optimization_level": 0}
     seen = jax.jit(lambda: stages(model, model.init(jax.random.key(0), x, train=False), x)[1], compiler_options=quick)()
-    # The blocks start as the identity, so that each puts out its shortcut.
+    # The residual branches start at zero, so each block outputs its shortcut.
     np.testing.assert_array_equal(seen["stage1_block1"], seen["conv1"])
     np.testing.assert_array_equal(seen["stage2_block1"][..., 2:6], seen["conv1"][:, ::2, ::2])
     np.testing.assert_array_equal(seen["stage2_block1"][..., :2], 0)
@@ -223,9 +223,9 @@ def test_smallest_image_of_lenet5_works():
 MISTAKES = [
     ("lenet-5", [], "unknown model 'lenet-5'; perhaps you meant lenet5"),
     ("lenet5", ["activaton=relu"], "perhaps you meant activation"),
-    ("lenet5", ["pool=min"], "given pool=min for lenet5; expected pool=max|average"),
-    ("resnet20", ["zero_init_residual=perhaps"], "expected zero_init_residual=true|false"),
-    ("mnist_cnn", ["dense_dropout=half"], "expected dense_dropout=NUMBER"),
+    ("lenet5", ["pool=min"], "pool=min for lenet5: write pool=max|average"),
+    ("resnet20", ["zero_init_residual=perhaps"], "write zero_init_residual=true|false"),
+    ("mnist_cnn", ["dense_dropout=half"], "write dense_dropout=NUMBER"),
     ("resnet20", ["dtype=float16"], "no argument 'dtype'"),
 ]
 
@@ -304,13 +304,13 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
     ("argv", "message"),
     [
         (["resnet21"], "unknown model 'resnet21'"),
-        (["lenet5", "--input", "28x28"], "given --input 28x28; expected HEIGHTxWIDTHxCHANNELS"),
+        (["lenet5", "--input", "28x28"], "--input is '28x28': write HEIGHTxWIDTHxCHANNELS"),
         (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: given a 4x4 map"),
         (["lenet5", "--classes", "0"], "0 classes for lenet5"),
-        (["lenet5", "--classes", "ten"], "given --classes ten; expected a whole number; correct it; see"),
-        (["lenet5", "--model-args", "pool"], "expected key=value"),
-        (["--input", "8x8x1"], "these options are of one model"),
-        (["--foo"], "given --foo, which is no option; expected --name value; drop it; see"),
+        (["lenet5", "--classes", "ten"], "--classes is ten: it must be a whole number (see"),
+        (["lenet5", "--model-args", "pool"], "is not key=value"),
+        (["--input", "8x8x1"], "these options need a model"),
+        (["--foo"], "unknown option --foo; drop it (see"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, argv, message):
@@ -337,7 +337,7 @@ def test_values_out_of_range_are_refused(name, argument):
         build(name, args=[argument])
 
 
-def test_values_at_the_edge_are_taken():
+def test_boundary_values_are_accepted():
     assert build("alexnet", args=["first_padding=0", "dropout=0"]).first_padding == 0
 
 
@@ -345,7 +345,7 @@ def test_values_at_the_edge_are_taken():
 def test_a_network_of_the_catalogue_is_named(name):
     found = model_name(create_model(name))
     assert found is not None
-    # `alexnet_one_tower` and kin: each name is that of one network alone, or the first of equal ones.
+    # Where several names mean equal networks, the first one is given.
     assert create_model(found[0], **found[1]) == create_model(name) and found[1] == {}
 
 

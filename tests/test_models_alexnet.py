@@ -1,4 +1,4 @@
-"""AlexNet, the networks that lack some of its layers, and ZFNet are the published ones, and learn."""
+"""AlexNet, its variants with layers removed, and ZFNet match the published networks."""
 
 import importlib
 from typing import Any
@@ -18,14 +18,14 @@ from cnn_jax.models import stages
 from cnn_jax.models.alexnet import AlexNet
 from cnn_jax.models.zfnet import ZFNet, zfnet
 
-alexnets = importlib.import_module("cnn_jax.models.alexnet")  # the package has a function of this name
+alexnets = importlib.import_module("cnn_jax.models.alexnet")  # the package re-exports a function of this name
 
 WIDTHS: Any = {"num_classes": 3, "features": (4, 8, 12, 8, 4), "dense": (16, 10)}
 TINY = {"alexnet": AlexNet(**WIDTHS), "zfnet": ZFNet(**WIDTHS)}
 
 
 def volumes(model: nn.Module, *input_shape: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the stages and of the logits, without the batch."""
+    """Shapes of the recorded stages and the logits, without the batch axis."""
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     logits, seen = jax.eval_shape(lambda v, x: stages(model, v, x), shapes(model, *input_shape), x)
     return {name: a.shape[1:] for name, a in {**seen, "output": logits}.items()}
@@ -40,7 +40,7 @@ def dense(inputs: int, units: int) -> int:
 
 
 def initialised(model: nn.Module, size: int, ends: tuple[str, ...]) -> dict[str, Any]:
-    """The parameters as they start whose path ends so; the others are not even compiled."""
+    """Initial parameters whose path ends with one of `ends`; the others are not even compiled."""
 
     def init() -> dict[str, Any]:
         params = model.init(jax.random.key(0), some_images(size), train=False)["params"]
@@ -57,7 +57,7 @@ FC6, FC7, OUTPUT = dense(6 * 6 * 256, 4096), dense(4096, 4096), dense(4096, 1000
 CONV12 = conv(11, 3, 96) + conv(5, 96, 256, groups=2)
 CONV34 = conv(3, 256, 384) + conv(3, 384, 384, groups=2)
 CONV5 = conv(3, 384, 256, groups=2)
-# Without conv3 and conv4, conv5 sees the 256 maps of conv2.
+# Without conv3 and conv4, conv5 reads the 256 maps of conv2.
 WIDE_CONV5 = conv(3, 256, 256, groups=2)
 COUNTS = {
     "alexnet": (60_965_224, CONV12 + CONV34 + CONV5 + FC6 + FC7 + OUTPUT),
@@ -181,11 +181,11 @@ def test_normalization_comes_before_pooling_in_alexnet_and_after_it_in_zfnet():
 
 
 def test_groups_see_their_half_of_the_maps():
-    # Response normalization reaches over the border between the groups.
+    # No response normalization: it reaches across the boundary between the groups.
     model, x = TINY["alexnet"].clone(normalize=False), some_images(67, batch=1)
     params = drawn(model, *x.shape[1:])["params"]
     assert params["conv2"]["kernel"].shape == (5, 5, 2, 8)
-    # Filters of conv1 that belong to the first group change nothing in the second half of conv2.
+    # Filters of conv1 in the first group do not affect the second half of conv2.
     louder = {**params, "conv1": {**params["conv1"], "bias": params["conv1"]["bias"] + jnp.array([1.0, 1.0, 0.0, 0.0])}}
     before, after = (stages(model, {"params": p}, x)[1]["conv2"] for p in (params, louder))
     changed = np.asarray(jnp.any(before != after, axis=(0, 1, 2)))
@@ -203,13 +203,13 @@ def test_dropout_acts_in_training_only(name):
     model, x = TINY[name], some_images(67)
     variables = drawn(model, *x.shape[1:])
     train = jax.jit(lambda seed: model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}))
-    evaluate = jax.jit(lambda: model.apply(variables, x, train=False))  # no key: nothing is drawn
+    evaluate = jax.jit(lambda: model.apply(variables, x, train=False))  # needs no random key
     assert not np.array_equal(train(0), train(1))
     np.testing.assert_array_equal(evaluate(), evaluate())
 
 
-def test_dropout_is_of_the_outputs_of_fc6_and_fc7_or_of_their_inputs():
-    """Everything dropped, so that what comes after a dropout does not depend on the image."""
+def test_dropout_acts_on_the_outputs_or_the_inputs_of_fc6_and_fc7():
+    """Drops everything, so that nothing after a dropout layer depends on the image."""
     x = some_images(67)
 
     def logits(**fields: Any) -> tuple[Any, Any]:
@@ -221,7 +221,7 @@ def test_dropout_is_of_the_outputs_of_fc6_and_fc7_or_of_their_inputs():
     _, outputs_dropped = logits()
     np.testing.assert_array_equal(outputs_dropped, [[1, 2, 3]] * 2)
     params, inputs_dropped = logits(dropout_inputs=True)
-    fc7 = params["fc7"]["bias"]  # what is left of it; positive
+    fc7 = params["fc7"]["bias"]  # all that is left of fc7's output; positive
     expected = fc7 @ params["output"]["kernel"] + params["output"]["bias"]
     np.testing.assert_allclose(inputs_dropped, [expected] * 2, rtol=1e-5)
     assert np.asarray(logits(without=("fc6", "fc7"))[1]).std() > 0, "no dense layer, no dropout"

@@ -1,4 +1,4 @@
-"""The All-CNNs have the published layers, no pooling but the last mean, and learn."""
+"""The All-CNNs have the published layers, no pooling but the final average, and learn."""
 
 from typing import Any
 
@@ -118,12 +118,12 @@ def test_it_learns_to_tell_two_textures():
     assert (logits.argmax(1) == labels).mean() > 0.9
 
 
-def test_dropout_is_of_the_image_and_after_each_stage_in_training_only():
+def test_dropout_acts_on_the_image_and_after_each_stage_in_training_only():
     x = some_images(size=12)
     variables = drawn(TINY, *x.shape[1:])
     train = jax.jit(lambda seed: TINY.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}))
     assert not np.array_equal(train(0), train(1))
-    TINY.apply(variables, x, train=False)  # no key: nothing is drawn
+    TINY.apply(variables, x, train=False)  # needs no random key
 
     rates = {}
 

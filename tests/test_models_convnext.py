@@ -1,4 +1,4 @@
-"""ConvNeXt is the published one to the digit, starts as published, and learns."""
+"""ConvNeXt matches the published network in its maps, drop-path rates, block and initialisation."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_drop_path_grows_linearly_to_the_last_block():
     rates = list(drop_paths(convnext.convnext_tiny(), 32, 32, 3).values())
     assert rates == pytest.approx(list(np.linspace(0, 0.1, 18)))
     assert max(drop_paths(convnext.convnext_base(), 32, 32, 3).values()) == pytest.approx(0.5)
-    shapes(ConvNeXt(blocks=(1,), widths=(8,)), 32, 32, 3)  # one block: its rate is 0
+    shapes(ConvNeXt(blocks=(1,), widths=(8,)), 32, 32, 3)  # a single block has rate 0
 
 
 def test_drop_path_acts_in_training_only():
@@ -44,7 +44,7 @@ def test_drop_path_acts_in_training_only():
 
 
 def test_block_by_hand():
-    """One pixel of one block, from the paper's formula."""
+    """One output pixel of a block, from the paper's formula."""
     block = ConvNeXtBlock(1.0, "gelu", initializer("lecun_normal"), 0.0, False, jnp.float32, jnp.float32)
     x = np.random.default_rng(0).normal(size=(1, 9, 9, 3)).astype(np.float32)
     params = jax.tree.map(
@@ -66,5 +66,5 @@ def test_weights_start_as_the_authors():
     np.testing.assert_array_equal(params["stage1_block1"]["layer_scale"], np.full(64, np.float32(1e-6)))
     for name in ("fc1", "fc2"):
         kernel = np.asarray(params["stage1_block1"][name]["kernel"])
-        assert kernel.std() == pytest.approx(0.02, rel=0.03) and np.abs(kernel).max() > 0.06  # not cut at 2 deviations
+        assert kernel.std() == pytest.approx(0.02, rel=0.03) and np.abs(kernel).max() > 0.06  # not truncated at 2 std
         assert not np.any(params["stage1_block1"][name]["bias"])

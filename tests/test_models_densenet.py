@@ -1,4 +1,4 @@
-"""The DenseNets are the published ones to the digit; each layer sees all before it; they learn, in less memory too."""
+"""The DenseNets match the published networks; each layer reads all earlier ones; rematerialisation saves memory."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ TINY = DenseNet(3, blocks=(1, 2), growth=4)
 def test_number_of_layers_is_in_the_name():
     for layers in (121, 161, 169, 201):
         blocks = getattr(densenet, f"densenet{layers}")().blocks
-        # Stem, two a layer, one a transition, classifier.
+        # Stem, two per layer, one per transition, classifier.
         assert 1 + 2 * sum(blocks) + len(blocks) - 1 + 1 == layers
     rows = layer_table(densenet.densenet_bc100(), (32, 32, 3))
     assert sum(row.flops > 0 for row in rows) == 100
@@ -67,7 +67,7 @@ def test_first_maps_of_a_block_are_its_input():
 
 
 def test_rematerialisation_keeps_the_new_maps_only():
-    """Not the joint ones, whose memory would grow with the square of the number of layers."""
+    """It does not keep the concatenated maps, whose memory grows with the square of the number of layers."""
     x = some_images()
 
     def kept(model: nn.Module) -> int:
@@ -109,7 +109,7 @@ def test_dropout_acts_in_training_only():
         return model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}, mutable=["batch_stats"])[0]
 
     assert not np.allclose(train(0), train(1))
-    model.apply(variables, x, train=False)  # no key: nothing is drawn
+    model.apply(variables, x, train=False)  # needs no random key
 
 
 def test_weights_start_as_torchvisions():
@@ -120,6 +120,6 @@ def test_weights_start_as_torchvisions():
     }
     assert kernels["conv1"].std() == pytest.approx(np.sqrt(2 / 128), rel=0.03)
     assert kernels["conv2"].std() == pytest.approx(np.sqrt(2 / (9 * 256)), rel=0.03)  # fan-in, not fan-out
-    assert np.abs(kernels["conv1"]).max() > 3 * kernels["conv1"].std()  # not cut
+    assert np.abs(kernels["conv1"]).max() > 3 * kernels["conv1"].std()  # not truncated
     head = np.abs(params["output"]["kernel"])
     assert 0.95 / np.sqrt(192) < head.max() <= 1 / np.sqrt(192) and not np.any(params["output"]["bias"])

@@ -1,4 +1,4 @@
-"""GoogLeNet, BN-Inception and Inception-v3 are the published ones to the digit; side heads act in training only."""
+"""GoogLeNet, BN-Inception and Inception-v3 match the published networks; side heads act in training only."""
 
 import importlib
 from functools import partial
@@ -26,7 +26,7 @@ from cnn_jax.models.googlenet import (
 from cnn_jax.models.inception_bn import bn_inception
 from cnn_jax.models.inception_v3 import inception_v3
 
-v3 = importlib.import_module("cnn_jax.models.inception_v3")  # the package has a function of this name
+v3 = importlib.import_module("cnn_jax.models.inception_v3")  # the package re-exports a function of this name
 
 FACTORIES = {
     "googlenet": googlenet,
@@ -35,7 +35,7 @@ FACTORIES = {
     "inception_v3": inception_v3,
 }
 WITH_HEADS = {"googlenet": ("aux1", "aux2"), "googlenet_torchvision": ("aux1", "aux2"), "inception_v3": ("aux",)}
-# Parameters with the side heads, and without.
+# Parameters with side heads and without.
 PARAMETERS = {
     "googlenet": (13_378_280, 6_998_552),
     "googlenet_torchvision": (13_004_888, 6_624_904),
@@ -44,7 +44,7 @@ PARAMETERS = {
 PADS = ((1, 1), (1, 1))
 NORM = partial(BatchNorm, use_running_average=True, epsilon=1e-3)
 
-# Ioffe and Szegedy 2015, figure 5, copied a second time: by it, the network is counted independently of its code.
+# Ioffe and Szegedy 2015, figure 5, transcribed again to count the network independently of its code.
 FIGURE_5 = """
 3a  64  64  64   64  96  32
 3b  64  64  96   64  96  64
@@ -60,7 +60,7 @@ FIGURE_5 = """
 
 
 def kernels(params: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each kernel, (height, width, inputs, outputs), by the path of its `ConvUnit`."""
+    """Kernel shapes (height, width, inputs, outputs) by the path of their `ConvUnit`."""
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     return {path.removesuffix("/conv/kernel"): a.shape for path, a in flat.items() if path.endswith("/conv/kernel")}
 
@@ -78,7 +78,7 @@ def test_parameter_count_is_the_published_one(name):
 
 
 def figure_5() -> tuple[int, int, int]:
-    """Weights of the convolutions from the first inception block on, their filters, and maps at the end."""
+    """Counts of the inception blocks' convolution weights, their filters, and the final maps."""
     weights = filters = 0
     maps = 192
     for row in FIGURE_5.split("\n")[1:-1]:
@@ -99,7 +99,7 @@ def test_parameter_count_of_bn_inception_is_that_of_its_figure():
     plain, separable = 7 * 7 * 3 * 64, 7 * 7 * 3 * 8 + 3 * 8 * 64
     count = count_parameters(shapes(bn_inception(), 224, 224, 3)["params"])
     assert count == weights + separable + 2 * filters + classifier == 11_278_528
-    # A replica in Caffe, known by this count, has the plain first convolution and a needless bias before every norm.
+    # A Caffe replica with this count has a plain first convolution and a redundant bias before every norm.
     of_the_replica = count_parameters(shapes(bn_inception(separable_stem=False), 224, 224, 3)["params"]) + filters
     assert of_the_replica == weights + plain + 3 * filters + classifier == 11_295_240
 
@@ -113,7 +113,7 @@ def test_output_sizes_of_the_figure_take_96_filters_after_two_poolings():
     assert [as_filters[f"inception{row}"][-1] for row in ("4c", "4d", "4e")] == [608, 608, 1056]
 
 
-# torchvision's GMAC; the paper of GoogLeNet says 1.5, with the "5×5" of torchvision it is a little less.
+# torchvision's GMAC. The GoogLeNet paper says 1.5; torchvision's "5×5" convolutions make it slightly less.
 @pytest.mark.parametrize(
     ("model", "gmac"),
     [(googlenet_torchvision(aux_heads=False), 1.498), (inception_v3(aux_heads=False), 5.713)],
@@ -160,7 +160,7 @@ def test_filters_of_googlenet_are_those_of_table_1():
     differ = {path for path in paper if paper[path] != other[path]}
     assert differ == {path for path in paper if path.endswith("branch5x5_2")} and len(differ) == 9
     assert {other[path][:2] for path in differ} == {(3, 3)}
-    assert sum(path.startswith("inception") for path in paper) + 3 + 1 == 58  # layers with weights, heads aside
+    assert sum(path.startswith("inception") for path in paper) + 3 + 1 == 58  # layers with weights, without heads
 
 
 def test_maps_of_bn_inception():
@@ -222,7 +222,7 @@ def test_filters_of_inception_v3():
         "branch3x3dbl_3b": (3, 1, 384, 384),
         "branch_pool": (1, 1, 2048, 192),
     }
-    assert len(block("mixed6a")) == 4  # its pooling passes the maps on
+    assert len(block("mixed6a")) == 4  # its pooling branch has no convolution
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_an_inception_block_is_its_branches_side_by_side():
 
 
 def train(model: nn.Module, variables: Any, x: jax.Array) -> Any:
-    """Returns (logits, updates) of a forward pass of training."""
+    """Returns (logits, updates) of a forward pass in training mode."""
     rngs = {"dropout": jax.random.key(2)}
     return model.apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats", "auxiliary"])
 
@@ -295,7 +295,7 @@ def test_side_heads_are_offered_in_training_only(name):
     def evaluate(variables: Any, x: jax.Array) -> Any:
         return model.apply(variables, x, train=False, mutable=["auxiliary"])
 
-    # Without the parameters of the heads: nothing reads them.
+    # Evaluation does not read the heads' parameters.
     bare = {kind: {k: v for k, v in leaves.items() if k not in heads} for kind, leaves in tree.items()}
     assert jax.eval_shape(evaluate, bare, x)[1] == {}
     without = FACTORIES[name](num_classes=7, aux_heads=False)
@@ -310,7 +310,7 @@ def test_weights_of_the_losses_of_the_side_heads(name, weight):
     tree = shapes(model, *model.input_shape)
 
     def weights() -> Any:
-        # Only these are computed: the compiler removes all the rest of the forward pass.
+        # The compiler removes everything else from the forward pass.
         variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
         _, updates = train(model, variables, jnp.zeros((1, *model.input_shape)))
         return [head["weight"] for head in updates["auxiliary"].values()]
@@ -388,18 +388,18 @@ def test_dropout_and_batch_norm_act_in_training_only(name, rates, norms):
 @pytest.mark.parametrize(
     ("name", "deviations"),
     [
-        # Uniform with deviation 1/sqrt(fan-in); biases 0.2.
+        # Uniform with standard deviation 1/sqrt(fan-in); biases 0.2.
         ("googlenet", {"conv2": 1 / np.sqrt(9 * 64), "inception4a/branch5x5_2": 1 / np.sqrt(25 * 16)}),
         ("googlenet_torchvision", {"conv2": 0.01, "inception4a/branch5x5_2": 0.01}),
         ("bn_inception", {"conv2": np.sqrt(2 / (9 * 64)), "inception4a/branch3x3dbl_3": np.sqrt(2 / (9 * 128))}),
         ("inception_v3", {"conv4a": 0.1, "mixed5b/branch5x5_2": 0.1, "aux/conv1": 0.1, "aux/conv2": 0.01}),
     ],
 )
-def test_weights_start_as_said(name, deviations):
+def test_initial_weights_have_the_documented_deviation(name, deviations):
     model = FACTORIES[name]()
 
     def some() -> Any:
-        # Only these are computed.
+        # The compiler removes the parameters that are not returned.
         params = model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)), train=False)["params"]
         flat = traverse_util.flatten_dict(params, sep="/")
         return {layer: flat[f"{layer}/conv/kernel"] for layer in deviations}, flat.get("conv2/conv/bias")

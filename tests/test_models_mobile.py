@@ -1,4 +1,4 @@
-"""MobileNet-v2 and EfficientNet are the published ones to the digit, start as published, and learn."""
+"""MobileNet-v2 and EfficientNet match the published networks in their counts, maps and initialisation."""
 
 from functools import partial
 
@@ -11,14 +11,14 @@ from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.models.efficientnet import efficientnet_b0
 from cnn_jax.models.mobilenet import InvertedResidualNet, Stage, mobilenet_v2, scaled_width
 
-# Parameters for 1000 classes, as torchvision and timm give them.
+# Parameter counts for 1000 classes, from torchvision and timm.
 SCALED = {
     "mobilenet_v2, width 0.5": (partial(mobilenet_v2, width=0.5), 1_968_680),
     "mobilenet_v2, width 1.4": (partial(mobilenet_v2, width=1.4), 6_108_776),
     "efficientnet_b1": (partial(efficientnet_b0, depth=1.1), 7_794_184),
     "efficientnet_b7": (partial(efficientnet_b0, width=2.0, depth=3.1), 66_347_960),
 }
-# Every kind of block: without expansion, with stride, with shortcut.
+# Covers every kind of block: without expansion, with stride, with shortcut.
 TINY_STAGES = (Stage(1, 8, 3, 1, 1), Stage(2, 16, 5, 2, 2))
 TINY = efficientnet_b0(3, stages=TINY_STAGES, stem_features=8, head_features=16, drop_path=0.6)
 
@@ -57,7 +57,7 @@ def test_maps_of_efficientnet_are_those_of_table_1_also_for_other_images():
         assert [seen[name] for name in ends] == [(side, side, f) for side, f in zip(sides, features)]
     params = shapes(efficientnet_b0(7), 32, 32, 3)["params"]
     assert params["output"]["kernel"].shape == (1280, 7)
-    # A quarter of the block's input of 112 maps, not of the 672 inside; 5×5 filters, one for each map.
+    # The gate squeezes to a quarter of the block's 112 input maps, not of the 672 inside; 5×5 depthwise filters.
     assert params["stage6_block1"]["se"]["reduce"]["kernel"].shape == (1, 1, 672, 28)
     assert params["stage6_block1"]["depthwise_conv"]["kernel"].shape == (5, 5, 1, 672)
 
@@ -69,7 +69,7 @@ def test_width_rounds_to_eights_but_not_far_down():
 
 def test_drop_path_grows_linearly():
     rates = drop_paths(efficientnet_b0(3), 32, 32, 3)
-    # Sixteen blocks; those that change the maps have no shortcut, so that dropping them is not possible.
+    # Sixteen blocks; those that change the map shape have no shortcut and cannot be dropped.
     order = [f"stage{s}_block{b}" for s, n in enumerate((1, 2, 2, 3, 3, 4, 1), start=1) for b in range(1, n + 1)]
     expected = {name: 0.2 * i / 16 for i, name in enumerate(order) if not name.endswith("block1")}
     assert rates == pytest.approx(expected)
@@ -77,7 +77,7 @@ def test_drop_path_grows_linearly():
 
 
 def test_a_dropped_block_is_its_shortcut():
-    model = TINY.clone(drop_path=1.5, dropout=0.0)  # of three blocks: 0, 0.5, 1
+    model = TINY.clone(drop_path=1.5, dropout=0.0)  # rates of the three blocks: 0, 0.5, 1
     x, variables = some_images(), drawn(TINY, 16, 16, 3)
     kernel = variables["params"]["stage2_block2"]["project_conv"]["kernel"]
     changed = jax.tree.map(lambda a: a, variables)
@@ -98,7 +98,7 @@ def test_weights_start_as_torchvisions():
     )
     expand = np.asarray(mobile["stage1_block1"]["expand_conv"]["kernel"])
     assert expand.std() == pytest.approx(np.sqrt(2 / 256), rel=0.03)  # fan-out: 256 maps
-    assert np.abs(expand).max() > 3 * expand.std()  # not cut
+    assert np.abs(expand).max() > 3 * expand.std()  # not truncated
     assert np.asarray(mobile["output"]["kernel"]).std() == pytest.approx(0.01, rel=0.03)
     assert np.asarray(efficient["stage1_block1"]["se"]["expand"]["kernel"]).std() == pytest.approx(
         np.sqrt(2 / 256), rel=0.05

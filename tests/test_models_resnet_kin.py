@@ -1,4 +1,4 @@
-"""ResNeXt, wide and pre-activation residual networks are the published ones to the digit, and learn."""
+"""ResNeXt, wide and pre-activation residual networks match the published networks."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from cnn_jax.models.resnet import ResNet
 
 
 def wide(depth: int, k: int) -> int:
-    """Parameters of a WRN-depth-k for CIFAR-10, layer by layer from table 1 of the paper."""
+    """Parameter count of WRN-depth-k for CIFAR-10, layer by layer from table 1 of the paper."""
     blocks, widths = (depth - 4) // 6, (16, 16 * k, 32 * k, 64 * k)
     total = 27 * 16
     for before, width in zip(widths, widths[1:]):
@@ -25,12 +25,12 @@ def wide(depth: int, k: int) -> int:
 
 
 def deep(depth: int) -> int:
-    """Parameters of a pre-activation network of bottlenecks for CIFAR-10, layer by layer from the released code."""
+    """Parameter count of a pre-activation bottleneck network for CIFAR-10, layer by layer from the released code."""
     blocks, total, before = (depth - 2) // 9, 27 * 16, 16
     for inner in (16, 32, 64):
         outputs = 4 * inner
         rest = 2 * inner + 9 * inner * inner + 2 * inner + inner * outputs
-        total += 2 * before + before * inner + rest + before * outputs  # the last is the shortcut
+        total += 2 * before + before * inner + rest + before * outputs  # the last term is the shortcut
         total += (blocks - 1) * (2 * outputs + outputs * inner + rest)
         before = outputs
     return total + 2 * 256 + 10 * 256 + 10
@@ -40,12 +40,12 @@ def test_parameters_of_the_cifar_networks_are_those_counted_by_hand():
     listed = {row["model"]: int(row["parameters"]) for row in read_table()}
     by_hand = {"wrn28_10": wide(28, 10), "wrn16_4": wide(16, 4), "wrn40_2": wide(40, 2), "preact_resnet164": deep(164)}
     assert {name: listed[name] for name in by_hand} == by_hand
-    assert listed["preact_resnet110"] == listed["resnet110"] == 1_727_962  # the same norms, in another order
+    assert listed["preact_resnet110"] == listed["resnet110"] == 1_727_962  # same norms in a different order
     assert (by_hand["wrn28_10"], by_hand["wrn16_4"], by_hand["wrn40_2"]) == (36_479_194, 2_748_890, 2_243_546)
 
 
 def test_preact_resnet1001_has_a_thousand_and_one_layers():
-    """Counted from its 111 blocks a stage; making all of them takes long."""
+    """Counted from its 111 blocks per stage, because building them all is slow."""
     assert (
         deep(1001)
         == 10_327_706
@@ -58,7 +58,7 @@ def test_preact_resnet1001_has_a_thousand_and_one_layers():
 @pytest.mark.parametrize(("name", "layers"), [("wrn28_10", 28), ("wrn16_4", 16), ("wrn40_2", 40)])
 def test_number_of_layers_is_in_the_name(name, layers):
     rows = [row for row in layer_table(getattr(preact_resnet, name)(), (8, 8, 3)) if row.flops]
-    # The depth of a wide network, 6n + 4, counts its three projections and not its classifier.
+    # The depth of a wide network, 6n + 4, counts its three projections but not its classifier.
     assert len(rows) - 1 == layers
 
 
@@ -103,7 +103,7 @@ def test_axis_name_joins_the_statistics_of_all_devices():
 
 
 def test_blocks_with_silent_convolutions_are_their_shortcuts():
-    """Nothing stands between the addition of one block and of the next (paper, eq. 4)."""
+    """Nothing lies between the additions of consecutive blocks (paper, eq. 4)."""
     model, x = PreActResNet(3, blocks=(2, 2), width=4, shortcut="A"), some_images()
     variables = drawn(model, 16, 16, 3)
     for name, block in variables["params"].items():
@@ -112,7 +112,7 @@ def test_blocks_with_silent_convolutions_are_their_shortcuts():
     _, seen = jax.jit(lambda: stages(model, variables, x))()
     np.testing.assert_array_equal(seen["stage1_block2"], seen["stage1_block1"])
     np.testing.assert_array_equal(seen["stage2_block2"], seen["stage2_block1"])
-    assert np.min(seen["stage1_block1"]) == 0.0 and np.min(seen["conv1"]) < 0  # the first block activates for both
+    assert np.min(seen["stage1_block1"]) == 0.0 and np.min(seen["conv1"]) < 0  # activated before both branches
     assert not np.any(seen["stage2_block1"][..., :2]) and np.any(seen["stage2_block1"][..., 2:6])  # shortcut A
 
 

@@ -1,4 +1,4 @@
-"""The network of the speed records: counts, whitening, initialisation, what is trained and what is not."""
+"""The network of the CIFAR-10 speed records: counts, whitening, initialisation, and what is trained."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def test_maps_are_those_of_the_records_also_for_other_images():
 
 
 def test_whitening_makes_patches_white():
-    # Neighbouring pixels and colours that go together, as in photographs, and a mean that is not 0.
+    # Correlated neighbouring pixels and colours, as in photographs, and a nonzero mean.
     noise = np.random.default_rng(0).normal(size=(64, 10, 10, 2))
     smooth = noise[:, 1:, 1:] + noise[:, :-1, 1:] + noise[:, 1:, :-1] + noise[:, :-1, :-1]
     x = (smooth @ np.array([[1.0, 0.9, 0.2], [0.1, 0.3, 1.0]]) + 0.3).astype(np.float32)
@@ -91,7 +91,7 @@ def test_whitening_makes_patches_white():
     assert np.all(np.diff(norms) > 0), "the largest eigenvalue is not first"
 
 
-def test_epsilon_keeps_flat_directions_quiet():
+def test_epsilon_bounds_the_gain_in_flat_directions():
     flat = jnp.ones((4, 6, 6, 3))
     kernel = np.asarray(whitening(flat, epsilon=5e-4)).reshape(12, 24)
     norms = np.linalg.norm(kernel[:, :12], axis=0)
@@ -99,7 +99,7 @@ def test_epsilon_keeps_flat_directions_quiet():
     np.testing.assert_allclose(norms[1:], 1 / np.sqrt(5e-4), rtol=1e-2)
 
 
-def test_whitened_puts_the_filters_in_place_and_nothing_else():
+def test_whitened_replaces_the_whitening_filters_only():
     x = some_images(8, 12)
     variables = drawn(TINY, 12, 12, 3)
     after = whitened(variables, x)
@@ -171,7 +171,7 @@ def test_residual_adds_the_first_activation():
     model, x = SpeedNet(3, widths=(6,), depth=3, residual=True), some_images(2, 9)
     variables = drawn(model, 9, 9, 3)
     group = variables["params"]["group1"]
-    for name in ("conv2", "conv3"):  # silent: what is left of the group is gelu(first + bias of the last norm)
+    for name in ("conv2", "conv3"):  # zero, so the group is gelu(first + bias of the last norm)
         group[name]["kernel"] = jnp.zeros_like(group[name]["kernel"])
     for i in (2, 3):
         variables["batch_stats"]["group1"][f"bn{i}"]["mean"] = jnp.zeros(6)

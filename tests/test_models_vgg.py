@@ -1,4 +1,4 @@
-"""The VGG networks are the published ones to the digit, take images of any size, and learn."""
+"""The VGG networks match the published networks and accept images of any size."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from cnn_jax.layers.pooling import adaptive_avg_pool
 from cnn_jax.models import vgg as vggs
 from cnn_jax.models.vgg import VGG
 
-# Layers with weights: configurations A, B, D and E of table 1.
+# Layers with weights in configurations A, B, D and E of table 1.
 LAYERS = {"vgg11": 11, "vgg13": 13, "vgg16": 16, "vgg19": 19}
 TINY = VGG(3, convolutions=(1, 2), features=(4, 6), dense=(8, 10))
 TINY_BN = TINY.clone(batch_norm=True)
@@ -71,7 +71,7 @@ def test_adaptive_average_pooling_covers_the_map_with_windows():
     x = jnp.arange(2 * 5 * 6 * 1.0).reshape(2, 5, 6, 1)
     np.testing.assert_allclose(adaptive_avg_pool(x, 1)[:, 0, 0], x.mean((1, 2)), rtol=1e-6)
     rows = adaptive_avg_pool(x, 3)
-    # Five rows in three windows: 0-1, 1-3, 3-4; six columns: 0-1, 2-3, 4-5.
+    # Three windows over five rows: 0-1, 1-3, 3-4; over six columns: 0-1, 2-3, 4-5.
     expected = [[x[0, a:b, c : c + 2].mean() for c in (0, 2, 4)] for a, b in ((0, 2), (1, 4), (3, 5))]
     np.testing.assert_allclose(rows[0, ..., 0], expected, rtol=1e-6)
     square = x[:, :, :5]
@@ -122,7 +122,7 @@ def test_dropout_acts_in_training_only():
     variables = drawn(TINY, *x.shape[1:])
     train = jax.jit(lambda seed: TINY.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)}))
     assert not np.array_equal(train(0), train(1))
-    TINY.apply(variables, x, train=False)  # no key: nothing is drawn
+    TINY.apply(variables, x, train=False)  # needs no random key
     all_dropped = TINY.clone(dropout=1.0).apply(variables, x, train=True)
     np.testing.assert_allclose(all_dropped, jnp.tile(variables["params"]["output"]["bias"], (4, 1)), rtol=1e-6)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The fast convolutions and poolings are XLA's, in value and in every derivative."""
+"""The fast convolutions and poolings match XLA's in value and in every derivative."""
 
 from functools import partial
 
@@ -109,7 +109,7 @@ def test_convolution_has_gradients_under_vmap(form, axes):
     np.testing.assert_allclose(gradient(form_of(form, (1, 1), pads, 2)), expected, rtol=1e-4, atol=1e-3)
 
 
-SIZES = {  # images, kernel, strides, pads: each reaches another way of cutting the work
+SIZES = {  # images, kernel, strides, pads: each exercises a different way of splitting the work
     "blocks of features, and some that are left": ((2, 9, 13, 5), (3, 3, 5, 75), (1, 1), ((1, 1), (1, 1))),
     "kernel in parts": ((2, 6, 6, 300), (3, 3, 300, 33), (1, 1), ((1, 1), (1, 1))),
     "one kernel row in parts": ((3, 4, 4, 130), (5, 5, 130, 40), (1, 1), ((2, 2), (2, 2))),
@@ -169,7 +169,7 @@ def test_compiled_convolution_evaluates_without_jit_and_lowers_for_other_platfor
     assert "stablehlo.convolution" in exported.mlir_module()
     with pytest.raises(ValueError, match="do not fit"):
         convolve(x, kernel[:, :, :2])
-    with pytest.raises(ValueError, match="feature_group_count"):  # of JAX
+    with pytest.raises(ValueError, match="feature_group_count"):  # raised by JAX
         conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=2)
 
 
@@ -189,7 +189,7 @@ def test_convolution_under_shard_map_has_the_gradient_of_a_shared_kernel(one_dev
 
 
 @needs_compiler
-def test_compiled_convolution_is_the_same_bits_each_time():
+def test_compiled_convolution_is_deterministic():
     x, kernel = normal(0, 64, 20, 20, 3), normal(1, 3, 3, 3, 20)
     gradient = jax.jit(jax.grad(lambda k: jnp.sum(form_of("native", (1, 1), ((0, 0), (0, 0)), 0)(x, k) ** 2)))
     first = gradient(kernel)
@@ -204,7 +204,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     for compiler, reason in (("c++ -include nothing.h", "nothing.h: No such file"), ("no-such-compiler", "no-such")):
         functions, said = native._functions(compiler)
         assert not functions and said.startswith(f"since {compiler} failed: ") and reason in said
-    assert len(list(tmp_path.rglob("*.so"))) == 1, "what was compiled, and nothing of what failed"
+    assert len(list(tmp_path.rglob("*.so"))) == 1, "failed compilations must leave nothing"
 
 
 def kernel_gradient(x, kernel, **kwargs) -> str:
@@ -268,7 +268,7 @@ def test_dispatch_takes_tiles_for_few_maps(monkeypatch, no_compiler):
     assert not portable._fits_tiles(*imagenet), "the tiles would fill the memory"
 
 
-def test_dispatch_takes_chunks_or_xlas_gradient_set_apart(monkeypatch, no_compiler):
+def test_dispatch_takes_chunks_or_xlas_gradient_behind_barriers(monkeypatch, no_compiler):
     monkeypatch.setattr(conv.jax, "device_count", lambda: 1)
     monkeypatch.setattr(portable, "_WHOLE", True)
     plain = {"window_strides": (1, 1), "padding": "SAME"}
@@ -280,10 +280,10 @@ def test_dispatch_takes_chunks_or_xlas_gradient_set_apart(monkeypatch, no_compil
     assert portable._chunk_size((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 128
     assert portable._chunk_size((256, 32, 32, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))) == 8, "beyond the cache"
     monkeypatch.setattr(portable, "_WHOLE", False)
-    assert "scan" in kernel_gradient(x, kernel, **plain), "an XLA that is slower"
+    assert "scan" in kernel_gradient(x, kernel, **plain), "a slower XLA"
 
 
-def test_dispatch_takes_the_chunked_gradient_only_where_it_is_meant(monkeypatch, no_compiler):
+def test_dispatch_takes_the_chunked_gradient_only_where_it_helps(monkeypatch, no_compiler):
     monkeypatch.setattr(portable, "_WHOLE", False)
     x, kernel = normal(0, 16, 8, 8, 12), normal(1, 3, 3, 12, 16)
     plain = {"window_strides": (1, 1), "padding": "SAME"}
@@ -334,7 +334,7 @@ POOLS = [
 @pytest.mark.parametrize(("window", "strides", "padding", "shape"), POOLS)
 @pytest.mark.parametrize(("ours", "flax"), [(max_pool, nn.max_pool), (avg_pool, nn.avg_pool)])
 def test_pooling_equals_flax_with_its_gradient(ours, flax, window, strides, padding, shape):
-    # Few distinct values, so that windows are full of ties.
+    # Few distinct values, so windows are full of ties.
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, shape), jnp.float32)
 
     def value_and_gradient(pool):
@@ -376,13 +376,13 @@ def test_max_pool_has_second_derivatives_in_both_modes_and_under_vmap(window, st
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_max_pool_passes_a_nan_on(place):
+def test_max_pool_propagates_nan(place):
     x = jnp.zeros((1, 2, 2, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
     assert jnp.isnan(max_pool(x, (2, 2), (2, 2), "VALID")).all()
 
 
 @needs_compiler
-def test_compiled_convolution_of_nothing_is_nothing():
+def test_compiled_convolution_of_an_empty_batch():
     kernel = normal(1, 3, 3, 3, 4)
 
     def loss(kernel, x):

@@ -1,4 +1,4 @@
-"""Optimizers against their papers' formulas, transcribed in NumPy, and the rules around them."""
+"""Optimizers against their papers' formulas, transcribed into NumPy; weight decay, clipping, freezing, schedules."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from cnn_jax.optim.schedules import SCHEDULES, make_schedule
 GRADIENTS = [np.array([0.3, -2.0]), np.array([-0.1, -1.0]), np.array([0.7, 4.0])]
 START = np.array([1.0, -0.5])
 
-# Each takes the gradients g₁, g₂, … and yields the updates of w, in float64 and in the papers' own symbols.
+# Each takes gradients g₁, g₂, … and yields the updates of w, in float64 and in the notation of the paper.
 
 
 def gradient_descent(gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -34,7 +34,7 @@ def momentum(gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def nesterov(gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Gradients are those at the look-ahead point, which is the point that is kept (Bengio et al. 2013)."""
+    """Gradients are taken at the look-ahead point, which is also the point that is stored (Bengio et al. 2013)."""
     v = np.zeros(2)
     for g in gradients:
         before, v = v, 0.9 * v - 0.01 * g
@@ -80,7 +80,7 @@ def adamax(gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def nadam(gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Algorithm 2 with constant μ = 0.9, and Adam's correction of the second moment."""
+    """Algorithm 2 with constant μ = 0.9 and Adam's bias correction of the second moment."""
     m, n = np.zeros(2), np.zeros(2)
     for t, g in enumerate(gradients, 1):
         m, n = 0.9 * m + 0.1 * g, 0.999 * n + 0.001 * g**2
@@ -112,7 +112,7 @@ def test_sgd_is_gradient_descent():
 
 
 def problem() -> tuple[dict, Callable]:
-    """A net-like tree, and a least-squares loss whose minimum, 0, is at the targets."""
+    """Parameters shaped like a layer's, and a least-squares loss whose minimum, 0, is at the targets."""
     shapes = {"conv": {"kernel": (2, 2, 3, 4), "bias": (4,)}}
     is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
     params = jax.tree.map(lambda shape: jnp.full(shape, 0.3), shapes, is_leaf=is_shape)
@@ -154,24 +154,24 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adam", "args": ["beta=0.9"]}, r"no argument 'beta'.*known: b1=0.9, b2=0.999"),
         (
             {"name": "adam", "args": ["b1=high"]},
-            r"`optimizer_args`: given b1=high for optimizer adam; expected b1=NUMBER; correct",
+            r"`optimizer_args`: b1=high for optimizer adam: write b1=NUMBER",
         ),
-        ({"name": "adam", "args": ["b1=nan"]}, r"expected b1=NUMBER"),
-        ({"name": "adam", "args": ["b1"]}, r"expected key=value"),
-        ({"name": "adam", "args": ["b1=0.9", "b1=0.8"]}, r"given b1 twice"),
+        ({"name": "adam", "args": ["b1=nan"]}, r"write b1=NUMBER"),
+        ({"name": "adam", "args": ["b1"]}, r"is not key=value"),
+        ({"name": "adam", "args": ["b1=0.9", "b1=0.8"]}, r"b1 is given twice"),
         ({"name": "adam", "args": ["learning_rate=1"]}, r"no argument 'learning_rate'"),
         ({"name": "adamw", "args": ["weight_decay=1"]}, r"no argument 'weight_decay'"),
         (
             {"name": "adam", "args": ["mu_dtype=float31"]},
             r"`optimizer_args`: Optax refuses mu_dtype=float31 for optimizer adam \(.*\): correct it",
         ),
-        ({"name": "rmsprop", "args": ["centered=1"]}, r"expected centered=true\|false"),
+        ({"name": "rmsprop", "args": ["centered=1"]}, r"write centered=true\|false"),
         (
             {"name": "lamb"},
             r"lamb has no usual learning rate: set `learning_rate`",
         ),
         ({"name": "adam", "schedule": "cosin"}, r"unknown schedule 'cosin'; perhaps you meant cosine"),
-        ({"name": "adam", "schedule": "cosine", "schedule_args": ["end=0"]}, r"schedule cosine, which has no argument"),
+        ({"name": "adam", "schedule": "cosine", "schedule_args": ["end=0"]}, r"schedule cosine has no argument"),
         ({"name": "adam", "schedule": "one_cycle", "schedule_args": ["peak=1"]}, r"between 0 and 1"),
         (
             {"name": "adam", "args": ["b1=2"]},
@@ -207,7 +207,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adam", "rate_groups": ["conv=-1"]}, r"is not regex=multiplier"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments: dict, message: str):
+def test_mistakes_are_reported_in_one_line(arguments: dict, message: str):
     with pytest.raises(UserError, match=message) as error:
         optimizer_of(**{"total_steps": 10, **arguments})
     assert "\n" not in str(error.value)
@@ -224,7 +224,7 @@ def test_arguments_reach_the_factory_with_their_types():
     for update, gradient in zip(updates_of(ours, params, gradients), gradients, strict=True):
         expected, state = theirs.update(gradient, state)
         np.testing.assert_allclose(update, jnp.asarray(expected), rtol=1e-6)
-    assert optimizer_of("prodigy", args=["betas=0.8/0.9"], total_steps=3).learning_rate == 1.0  # the factory's own
+    assert optimizer_of("prodigy", args=["betas=0.8/0.9"], total_steps=3).learning_rate == 1.0  # the factory's default
     bf16 = optimizer_of("adam", args=["mu_dtype=bfloat16"], total_steps=3).tx.init(params)
     assert jnp.bfloat16 in [leaf.dtype for leaf in jax.tree.leaves(bf16)]
 
@@ -240,7 +240,7 @@ def one_update(gradient: dict, name: str = "sgd", **arguments) -> dict:
 
 
 def test_weight_decay_is_added_to_the_gradient_before_the_optimizer():
-    """L2: Adam's first step is ∓rate whatever the size, so L2 with no gradient moves it by the whole rate."""
+    """L2: with no gradient, Adam's first step is still ∓rate, whatever the size of the penalty."""
     np.testing.assert_allclose(one_update(ZERO, weight_decay=0.5)["kernel"], [[-0.05, 0.1]], rtol=1e-6)
     np.testing.assert_allclose(one_update(ZERO, "adam", weight_decay=0.5)["kernel"], [[-0.1, 0.1]], rtol=1e-5)
     np.testing.assert_array_equal(one_update(ZERO, weight_decay=0.5)["bias"], [0.0])
@@ -249,7 +249,7 @@ def test_weight_decay_is_added_to_the_gradient_before_the_optimizer():
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
 def test_weight_decay_is_decoupled_where_the_optimizer_has_its_own(name: str):
-    """Without a gradient w moves by −rate·λ·w; without a coefficient not at all, whatever Optax's default is."""
+    """With no gradient w moves by −rate·λ·w; with no coefficient not at all, whatever Optax's default."""
     np.testing.assert_allclose(one_update(ZERO, name, weight_decay=0.5)["kernel"], [[-0.05, 0.1]], rtol=1e-5)
     np.testing.assert_array_equal(one_update(ZERO, name, weight_decay=0.5)["bias"], [0.0])
     np.testing.assert_allclose(one_update(ZERO, name, weight_decay=0.5, decay_all=True)["bias"], [-0.2], rtol=1e-5)
@@ -257,7 +257,7 @@ def test_weight_decay_is_decoupled_where_the_optimizer_has_its_own(name: str):
 
 
 def test_muon_makes_the_update_of_a_convolution_orthogonal():
-    """As a (3·3·2) x 4 matrix its singular values become alike, however far apart those of the gradient are."""
+    """As a (3·3·2) × 4 matrix, its singular values become similar however spread out the gradient's are."""
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 4)) * jnp.array([[[[1.0, 0.1, 10.0, 0.3]]]])
     gradient = {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
     update = updates_of(optimizer_of("muon", learning_rate=1.0, total_steps=10), gradient, [gradient])[0]
@@ -266,7 +266,7 @@ def test_muon_makes_the_update_of_a_convolution_orthogonal():
         for tree in (gradient, update)
     )
     assert before.min() / before.max() < 0.02
-    assert after.min() / after.max() > 0.5, "the convolution did not go to Muon"
+    assert after.min() / after.max() > 0.5, "Muon did not get the convolution"
 
 
 def test_gradients_are_clipped_to_the_global_norm():
@@ -321,7 +321,7 @@ def test_the_description_tells_everything_in_one_line():
     [
         ("constant", [], {0: 2.0, 50: 2.0, 100: 2.0}),
         ("step", ["boundaries=0.5/0.75", "factor=0.1"], {0: 2.0, 49: 2.0, 50: 0.2, 74: 0.2, 75: 0.02, 99: 0.02}),
-        ("step", ["boundaries=0.07"], {6: 2.0, 7: 0.2}),  # 7/100 and 0.07 are not one number in float32
+        ("step", ["boundaries=0.07"], {6: 2.0, 7: 0.2}),  # 7/100 and 0.07 differ in float32
         ("cosine", ["final=0.5"], {0: 2.0, 25: 1 + 0.5 * (1 + math.sqrt(0.5)), 50: 1.5, 100: 1.0, 120: 1.0}),
         ("one_cycle", ["peak=0.2", "initial=0.1"], {0: 0.2, 10: 1.1, 20: 2.0, 60: 1.0, 100: 0.0}),
         ("triangular", [], {0: 0.08, 15: 1.04, 30: 2.0, 100: 0.0}),

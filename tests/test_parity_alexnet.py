@@ -1,4 +1,4 @@
-"""AlexNet and ZFNet compute what the same layers compute in PyTorch."""
+"""AlexNet and ZFNet match the same layers in PyTorch."""
 
 from collections import OrderedDict
 from typing import Any
@@ -17,7 +17,7 @@ nn = torch.nn
 
 
 def one_tower() -> Any:
-    """torchvision's, with fewer units in its dense layers."""
+    """torchvision's AlexNet with fewer units in its dense layers."""
     with torch.device("meta"):
         net = torchvision().models.alexnet(num_classes=7)
         for layer, (inputs, outputs) in {1: (9216, 24), 4: (24, 16), 6: (16, 7)}.items():
@@ -37,7 +37,7 @@ def dense(inputs: int) -> dict[str, Any]:
 
 
 def of_2012() -> Any:
-    """Krizhevsky et al. 2012, §3, fewer filters. PyTorch divides alpha by the number of maps, 5."""
+    """Krizhevsky et al. 2012, §3, with fewer filters. PyTorch divides alpha by the number of maps, 5."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(3, 8, 11, 4),
@@ -61,7 +61,7 @@ def of_2012() -> Any:
 
 
 def of_zeiler_and_fergus() -> Any:
-    """Zeiler and Fergus 2013, figure 3, fewer filters."""
+    """Zeiler and Fergus 2013, figure 3, with fewer filters."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(3, 8, 7, 2, padding=1),

@@ -1,4 +1,4 @@
-"""ConvNeXt computes what torchvision's does, block by block; every name is torchvision's and timm's."""
+"""ConvNeXt matches torchvision's block by block; weights map to torchvision's and timm's names."""
 
 from functools import partial
 from typing import Any
@@ -55,7 +55,7 @@ def test_timms_names_are_for_the_same_weights():
     assert compare(Case(convnext_tiny(), make, naming.timm, stages)).worst() < TOLERANCE
 
 
-def test_our_weights_go_there_and_back():
+def test_our_weights_round_trip():
     state = numpy_state(models.ConvNeXt([models.convnext.CNBlockConfig(8, None, 2)], num_classes=3))
     like = shapes(convnext.ConvNeXt(3, blocks=(2,), widths=(8,)), (32, 32, 3))
     back = to_torch(from_torch(state, like, naming.torchvision), naming.torchvision)

@@ -1,4 +1,4 @@
-"""DenseNet computes what torchvision's does, stage by stage; old names of its weights are understood."""
+"""DenseNet matches torchvision's stage by stage; old names of its weights are accepted."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""GoogLeNet and Inception-v3 compute what torchvision's do, stage by stage, side heads included."""
+"""GoogLeNet and Inception-v3 match torchvision's stage by stage, side heads included."""
 
 import importlib
 from functools import partial
@@ -17,8 +17,9 @@ from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
 from cnn_jax.weights.names import googlenet as googlenet_naming
 from cnn_jax.weights.names import inception_v3 as inception_naming
 
-googlenet = importlib.import_module("cnn_jax.models.googlenet")  # the package has a function of this name
-inception_v3 = importlib.import_module("cnn_jax.models.inception_v3")  # the package has a function of this name
+# Not plain imports: the package re-exports functions of the same names.
+googlenet = importlib.import_module("cnn_jax.models.googlenet")
+inception_v3 = importlib.import_module("cnn_jax.models.inception_v3")
 
 torch = pytest.importorskip("torch")
 models: Any = torchvision().models
@@ -45,9 +46,9 @@ CASES = {
             **{name: name for name in INCEPTIONS},
             "pool": "avgpool",
         },
-        image=(76, 90, 3),  # the last windows of most poolings overhang the edge
+        image=(76, 90, 3),  # most poolings overhang at this size
     ),
-    # The side head reads no maps as small as these; it is compared below.
+    # These maps are too small for the side head; it is compared below.
     "inception_v3": Case(
         inception_v3.inception_v3(aux_heads=False),
         their_inception,
@@ -112,7 +113,7 @@ def test_same_side_heads_as_torchvision(head, net, ours, theirs, names, maps):
     np.testing.assert_allclose(logits, expected, atol=TOLERANCE * np.abs(expected).max())
 
 
-def test_side_heads_of_googlenet_are_found_to_read_flattened_maps():
+def test_flattened_maps_of_googlenets_side_heads_are_found():
     found = flattened_maps(googlenet.googlenet_torchvision(), (64, 64, 3))
     assert found == {"aux1/fc": (128, 4, 4), "aux2/fc": (128, 4, 4)}
 
@@ -122,10 +123,10 @@ def test_side_heads_of_googlenet_are_found_to_read_flattened_maps():
     [(their_googlenet, googlenet_naming), (their_inception, inception_naming)],
     ids=["googlenet", "inception_v3"],
 )
-def test_the_public_weights_see_images_scaled_to_one(net, naming):
+def test_preprocessing_matches_the_public_weights(net, naming):
     with torch.device("meta"):
         theirs = net()
-    theirs.transform_input = True  # as torchvision sets it with its weights
+    theirs.transform_input = True  # torchvision's setting with pretrained weights
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
     usual = Preprocess((5, 6, 3), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).normalize(pixels)
     seen = theirs._transform_input(torch.from_numpy(usual).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

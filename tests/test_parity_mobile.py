@@ -1,4 +1,4 @@
-"""MobileNet-v2 and EfficientNet compute what torchvision's do, block by block, from weights of the public names."""
+"""MobileNet-v2 and EfficientNet match torchvision's block by block; weights map to the public names."""
 
 import re
 from functools import partial
@@ -85,7 +85,7 @@ def test_timms_names_are_for_the_same_weights(timm_name, case, names):
     assert compare(Case(case.model, partial(timm.create_model, timm_name), names, stages)).worst() < TOLERANCE
 
 
-def test_our_weights_go_there_and_back():
+def test_our_weights_round_trip():
     case = CASES["mobilenet_v2"]
     state = numpy_state(case.net())
     variables = from_torch(state, shapes(case.model, case.image), case.names)  # type: ignore[arg-type]

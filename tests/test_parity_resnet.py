@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt and Wide ResNet compute what torchvision's do, stage by stage."""
+"""ResNet, ResNeXt and Wide ResNet match torchvision's stage by stage."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ NETS += ["resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet1
 
 
 def stages_of(model: Any) -> dict[str, str]:
-    """Stem, every block, and what the classifier reads."""
+    """Maps our stages to torchvision's modules: stem, every block, and the classifier's input."""
     blocks = {f"stage{s}_block{b + 1}": f"layer{s}.{b}" for s, n in enumerate(model.blocks, start=1) for b in range(n)}
     return {"conv1": "relu", "pool1": "maxpool", **blocks, "pool": "avgpool"}
 
@@ -30,7 +30,7 @@ def published(name: str) -> Case:
 
 
 def small(bottleneck: bool, **kwargs: Any) -> Case:
-    """Few blocks, odd sizes."""
+    """A network with few blocks, on images of uneven size."""
     model = ResNet(7, blocks=(1, 2, 1, 1), width=64, bottleneck=bottleneck, shortcut="B", imagenet_stem=True, **kwargs)
     block = models.resnet.Bottleneck if bottleneck else models.resnet.BasicBlock
 
@@ -46,7 +46,7 @@ CASES = {
     "ResNeXt": small(True, groups=32, base_width=4),
     "twice as wide": small(True, base_width=128),
 }
-# For the table of `benchmarks.parity`: too slow for tests.
+# For the table of `benchmarks.parity`; too slow for the tests.
 WHOLE = {name: published(name) for name in ("resnet18", "resnet50", "resnext50_32x4d")}
 
 

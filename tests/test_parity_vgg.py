@@ -1,4 +1,4 @@
-"""VGG computes what torchvision's does with the same weights; timm's names stand for the same numbers."""
+"""VGG matches torchvision's with the same weights; timm's names map to the same arrays."""
 
 from functools import partial
 from typing import Any
@@ -75,8 +75,8 @@ def test_the_flattened_map_is_found_with_and_without_averaging():
     assert flattened_maps(vggs.vgg16(head_map=7), (64, 96, 3)) == {"fc6": (512, 7, 7)}
 
 
-def test_timms_dense_layers_are_convolutions_of_the_same_numbers():
-    """timm keeps torchvision's features, and has the dense layers as pre_logits.fc1, pre_logits.fc2 and head.fc."""
+def test_timms_convolutional_head_has_the_same_weights():
+    """timm keeps torchvision's features and stores the dense layers as pre_logits.fc1, pre_logits.fc2 and head.fc."""
     model = vggs.vgg16(**SMALL_HEAD)
     state = numpy_state(randomise(small_head("vgg16")))
     renamed = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}

@@ -1,4 +1,4 @@
-"""A pattern is the network that it describes, to the digit; a wrong one is refused at the character."""
+"""Patterns build the networks they describe; mistakes are reported with their character position."""
 
 import math
 from functools import cache, partial
@@ -40,7 +40,7 @@ def shapes(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, tuple[in
 
 
 def some_variables(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
-    """Random weights from NumPy, which has nothing to compile; normalisations are the identity."""
+    """Random weights from NumPy, so nothing is compiled; normalisation layers are the identity."""
     numbers = np.random.default_rng(0)
 
     def draw(path: str, shape: tuple[int, ...]) -> jax.Array:
@@ -101,7 +101,7 @@ def test_groups_are_their_repetitions(short, long):
 
 
 MISTAKES = [
-    # pattern, place and word, what is expected, what to do
+    # pattern, place and word, what is wrong, what to do
     (
         "[[conv3-64]*2 poool]*3 fc10",
         "at character 15, 'poool'",
@@ -189,7 +189,7 @@ def test_kernels_start_as_asked():
 def test_published_counts_of_two_more():
     pattern = "conv3-32 conv3-32pvalid pool drop0.25 conv3-64 conv3-64pvalid pool drop0.25 fc512 drop0.5 fc10"
     assert shapes(from_pattern(pattern), (32, 32, 3)) == shapes(keras_cifar_cnn(), (32, 32, 3))
-    # All-CNN-C (Springenberg et al. 2014, table 1): 1,369,738 with biases.
+    # All-CNN-C (Springenberg et al. 2014, table 1): 1,369,738 parameters with biases.
     pattern = "conv3-96*2 conv3-96s2 conv3-192*2 conv3-192s2 conv3-192pvalid conv1-192 conv1-10 gap"
     assert sum(row.parameters for row in layer_table(from_pattern(pattern), (32, 32, 3))) == 1_369_738
 
@@ -203,12 +203,12 @@ def test_activation_follows_hidden_layers_and_their_norms_only():
     logits, seen = stages(model, variables, x)
     assert list(seen) == ["conv1", "bn1", "pool1", "bn2", "conv2", "pool2", "fc1", "bn3", "fc2"]
     negative = {name for name, values in seen.items() if float(jnp.min(values)) < 0}
-    # A norm that starts as (nearly) the identity leaves pool1, which is not negative, as it is.
+    # A near-identity norm leaves pool1, which is nonnegative, unchanged.
     assert negative == {"conv1", "fc1"}
     assert float(jnp.min(logits)) < 0
     np.testing.assert_allclose(seen["bn1"], nn.relu(seen["conv1"] / math.sqrt(1 + 1e-5)), rtol=1e-5)
     shifted = {**params, "bn2": {**params["bn2"], "bias": params["bn2"]["bias"] - 9}}
-    assert float(jnp.min(stages(model, {**variables, "params": shifted}, x)[1]["bn2"])) < 0, "bn behind pool: no ReLU"
+    assert float(jnp.min(stages(model, {**variables, "params": shifted}, x)[1]["bn2"])) < 0, "bn after pool: no ReLU"
 
 
 def test_output_maps_of_an_all_convolutional_net_are_averaged_without_activation():
@@ -263,7 +263,7 @@ def test_bfloat16_is_only_inside():
 def test_image_too_small_for_a_pooling_is_refused_by_its_name():
     with pytest.raises(UserError, match=r"PatternNet\.pool3: given a 1x1 map; a 2x2 filter") as error:
         shapes(from_pattern("[conv3-8 pool]*3 fc10"), (4, 4, 1))
-    assert "usual size" not in str(error.value), "a pattern of one's own has none"
+    assert "usual size" not in str(error.value), "a custom pattern has none"
 
 
 def test_text_of_the_command_line_survives():

@@ -1,4 +1,4 @@
-"""Pooling layers against windows taken one by one, against PyTorch, and their gradients against the definition."""
+"""Pooling layers against a loop over windows and PyTorch, and their gradients against finite differences."""
 
 import itertools
 import math
@@ -13,15 +13,15 @@ import pytest
 from cnn_jax.errors import UserError
 from cnn_jax.layers import POOLS, AvgPool, GlobalAvgPool, GlobalMaxPool, L2Pool, MaxPool, MinPool, Pool
 
-# window, strides, padding, size of the maps; the last windows of all of them overhang if they may.
+# window, strides, padding, map size; in every case the last windows overhang in ceil mode.
 CASES = [
     ((2, 2), (2, 2), ((0, 0), (0, 0)), (5, 7)),
     ((2, 2), (2, 2), ((1, 1), (1, 1)), (5, 6)),
     ((3, 3), (2, 2), ((0, 0), (0, 0)), (6, 8)),
     ((3, 3), (2, 2), ((1, 1), (1, 1)), (6, 8)),
     ((3, 2), (2, 3), ((1, 1), (0, 0)), (8, 6)),
-    ((2, 2), (3, 3), ((0, 0), (0, 0)), (6, 7)),  # a window would begin behind the edge: it is left out
-    ((2, 2), (3, 3), ((1, 1), (1, 1)), (5, 5)),  # the same, in the padding
+    ((2, 2), (3, 3), ((0, 0), (0, 0)), (6, 7)),  # a window that would start past the edge is left out
+    ((2, 2), (3, 3), ((1, 1), (1, 1)), (5, 5)),  # likewise inside the padding
 ]
 
 
@@ -34,10 +34,10 @@ def apply(pool: Pool, x: Any) -> np.ndarray:
 
 
 def by_hand(kind: str, x: np.ndarray, window: Any, strides: Any, pads: Any, ceil_mode: bool, count_pads: bool) -> Any:
-    """Takes the windows one by one, from the definition alone."""
+    """Pools window by window, straight from the definition."""
     starts = []
     for n, k, s, (before, after) in zip(x.shape[1:3], window, strides, pads, strict=True):
-        # Beginnings, from the first input: inside the padded map, before the end if overhanging.
+        # Start positions, from the first input, of windows inside the padded map and of those that may overhang it.
         inside = [i for i in range(-before, n + after, s) if i + k <= n + after]
         overhanging = [i for i in range(-before, n, s) if i - s + k < n + after] if ceil_mode else []
         starts.append(sorted({*inside, *overhanging}))
@@ -59,7 +59,7 @@ def by_hand(kind: str, x: np.ndarray, window: Any, strides: Any, pads: Any, ceil
 
 @pytest.mark.parametrize(("window", "strides", "pads", "size"), CASES)
 @pytest.mark.parametrize("ceil_mode", [False, True])
-def test_pools_are_their_definition(ceil_mode, window, strides, pads, size):
+def test_pools_match_their_definition(ceil_mode, window, strides, pads, size):
     x = maps(size)
     pools = [(kind, True, pool(window, strides, pads, ceil_mode)) for kind, pool in POOLS.items()]
     pools.append(("average", False, AvgPool(window, strides, pads, ceil_mode, count_include_pad=False)))
@@ -71,7 +71,7 @@ def test_pools_are_their_definition(ceil_mode, window, strides, pads, size):
 
 @pytest.mark.parametrize(("window", "strides", "pads", "size"), CASES)
 @pytest.mark.parametrize("ceil_mode", [False, True])
-def test_pools_and_their_gradients_are_those_of_torch(ceil_mode, window, strides, pads, size):
+def test_pools_and_their_gradients_match_torch(ceil_mode, window, strides, pads, size):
     torch: Any = pytest.importorskip("torch")
     functional = torch.nn.functional
     x = maps(size)
@@ -101,7 +101,7 @@ def test_pools_and_their_gradients_are_those_of_torch(ceil_mode, window, strides
 
 @pytest.mark.parametrize("strides", [(2, 2), (1, 1)])
 @pytest.mark.parametrize("pool", [*POOLS.values(), GlobalAvgPool, GlobalMaxPool])
-def test_gradients_are_those_of_finite_differences(pool, strides):
+def test_gradients_match_finite_differences(pool, strides):
     layer = pool() if pool in (GlobalAvgPool, GlobalMaxPool) else pool((2, 2), strides, ceil_mode=True)
     x, direction = jnp.asarray(maps((5, 5))), jnp.asarray(maps((5, 5), seed=1))
     small = 1e-3
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_finite_differences(pool, strides):
     assert float(by_gradient) == pytest.approx(float(by_difference), rel=2e-2, abs=1e-2)
 
 
-def test_l2_pool_of_nothing_is_nothing_and_so_is_its_gradient():
+def test_l2_pool_and_its_gradient_are_zero_where_the_input_is():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 0, :2, 0].set(jnp.array([3.0, 4.0]))
     y, gradient = jax.value_and_grad(lambda x: jnp.sum(L2Pool().apply({}, x)))(x)  # type: ignore[arg-type]
     assert float(y) == 5
@@ -127,7 +127,7 @@ def test_l2_pool_of_nothing_is_nothing_and_so_is_its_gradient():
 
 
 def test_overhang_of_the_printed_example():
-    # Lectures: 7×7 map, 2×2 windows, stride 2: the fourth row and column of windows hang over.
+    # From the lectures: a 7×7 map, 2×2 windows, stride 2; the fourth row and column of windows overhang.
     x = np.arange(49.0, dtype=np.float32).reshape(1, 7, 7, 1)
     assert apply(MaxPool(), x).shape == (1, 3, 3, 1)
     y = apply(MaxPool(ceil_mode=True), x)[0, :, :, 0]
@@ -136,7 +136,7 @@ def test_overhang_of_the_printed_example():
 
 @pytest.mark.parametrize("pool", [MaxPool, AvgPool])
 @pytest.mark.parametrize(("size", "window", "stride"), [(5, 2, 2), (6, 3, 2), (6, 2, 3), (7, 3, 3)])
-def test_same_padding_leaves_nothing_for_ceil_mode_to_change(size, window, stride, pool):
+def test_ceil_mode_has_no_effect_with_same_padding(size, window, stride, pool):
     x = maps((size, size))
     y = apply(pool((window, window), (stride, stride), "SAME"), x)
     assert y.shape[1:3] == (math.ceil(size / stride),) * 2
@@ -157,7 +157,7 @@ def test_bfloat16_stays_bfloat16(pool, window):
 def test_maps_smaller_than_the_window_are_refused(pool):
     with pytest.raises(UserError, match=r"given a 1x4 map; a 2x2 filter.*\(1 \+ 0 - 2\)/2 \+ 1 >= 1"):
         pool(name="pool").apply({}, jnp.zeros((1, 1, 4, 3)))
-    # Overhanging, one pixel is enough for a 2×2 window of stride 2, but not for a 3×3 one.
+    # With overhang, one pixel is enough for a 2×2 window of stride 2 but not for a 3×3 one.
     np.testing.assert_array_equal(pool(ceil_mode=True).apply({}, jnp.ones((1, 1, 1, 1))), 1)
     with pytest.raises(UserError, match=r"given a 1x4 map.*\(1 \+ 0 - 3\)/2 \+ 1 > 0"):
         pool((3, 3), (2, 2), ceil_mode=True).apply({}, jnp.zeros((1, 1, 4, 3)))
@@ -170,14 +170,14 @@ def test_windows_of_nothing_but_padding_are_refused():
         AvgPool((3, 3), padding=((3, 3), (1, 1)), name="squash").apply({}, jnp.zeros((1, 4, 4, 1)))
 
 
-def test_min_pool_is_the_max_pool_of_the_negative_even_of_its_padding():
+def test_min_pool_mirrors_max_pool_in_padding_too():
     x = np.ones((1, 3, 3, 1), np.float32)
     np.testing.assert_array_equal(apply(MinPool((2, 2), (2, 2), ((1, 1), (1, 1))), x), 1)
     np.testing.assert_array_equal(apply(MaxPool((2, 2), (2, 2), ((1, 1), (1, 1))), -x), -1)
 
 
 @pytest.mark.parametrize(("layer", "reduce"), [(GlobalAvgPool(), np.mean), (GlobalMaxPool(), np.max)])
-def test_global_pools_make_one_number_of_each_map_and_of_each_window_when_they_slide(layer, reduce):
+def test_global_pools_reduce_each_map_and_each_sliding_window(layer, reduce):
     x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
     np.testing.assert_allclose(layer.apply({}, jnp.asarray(x)), reduce(x, (1, 2)), rtol=1e-5)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 2), (1, 2))

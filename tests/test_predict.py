@@ -1,4 +1,4 @@
-"""Own images in, table, CSV and JSON out."""
+"""The predict command: image files in; table, CSV and JSON out."""
 
 import csv
 import errno
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder with five digits as PNG files, one of them in a sub-folder, and a file that is no image."""
+    """A folder with five digits as PNG files, one of them in a sub-folder, and two files that are not images."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     images, _ = digits("test[:5]")
@@ -43,7 +43,7 @@ def photos(tmp_path):
 
 
 def refuse(capsys, argv):
-    """Runs the command, which must end with exit code 2 and one line that begins with "error:"; returns the line."""
+    """Runs the command, expects exit code 2 and one "error:" line besides warnings, and returns that line."""
     with pytest.raises(SystemExit) as stop:
         guard(lambda: command.main([str(a) for a in argv]))
     assert stop.value.code == 2
@@ -121,7 +121,7 @@ def test_images_are_read_and_run_batch_by_batch(run, photos, monkeypatch, capsys
     monkeypatch.setattr(Preprocess, "read", watched)
     monkeypatch.setattr(predict, "predict_outputs", measured)
     found = predict.predict(run, list(predict.find_images([photos])), batch_size=2, skip_bad_images=True)
-    assert most <= 2 and sizes == [2, 2, 2]  # one shape, although the third has one image
+    assert most <= 2 and sizes == [2, 2, 2]  # the last batch is padded to the same shape
     named, probabilities = (
         lambda of: [(p.image, [row["class"] for row in p.rows]) for p in of],
         lambda of: [[row["probability"] for row in p.rows] for p in of],
@@ -131,7 +131,7 @@ def test_images_are_read_and_run_batch_by_batch(run, photos, monkeypatch, capsys
     assert "c.png" in capsys.readouterr().err
 
 
-def test_nothing_is_run_once_an_image_is_found_unreadable(run, photos, monkeypatch):
+def test_the_model_does_not_run_once_an_image_is_unreadable(run, photos, monkeypatch):
     (photos / "a.png").write_bytes(b"\x89PNG not really")
     (photos / "sub" / "c.PNG").write_bytes(b"")
     monkeypatch.setattr(predict, "predict_outputs", None)
@@ -147,9 +147,9 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
 
     monkeypatch.setattr(output, "write_bytes", replace)
     line = refuse(capsys, [run, photos, flag, "/dev/full"])
-    assert f"given {flag} /dev/full" in line and "No space left on device" in line
+    assert f"{flag} /dev/full cannot be written (" in line and "No space left on device" in line
     line = refuse(capsys, [run, photos, flag, tmp_path / "absent" / "out"])
-    assert f"given {flag} {tmp_path / 'absent' / 'out'}" in line and "No such file" in line
+    assert f"{flag} {tmp_path / 'absent' / 'out'} cannot be written (" in line and "No such file" in line
     assert "Is a directory" in refuse(capsys, [run, photos, flag, photos])
 
     (tmp_path / "target").write_text("earlier")
@@ -166,7 +166,7 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
     before = {path: path.stat().st_size for path in tmp_path.iterdir()}
     for name in ("target", "new"):
         line = refuse(capsys, [run, photos / "b.png", flag, tmp_path / name])
-        assert f"given {flag} {tmp_path / name}, which cannot be written (No space left on device)" in line
+        assert f"{flag} {tmp_path / name} cannot be written (No space left on device)" in line
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == before
 
 

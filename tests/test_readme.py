@@ -1,4 +1,4 @@
-"""The README says what is true: its table is the one of results/, its commands and links exist."""
+"""The README and docs are true: tables match results/ and the code, commands and links exist."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 RESULTS, ZOO = ((ROOT / "docs" / name).read_text() for name in ("results.md", "zoo.md"))
 
 
-def test_table_is_that_of_the_results():
+def test_table_matches_the_results():
     rows = read_rows(sorted((ROOT / "results").glob("*.csv")))
     assert rows, "results/ holds no rows"
     assert with_table(RESULTS, rows) == RESULTS, (
@@ -19,7 +19,7 @@ def test_table_is_that_of_the_results():
     )
 
 
-def test_list_of_models_is_that_of_the_code():
+def test_list_of_models_matches_the_code():
     assert with_section(ZOO, "models", models_table()) == ZOO, (
         "docs/zoo.md and cnn_jax/models/table.csv differ; "
         "run: python -m cnn_jax results readme docs/zoo.md results/*.csv"

@@ -1,4 +1,4 @@
-"""The numbers of a report against hand-made cases, and the page against the numbers."""
+"""The figures of a report against hand-made cases, and the page against the figures."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from cnn_jax.tasks.classification_report import classification_findings
 
 CLASSES = ("airplane", "bird <&>", "$cat$")
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
-# Row: probability of each class. Wrong are images 2 (0.6 for bird), 4 (0.99 for cat) and 9 (0.7 for airplane).
+# Class probabilities per image. Images 2 (0.6 for bird), 4 (0.99 for cat) and 9 (0.7 for airplane) are wrong.
 PROBABILITIES = np.array(
     [
         [0.9, 0.05, 0.05],
@@ -40,7 +40,7 @@ CONFUSION = np.array([[2, 1, 0], [0, 1, 1], [1, 0, 4]])
 
 
 def test_wilson_interval_by_its_definition():
-    # The bounds p are those whose own distance to the observed share is z standard deviations of p.
+    # At each bound p, the distance to the observed share is z standard deviations for p.
     for correct, count in ((9, 10), (50, 100), (9987, 10000)):
         for bound in measures.wilson_interval(correct, count):
             distance = abs(correct / count - bound)
@@ -75,7 +75,7 @@ def test_top_k_counts_ties_and_nan_as_wrong():
 
 
 def test_calibration_against_its_definition():
-    found = measures.calibration(PROBABILITIES, LABELS, bins=2)  # every confidence is above a half
+    found = measures.calibration(PROBABILITIES, LABELS, bins=2)  # every confidence is above 0.5
     confidence = PROBABILITIES.max(axis=1)
     assert found.count.tolist() == [0, 10] and np.isnan(found.accuracy[0])
     assert found.accuracy[1] == pytest.approx(0.7)
@@ -117,7 +117,7 @@ def test_dense_weights_become_images():
 
 
 def test_filters_keep_zero_in_the_middle_or_colour_in_range():
-    weights = np.array([[0.5, -1.0], [0.0, 0.25]]).reshape(1, 1, 1, 4).transpose(0, 3, 2, 1)  # one filter, 4x1, grey
+    weights = np.array([[0.5, -1.0], [0.0, 0.25]]).reshape(1, 1, 1, 4).transpose(0, 3, 2, 1)  # one 4x1 grey filter
     grey = first_layer({"c": {"kernel": weights.transpose(1, 2, 3, 0)}}, (8, 8, 1))
     assert grey is not None
     np.testing.assert_allclose(pictures(grey).ravel(), [0.5, -1.0, 0.0, 0.25])
@@ -130,7 +130,7 @@ def test_filters_keep_zero_in_the_middle_or_colour_in_range():
 
 def test_smoothing_is_centred_and_skips_nan():
     ramp = np.arange(400.0)
-    np.testing.assert_allclose(curves._smooth(ramp)[10:-10], ramp[10:-10])  # a lagging mean would lie below
+    np.testing.assert_allclose(curves._smooth(ramp)[10:-10], ramp[10:-10])  # a lagging mean would be lower
     noisy = np.ones(400)
     noisy[7] = np.nan
     np.testing.assert_allclose(curves._smooth(noisy), 1)
@@ -179,7 +179,7 @@ def page(run):
 
 @pytest.fixture(scope="module")
 def text(page):
-    """What a reader sees: tags become line ends."""
+    """The visible text of the page, with tags replaced by line breaks."""
     return re.sub(r"(\s*<[^>]*>\s*)+", "\n", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL))
 
 
@@ -222,12 +222,12 @@ def test_worst_mistakes_are_shown_in_order(page, text, images):
         np.testing.assert_array_equal(picture, images[index])
 
 
-def test_page_needs_nothing_but_itself(page):
+def test_page_is_self_contained(page):
     assert not re.findall(r"https?:|<script|<link|src=\"(?!data:)", page)
     assert page.count("<h2>") == len(set(re.findall("<h2>(.*?)</h2>", page))) == 7
 
 
-def test_plots_are_pictures_with_something_on_them(run):
+def test_plots_are_not_blank(run):
     names = {path.stem for path in (run / files.PLOTS).iterdir()}
     assert names == {"loss", "accuracy", "learning_rate", "confusion", "calibration", "mistakes", "filters"}
     for name in names:
@@ -295,7 +295,7 @@ def test_many_classes_have_a_list_but_no_matrix(tmp_path, images):
         {"images": np.zeros((9, 6, 7, 3), np.uint8)},
     ],
 )
-def test_arrays_that_do_not_belong_together(tmp_path, images, changes):
+def test_mismatched_arrays_are_refused(tmp_path, images, changes):
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError) as error:
         write(run, **({"images": images} | changes))

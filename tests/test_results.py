@@ -1,4 +1,4 @@
-"""Runs to rows, rows to tables, tables into the README."""
+"""Collecting runs into CSV rows, rows into tables, and tables into the README."""
 
 import csv
 import shutil
@@ -18,7 +18,7 @@ ACCURACIES = (0.9, 0.91, 0.95)
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three seeds of one config, each in its own folder, and one run with another batch size."""
+    """Run folders: three seeds of one config, and one run with another batch size."""
     folders = [
         make_run(
             tmp_path / f"seed{seed}",
@@ -32,7 +32,7 @@ def runs(tmp_path):
 
 
 def refuse(capsys, argv):
-    """Runs the command, which must end with one line on stderr and exit code 2; returns the line."""
+    """Runs the command, expects exit code 2 and one line on stderr, and returns that line."""
     with pytest.raises(SystemExit) as stop:
         guard(lambda: command.main([str(a) for a in argv]))
     assert stop.value.code == 2
@@ -62,12 +62,12 @@ def test_collect_groups_seeds(runs, tmp_path):
     }
 
 
-def test_other_commits_are_other_rows(tmp_path):
+def test_each_commit_has_its_own_row(tmp_path):
     runs = [make_run(tmp_path / c, seed=i, commit=c) for i, c in enumerate(("aaa", "bbb"))]
     assert [row["commit"] for row in results.collect(runs)] == ["aaa", "bbb"]
 
 
-def test_seed_twice_is_no_second_sample(tmp_path, capsys):
+def test_a_repeated_seed_is_refused(tmp_path, capsys):
     runs = [make_run(tmp_path / name) for name in ("a", "b")]
     line = refuse(capsys, ["collect", *runs, "--output", tmp_path / "x.csv"])
     assert "seed 3 appears more than once" in line and str(runs[0]) in line and str(runs[1]) in line

@@ -1,4 +1,4 @@
-"""Whole runs in a folder: exact resume, interruption, bad losses, damaged checkpoints, other people's folders."""
+"""Whole runs in a folder: exact resume, interruption, bad losses, damaged checkpoints, foreign folders."""
 
 import json
 import os
@@ -36,14 +36,14 @@ CONFIG = Config("small").override(
     augment=("pad_crop:padding=1",),
     epochs=None,
     steps=20,
-    eval_every=0.7,  # every 5 steps of 16 images out of 120
+    eval_every=0.7,  # every 5 steps (16 of 120 images each)
     log_every=4,
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that nothing interrupted."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run.train(CONFIG.override(workdir=str(folder)))
     return folder
@@ -62,7 +62,7 @@ def assert_same(one, other):
 
 
 def interrupted(monkeypatch, config, at: int):
-    """Starts `config` and presses Ctrl-C while the step that follows step `at` runs."""
+    """Runs `config` and sends Ctrl-C during the first step after step `at`."""
     original, done = TrainStep.__call__, 0
 
     def call(steps, state, items):
@@ -79,7 +79,7 @@ def interrupted(monkeypatch, config, at: int):
     assert stopped.value.code == 130 and at < done < 20
 
 
-def test_a_run_leaves_a_folder_that_suffices(finished):
+def test_a_run_leaves_a_complete_folder(finished):
     wanted = {files.CONFIG, files.ENVIRONMENT, files.CLASSES, files.PREPROCESS, files.METRICS, files.TENSORBOARD}
     wanted |= {files.CHECKPOINTS, files.WEIGHTS, files.SUMMARY, files.REPORT}
     assert wanted <= {p.name for p in finished.iterdir()}
@@ -97,7 +97,7 @@ def test_a_run_leaves_a_folder_that_suffices(finished):
 
 
 @pytest.mark.parametrize("at", [6, 9])
-def test_an_interrupted_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, at):
+def test_an_interrupted_run_resumes_bit_for_bit(finished, tmp_path, monkeypatch, at):
     config = CONFIG.override(workdir=str(tmp_path / "run"))
     interrupted(monkeypatch, config, at)
     assert not (tmp_path / "run" / files.SUMMARY).exists()
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch,
     assert whole == resumed
 
 
-def test_handlers_of_signals_are_given_back(finished):
+def test_signal_handlers_are_restored(finished):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -144,14 +144,14 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, fresh):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_a_damaged_config_of_the_folder_is_named_with_the_ways_out(finished, tmp_path):
+def test_a_damaged_config_in_the_folder_is_named_with_the_remedies(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / files.CONFIG).write_text((finished / files.CONFIG).read_text()[:50])
     with pytest.raises(UserError, match=r"config .*config.json is not valid JSON .*, or set `fresh`"):
         run.train(CONFIG.override(workdir=str(tmp_path)))
 
 
-def test_a_run_that_goes_on_does_not_need_the_weights_that_it_began_with(tmp_path, monkeypatch):
+def test_a_resumed_run_does_not_need_its_initial_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = CONFIG.override(model="mlp", model_args=("hidden=8",))
     run.train(small.override(workdir="source", steps=2))
@@ -161,7 +161,7 @@ def test_a_run_that_goes_on_does_not_need_the_weights_that_it_began_with(tmp_pat
     assert cnn_jax.load("whole").preprocess == began, "mean and deviation come with the weights"
     interrupted(monkeypatch, config.override(workdir="parts"), 9)
     shutil.rmtree("source")
-    run.train(config.override(workdir="parts", init_from="source"))  # named as the user names it, though it is gone
+    run.train(config.override(workdir="parts", init_from="source"))  # as the user typed it, though it is gone
     weights = [load_weights(tmp_path / name / files.WEIGHTS)[0] for name in ("whole", "parts")]
     assert_same(*weights)
     assert cnn_jax.load("parts").preprocess == began
@@ -180,7 +180,7 @@ def test_fresh_starts_over_and_leaves_foreign_files(tmp_path):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_fresh_costs_nothing_where_the_new_run_cannot_start(killed, tmp_path, monkeypatch, finished):
+def test_fresh_keeps_the_old_run_if_the_new_one_cannot_start(killed, tmp_path, monkeypatch, finished):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
 
@@ -193,7 +193,7 @@ def test_fresh_costs_nothing_where_the_new_run_cannot_start(killed, tmp_path, mo
             patch.setattr(files, "bring_back", lambda run: None)
         with pytest.raises(UserError, match="cannot be compiled"):
             run.train(CONFIG.override(workdir=str(folder), steps=2, fresh=True))
-    run.train(CONFIG.override(workdir=str(folder)))  # finished, as before
+    run.train(CONFIG.override(workdir=str(folder)))  # still a finished run
 
     def contents(run):
         return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -217,7 +217,7 @@ def test_ctrl_c_while_the_new_run_compiles_keeps_the_old_one(tmp_path, monkeypat
     assert (folder / files.REPORT).exists() and not (folder / files.BEFORE).exists()
 
 
-def test_lost_weights_are_written_again_and_a_lost_checkpoint_is_told(tmp_path, capsys, finished):
+def test_lost_weights_are_rewritten_and_a_lost_checkpoint_is_reported(tmp_path, capsys, finished):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / files.WEIGHTS).unlink()
@@ -250,7 +250,7 @@ def test_a_new_run_that_cannot_start_leaves_nothing(before, tmp_path, monkeypatc
     assert (os.listdir(folder) if folder.exists() else None) == before
 
 
-def test_an_empty_summary_is_told_and_made_again_once_it_is_deleted(finished, tmp_path):
+def test_an_empty_summary_is_reported_and_rewritten_once_deleted(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / files.SUMMARY).write_text("")
     with pytest.raises(UserError, match="summary.json is not valid JSON .*: delete it and repeat the command of the"):
@@ -284,7 +284,7 @@ def test_a_bad_loss_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, at):
     assert [folder.name for folder in (tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")] == ["5"]
 
 
-def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path):
+def test_weights_ruined_by_the_last_update_are_not_saved(tmp_path):
     config = CONFIG.override(model="softmax_regression", ema_decay=None, learning_rate=1e38, steps=1, augment=())
     with pytest.raises(TrainingStopped, match=r"validation loss is (nan|inf) at step 1 \(no checkpoint yet\): "):
         run.train(config.override(optimizer="gradient_descent", workdir=str(tmp_path / "run")))
@@ -292,7 +292,7 @@ def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path):
     assert not (tmp_path / "run" / files.WEIGHTS).exists()
 
 
-def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path):
+def test_a_killed_and_resumed_run_ends_like_an_undisturbed_one(tmp_path):
     small = ["--image-size", "8", "--model", "mlp", "--model-args", "hidden=32", "--epochs", "8", "--eval-every", "0.5"]
     command = [sys.executable, "-m", "experiments.digits_lenet5", *small, "--workdir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -311,10 +311,10 @@ def test_a_killed_run_ends_as_one_that_nothing_disturbed(tmp_path):
         [(r["kind"], r["step"], r["loss"], r["accuracy"]) for r in files.read_metrics(f) if r["kind"] != "train"]
         for f in (whole, killed)
     ]
-    assert rows[0] == rows[1] and len(rows[0]) == 17, "16 validations and the test"
+    assert rows[0] == rows[1] and len(rows[0]) == 17, "16 validations and one test"
 
 
-def test_ctrl_c_ends_the_processes_that_read_and_frees_their_memory(tmp_path):
+def test_ctrl_c_ends_the_reader_processes_and_frees_their_memory(tmp_path):
     small = ["--image-size", "8", "--model", "softmax_regression", "--epochs", "1000", "--eval-every", "0.2"]
     command = [sys.executable, "-m", "experiments.digits_lenet5", *small, "--pipeline", "stream", "--workers", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -324,10 +324,10 @@ def test_ctrl_c_ends_the_processes_that_read_and_frees_their_memory(tmp_path):
         os.kill(going.pid, signal.SIGINT)
         _, wrong = going.communicate(timeout=120)
     assert going.returncode == 130
-    said = wrong.splitlines()  # and nothing of memory that is left
+    said = wrong.splitlines()  # no warning of leaked shared memory
     assert len(said) == 3 and said[1].startswith("stopping after this step") and "state saved" in said[2], wrong
     deadline = time.monotonic() + 20
-    with pytest.raises(ProcessLookupError):  # once no process of its group is left
+    with pytest.raises(ProcessLookupError):  # raised once the process group is empty
         while time.monotonic() < deadline:
             os.killpg(going.pid, 0)
             time.sleep(0.1)
@@ -347,9 +347,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, 
     assert_same(state_at(folder, 20), state_at(finished, 20))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what `quiet_failures` hides in a run
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # hidden by `quiet_failures` in a run
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "metrics/metrics", "state/_METADATA"])
-def test_a_truncated_file_of_a_checkpoint_leads_to_the_one_before_it(name, tmp_path, finished):
+def test_a_truncated_checkpoint_file_falls_back_to_the_previous_one(name, tmp_path, finished):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / files.SUMMARY).unlink()
@@ -372,7 +372,7 @@ def test_checkpoints_that_are_all_damaged_are_left_as_they_are(tmp_path, finishe
     assert sorted(folder.rglob("*")) == before
 
 
-def test_checkpoints_of_an_unknown_run_or_of_other_classes_are_not_gone_on_with(tmp_path, finished):
+def test_checkpoints_of_an_unknown_run_or_other_classes_are_not_resumed(tmp_path, finished):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / files.SUMMARY).unlink()
@@ -395,7 +395,7 @@ def test_the_program_of_a_run_does_not_depend_on_its_seed(members):
         steps = TrainStep(parts.train_step, parts.data["train"], parts.parallel, scan=False)
         _, metrics = steps(parts.parallel.place(parts.state), [next(parts.data["train"].train_items(0))])
         instructions = [line for line in steps.programs[1].as_text().splitlines() if " = " in line]
-        programs.append([re.sub(r", metadata=\{.*?\}", "", line) for line in instructions])  # names lines of our files
+        programs.append([re.sub(r", metadata=\{.*?\}", "", line) for line in instructions])  # metadata has source lines
         losses.append(float(metrics["loss"][0]))
     differing = [pair for pair in zip(*programs, strict=True) if pair[0] != pair[1]]
     assert programs[0] and not differing[:3]
@@ -420,10 +420,10 @@ def test_nothing_is_written_when_something_is_wrong(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_compiled_together_are_the_same_run_also_resumed(tmp_path, monkeypatch):
+def test_scanned_steps_give_the_same_run_even_when_resumed(tmp_path, monkeypatch):
     config = CONFIG.override(model="mlp", model_args=("hidden=8",), scan_steps=3)
     run.train(config.override(workdir=str(tmp_path / "single")))
-    monkeypatch.setattr(experiment, "_scans", lambda parallel, resident: True)  # as on GPU and TPU
+    monkeypatch.setattr(experiment, "_scans", lambda parallel, resident: True)  # as on GPU or TPU
     interrupted(monkeypatch, config.override(workdir=str(tmp_path / "together")), 8)
     run.train(config.override(workdir=str(tmp_path / "together")))
     weights = [load_weights(tmp_path / name / files.WEIGHTS)[0] for name in ("single", "together")]
@@ -466,7 +466,7 @@ def test_sums_of_splits_are_compared_part_by_part():
     assert not experiment._overlap("train[:50]+test[:10]", "train[50:]+test[10:]", sizes)
 
 
-def test_splits_of_a_folder_with_bad_images_are_those_of_all_its_images(tmp_path, monkeypatch):
+def test_bad_images_do_not_shift_the_splits_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
     for name in ("a", "b"):
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
@@ -478,7 +478,7 @@ def test_splits_of_a_folder_with_bad_images_are_those_of_all_its_images(tmp_path
     assert sum(len(source) for source in make_experiment(config).sources.values()) == 19
 
 
-def test_a_saved_config_does_not_delete_the_run_that_it_repeats(tmp_path):
+def test_fresh_is_not_saved_in_the_config(tmp_path):
     run.train(CONFIG.override(workdir=str(tmp_path / "run"), steps=1, model="mlp", ema_decay=None, fresh=True))
     assert not Config.load(tmp_path / "run" / files.CONFIG).train.fresh
 

@@ -1,4 +1,4 @@
-"""Metrics that survive crashes and resumed runs, and the way from a folder to its model."""
+"""Metrics files that survive crashes and resumed runs, and loading the model of a run folder."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from cnn_jax.weights.trained import load_trained
 
 
 def refusal(call, *args, **kwargs):
-    """Calls, which must raise a UserError of one line; returns it."""
+    """Calls the function, expects a one-line UserError, and returns its message."""
     with pytest.raises(UserError) as error:
         call(*args, **kwargs)
     assert "\n" not in str(error.value)
@@ -35,7 +35,7 @@ def test_metrics_round_trip(tmp_path):
     assert files.read_metrics(tmp_path)[-1] == {"kind": "train", "step": 2, "loss": 0.5}
 
 
-def test_every_line_is_json_of_any_reader(tmp_path):
+def test_every_line_is_standard_json(tmp_path):
     files.append_metrics(tmp_path, row("train", 1, math.nan, -math.inf))
 
     def no_constants(name):
@@ -68,7 +68,7 @@ def test_file_that_is_one_torn_line(tmp_path):
     assert len(files.read_metrics(tmp_path)) == 1
 
 
-def test_damage_inside_the_file_is_told_with_its_line(tmp_path):
+def test_damage_inside_the_file_is_reported_with_its_line(tmp_path):
     files.append_metrics(tmp_path, row("train", 1, 1.0, 0.5))
     with open(tmp_path / files.METRICS, "a") as file:
         file.write("oops\n")
@@ -83,7 +83,7 @@ def test_resumed_run_replaces_what_it_repeats(tmp_path):
         told("train", step, 1.0)
         if step % 20 == 0:
             told("validation", step, 1.0)
-    # Resumed from the checkpoint of step 20; the crash came before step 40 was seen again.
+    # Resumed from the checkpoint of step 20, then crashed before reaching step 40 again.
     told("train", 30, 2.0)
     assert [(r["kind"], r["step"], r["loss"]) for r in files.read_metrics(tmp_path)] == [
         ("train", 10, 1.0),
@@ -93,7 +93,7 @@ def test_resumed_run_replaces_what_it_repeats(tmp_path):
     ]
     told("train", 40, 2.0)
     told("validation", 40, 2.0)
-    told("validation", 40, 3.0)  # validated once more, as after another interruption
+    told("validation", 40, 3.0)  # validated again, as after another interruption
     assert [r["loss"] for r in files.read_metrics(tmp_path)] == [1.0, 1.0, 1.0, 2.0, 2.0, 3.0]
 
 
@@ -117,7 +117,7 @@ def run(tmp_path_factory):
 
 
 def opened(run):
-    """Model, variables and preprocessing of a run."""
+    """Loads the model, variables and preprocessing of a run."""
     trained = load_trained(run)
     model: Any = trained.model
     return model, trained.variables, trained.preprocess
@@ -169,12 +169,12 @@ def test_images_of_another_shape_or_type(run):
     assert "at least 1" in refusal(predict_outputs, *parts, np.zeros((0, 8, 8, 1), np.uint8))
 
 
-def test_folder_that_is_no_run(tmp_path):
+def test_folder_that_is_not_a_run(tmp_path):
     assert "no config.json" in refusal(opened, tmp_path)
     assert "no config.json" in refusal(opened, tmp_path / "absent")
 
 
-def test_unfinished_run_names_the_command_that_goes_on(tmp_path):
+def test_unfinished_run_names_the_command_that_resumes_it(tmp_path):
     run = make_run(tmp_path / "run")
     (run / files.WEIGHTS).unlink()
     message = refusal(opened, run)
@@ -233,7 +233,7 @@ def test_missing_files_are_named(tmp_path, name):
         (files.SUMMARY, "[]", "list instead of a JSON object: delete it and repeat the command of the run"),
     ],
 )
-def test_damaged_files_are_told_with_what_to_do(tmp_path, name, damage, advice):
+def test_damaged_files_are_reported_with_the_remedy(tmp_path, name, damage, advice):
     if damage is not None:
         (tmp_path / name).write_text(damage)
     read = files.read_metrics if name == files.METRICS else lambda run: files.read_json(run, name)

@@ -22,13 +22,13 @@ SEED = jnp.uint32(3)
 
 @pytest.fixture(autouse=True)
 def quick_random_numbers():
-    """As within the program; the default generator takes seconds to compile."""
+    """Uses rbg, as the program does internally; the default generator takes seconds to compile."""
     with jax.default_prng_impl("rbg"):
         yield
 
 
 def tiny(name: str, **changes: Any) -> Recipe:
-    """A recipe of the same form, with filters in groups of 4, 16 and 16."""
+    """The recipe shrunk to groups of 4, 16 and 16 filters and batches of 16."""
     return replace(RECIPES[name], width_factor=1 / 16, precision="float32", batch_size=16, **changes)
 
 
@@ -51,11 +51,11 @@ def synthetic(split: str) -> tuple[jax.Array, jax.Array]:
         ("hardest96", Plan(48, 2160, 2160)),
     ],
 )
-def test_steps_are_those_of_the_records(name, plan):
+def test_step_counts_match_the_records(name, plan):
     assert RECIPES[name].plan(50_000) == plan
 
 
-def test_rates_of_the_paper_are_turned_into_those_of_a_sum():
+def test_the_papers_rates_are_converted_for_a_summed_loss():
     recipe, scale = RECIPES["sgd94"], 1024 * (1 + 1 / 0.15)
     assert scale == pytest.approx(7850.67, abs=0.01)
     assert recipe.filter_rate == recipe.output_rate == recipe.whitening_rate == pytest.approx(11.5 / scale)
@@ -93,7 +93,7 @@ def test_rate_of_the_whitening_bias_ends_with_its_training():
 
 def test_flops_are_those_published():
     shape = (32, 32, 3)
-    published = {"muon94": 0.29e15, "sgd94": 0.36e15, "sgd95": 1.39e15, "sgd96": 4.9e15}  # of whole epochs
+    published = {"muon94": 0.29e15, "sgd94": 0.36e15, "sgd95": 1.39e15, "sgd96": 4.9e15}  # counting whole epochs
     published |= {"hiverge94": 0.26e15, "hardest96": 3.1e15}
     for name, flops in published.items():
         assert program.count_run_flops(RECIPES[name], shape, 50_000, 10_000) == pytest.approx(flops, rel=0.05)
@@ -102,7 +102,7 @@ def test_flops_are_those_published():
 # Batches
 
 
-def test_every_epoch_is_a_permutation_of_its_own():
+def test_every_epoch_has_its_own_permutation():
     plan = Plan(steps_per_epoch=3, total_steps=8, whitening_steps=0)
     rows = np.asarray(augment.batch_rows(SEED, 17, 5, plan))
     assert rows.shape == (8, 5) and rows.dtype == np.int32
@@ -118,7 +118,7 @@ def test_images_are_mirrored_in_every_second_epoch():
     images, labels = synthetic("train")
     gather = program.make_gather(recipe, recipe.plan(64), SEED, images, labels)
     rows = jnp.arange(64, dtype=jnp.int32)
-    even, odd, even_again = (gather(jnp.int32(step), rows) for step in (0, 4, 8))  # 4 steps an epoch
+    even, odd, even_again = (gather(jnp.int32(step), rows) for step in (0, 4, 8))  # 4 steps per epoch
     np.testing.assert_array_equal(even["label"], labels)
     np.testing.assert_array_equal(even["image"], even_again["image"])
     np.testing.assert_array_equal(even["image"], odd["image"][:, :, ::-1])
@@ -152,7 +152,7 @@ def test_cutout_blanks_a_whole_square_of_mean_colour():
     assert len(corners) > 20 and max(row for row, _ in corners) == 14 and max(column for _, column in corners) == 10
 
 
-def test_jitter_is_of_normalized_pixels_and_one_for_an_image():
+def test_jitter_acts_on_normalized_pixels_and_is_constant_over_an_image():
     images, _ = synthetic("train")
     x = images.astype(jnp.float32) / 255.0
     mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
@@ -193,7 +193,7 @@ def newton_schulz_by_hand(
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5)])
-def test_newton_schulz_is_that_of_numpy(shape):
+def test_newton_schulz_matches_numpy(shape):
     matrices = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     got = optimizer.newton_schulz(jnp.asarray(matrices), jnp.float32)
     np.testing.assert_allclose(got, [newton_schulz_by_hand(m) for m in matrices], atol=1e-5)
@@ -202,7 +202,7 @@ def test_newton_schulz_is_that_of_numpy(shape):
     assert optimizer.newton_schulz(jnp.asarray(matrices), jnp.bfloat16).dtype == jnp.bfloat16
 
 
-def test_kernels_are_orthogonalised_each_by_itself():
+def test_each_kernel_is_orthogonalised_separately():
     numbers = np.random.default_rng(0)
     shapes = {"a": (3, 3, 2, 4), "b": (3, 3, 4, 4), "c": (3, 3, 2, 4)}
     kernels = {name: jnp.asarray(numbers.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
@@ -220,7 +220,7 @@ def test_muon_rescales_the_weights_before_each_step():
     assert float(jnp.linalg.norm(after["conv"])) == pytest.approx(2.0, rel=1e-5)
 
 
-def test_muon_rescales_and_decays_when_it_is_told():
+def test_muon_rescales_when_due_and_decays():
     kernels: Any = {"conv": jnp.full((3, 3, 2, 4), 5.0)}
     due = jnp.asarray([False, True])
     tx = optimizer.muon(lambda step: 0.1, 0.6, jnp.float32, rescaled=lambda step: due[step], decay=0.5)
@@ -273,9 +273,9 @@ def test_lookahead_by_hand():
 
 
 class Transcription:
-    """The recipe as its published code does it: PyTorch's own layers, SGD and gradients, in float32.
+    """The recipe as in its published code: PyTorch's own layers, SGD and gradients, in float32.
 
-    Muon is written out here, from its description. Weights are NCHW and OIHW. The networks are those of depth 2.
+    Muon is written out here from its description. Arrays are NCHW, kernels OIHW. For networks of depth 2 only.
     """
 
     def __init__(self, torch: Any, recipe: Recipe, plan: Plan, state: TrainState):
@@ -325,7 +325,7 @@ class Transcription:
         return self.step_number < self.plan.whitening_steps
 
     def factors(self) -> tuple[float, float]:
-        """Of the whitening bias's rate, and of the others."""
+        """Schedule factors of the whitening bias's rate and of the other rates."""
         step, total = self.step_number, self.plan.total_steps
         if self.recipe.muon_momentum is not None:
             return 1 - step / self.plan.whitening_steps, 1 - step / total
@@ -395,7 +395,7 @@ class Transcription:
 
 
 def same(reference: Transcription, params: Any, number: int) -> None:
-    """Parameters agree with those of PyTorch."""
+    """Asserts that the parameters match PyTorch's."""
     jax.tree_util.tree_map_with_path(
         lambda path, ours, theirs: np.testing.assert_allclose(
             reference.tensor(ours).numpy(),
@@ -409,7 +409,7 @@ def same(reference: Transcription, params: Any, number: int) -> None:
 
 
 def seen(recipe: Recipe, step: jax.Array, batch: Any) -> np.ndarray:
-    """What the network sees of a batch."""
+    """The network's input for a batch: augmented and normalised."""
     images, _ = augment.make_augment(recipe, 10)(stream(SEED, "augment", step), batch["image"], batch["label"])
     return (np.asarray(images) - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
 
@@ -417,7 +417,7 @@ def seen(recipe: Recipe, step: jax.Array, batch: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     "recipe",
     [
-        # A slower rate: rounding errors are 41 times larger after the iteration, where the gradient is nearly 0.
+        # A lower rate, because Newton-Schulz amplifies rounding errors 41-fold where the gradient is nearly 0.
         tiny("muon94", epochs=1.25, filter_rate=0.024),
         tiny("sgd94", epochs=1.75, whitening_epochs=0.75),
         tiny("hiverge94", epochs=1.25, filter_rate=0.02, rescale_every=(2, 2)),
@@ -476,7 +476,7 @@ def test_small_network_chooses_the_images_as_in_pytorch():
 
 
 class Weighted:
-    """Stands in for a network: a weighted sum of the pixels for each class."""
+    """A stand-in for a network: each class's logit is a weighted sum of the pixels."""
 
     def apply(self, variables: Any, x_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
         assert not train
@@ -528,19 +528,19 @@ def test_every_test_image_counts_once(batch, monkeypatch):
     weights = np.random.default_rng(0).normal(size=(20 * 20 * 3, 10))
     x = (np.asarray(images) / 255 - MEAN) / STD
     hits = six_views_by_hand(x, weights).argmax(-1)
-    labels = jnp.where(jnp.arange(7) < 3, jnp.asarray(hits), (jnp.asarray(hits) + 1) % 10)  # 3 of 7 are right
+    labels = jnp.where(jnp.arange(7) < 3, jnp.asarray(hits), (jnp.asarray(hits) + 1) % 10)  # 3 of 7 right
     share = program.evaluate(tiny("muon94"), jnp.asarray(weights, jnp.float32), images, labels)  # type: ignore[arg-type]
     assert float(share) == pytest.approx(3 / 7)
 
 
-# The whole
+# Whole runs
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """Two runs of one seed and one of another, of one compiled program."""
+    """Three runs of one compiled program: two with seed 0, one with seed 1."""
     recipe = tiny("muon94", epochs=10, whitening_epochs=1)
-    run = jax.jit(partial(program.speedrun, recipe))  # module scope: before the fixture above, as in any other program
+    run = jax.jit(partial(program.speedrun, recipe))  # module scope: the default generator
     return [run(jnp.uint32(seed), *synthetic("train"), *synthetic("test")) for seed in (0, 0, 1)]
 
 
@@ -562,11 +562,11 @@ def test_returned_variables_are_those_that_were_scored(runs):
     assert float(score) == float(runs[0].accuracy)
 
 
-def test_streamed_run_is_the_resident_one(runs):
+def test_streamed_run_matches_the_resident_one(runs):
     train, test = ((np.asarray(images), np.asarray(labels)) for images, labels in map(synthetic, ("train", "test")))
     recipe = tiny("muon94", epochs=10, whitening_epochs=1)
-    run = streaming.Streamed(recipe, train, test, steps=18)  # 4 steps, then twice 18
-    with jax.default_prng_impl("threefry2x32"):  # as in any other program
+    run = streaming.Streamed(recipe, train, test, steps=18)  # 4 steps, then 18 twice
+    with jax.default_prng_impl("threefry2x32"):  # the default generator
         outcome = run(jnp.uint32(0))
         np.testing.assert_allclose(outcome.losses_S[:8], runs[0].losses_S[:8], rtol=1e-4)
         np.testing.assert_allclose(outcome.losses_S, runs[0].losses_S, rtol=0.1)
@@ -601,4 +601,4 @@ def test_published_sizes_fit_together(name):
     ]
     outcome = jax.eval_shape(partial(program.speedrun, recipe), *shapes)
     assert outcome.losses_S.shape == (recipe.plan(45_000).total_steps,) and outcome.accuracy.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(outcome.variables)} == {jnp.dtype("float32")}, "masters are float32"
+    assert {leaf.dtype for leaf in jax.tree.leaves(outcome.variables)} == {jnp.dtype("float32")}, "float32 masters"

@@ -1,4 +1,4 @@
-"""The protocol of the speed run: timed runs in turns, scripts in processes of their own, and the command line."""
+"""The protocol of the speed run: alternating timed runs, scripts in separate processes, and the command line."""
 
 import statistics
 import subprocess
@@ -51,7 +51,7 @@ DATA = Data(arrays(8), arrays(6), None, ("cat", "dog"))
 
 
 class Counting:
-    """A contender that says when it ran."""
+    """A contender that records when it ran."""
 
     def __init__(self, name: str, seconds: float, order: list[str]):
         self.name, self._seconds, self._order = name, seconds, order
@@ -68,7 +68,7 @@ def test_contenders_take_turns_in_blocks():
     assert len(ours) == len(theirs) == 5
 
 
-def test_ratio_is_of_the_medians_of_each_block():
+def test_ratio_is_between_the_medians_of_each_block():
     ours = [Run(seconds, 0.9) for seconds in (1.0, 1.0, 9.0, 2.0)]
     theirs = [Run(seconds, 0.9) for seconds in (2.0, 2.0, 2.0, 8.0)]
     assert ratios(ours, theirs, block=3) == [0.5, 0.25]
@@ -77,7 +77,7 @@ def test_ratio_is_of_the_medians_of_each_block():
 def test_t_test_is_one_sided():
     values = [94.1, 93.9, 94.2, 94.0, 94.05]
     t = (statistics.mean(values) - 94) / (statistics.stdev(values) / 5**0.5)
-    from scipy.stats import t as student  # JAX brings SciPy
+    from scipy.stats import t as student  # SciPy is a dependency of JAX
 
     assert p_below(values, 94.0) == pytest.approx(student.sf(t, 4), abs=1e-5)
     assert p_below(values, 94.3) == pytest.approx(1 - p_below([188.6 - v for v in values], 94.3), abs=1e-5)
@@ -87,7 +87,7 @@ def test_t_test_is_one_sided():
 # PyTorch scripts
 
 
-def test_script_runs_when_it_is_asked_to_and_its_first_run_does_not_count(tmp_path):
+def test_script_runs_on_request_and_its_first_run_does_not_count(tmp_path):
     pytest.importorskip("torch")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -100,7 +100,7 @@ def test_script_runs_when_it_is_asked_to_and_its_first_run_does_not_count(tmp_pa
         assert (folder / "runs.txt").read_text() == "0\n"
         assert other.run().seconds == 2.0
         assert other.run().seconds == 3.0
-        with pytest.raises(UserError, match=r"script.py, which ended early: ValueError: no more runs; expected"):
+        with pytest.raises(UserError, match=r"script.py ended early \(ValueError: no more runs\): run it"):
             other.run()
     assert not folder.exists()
 
@@ -115,7 +115,7 @@ def test_script_is_ended_before_its_last_run(tmp_path):
     assert process is not None and process.returncode == 0
 
 
-def test_script_that_has_made_all_its_runs_is_started_again(tmp_path):
+def test_script_is_restarted_after_all_its_runs(tmp_path):
     pytest.importorskip("torch")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.partition("raise")[0])
@@ -142,20 +142,20 @@ def test_script_does_not_outlive_the_program_that_was_killed(tmp_path):
     assert not Path(said[1]).exists()
 
 
-def test_interval_of_the_ratio_holds_it():
+def test_interval_contains_the_ratio():
     ours, theirs = ([Run(mean + 0.01 * (i % 5 - 2), 0.9) for i in range(20)] for mean in (1.0, 2.0))
     low, high = contest.interval(ours, theirs)
     assert 0.49 < low < 0.5 < high < 0.51
 
 
 def test_what_cannot_run_is_said_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="expected a file; check the path"):
+    with pytest.raises(UserError, match="no file .*absent.py: check `torch_script`"):
         torch_script.TorchScript(tmp_path / "absent.py", DATA)
     script = tmp_path / "script.py"
     script.write_text("")
-    with pytest.raises(UserError, match="given --torch-python .*; expected a Python"):
+    with pytest.raises(UserError, match=r"cannot run the Python .*python \(.*\): check `torch_python`"):
         torch_script.TorchScript(script, DATA, python=str(tmp_path / "python"))
-    bare = tmp_path / "bare"  # a Python without PyTorch
+    bare = tmp_path / "bare"  # a Python without site-packages
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
     with pytest.raises(UserError, match=r"No module named .*\(pip install numpy torch torchvision\)") as caught:
@@ -166,7 +166,7 @@ def test_what_cannot_run_is_said_in_one_line(tmp_path):
 def test_table_of_another_form_is_refused():
     row = {"run": "", "epoch": "eval", "tta_val_acc": "0.9402", "total_time_seconds": "3.8"}
     assert torch_script.parse_row(row) == Run(3.8, 0.9402)
-    with pytest.raises(UserError, match="whose table has the columns run, epoch"):
+    with pytest.raises(UserError, match="script's table has the columns run, epoch"):
         torch_script.parse_row({"run": "", "epoch": "eval", "seconds": "1"})
 
 
@@ -175,7 +175,7 @@ def test_table_of_another_form_is_refused():
 
 @pytest.fixture
 def small_cifar10(monkeypatch):
-    """Instead of CIFAR-10: splits of 40, 20 and 12 images."""
+    """Replaces CIFAR-10 by splits of 40, 20 and 12 images."""
     sizes = {"train": 60, "train[:45000]": 40, "train[45000:]": 20, "test": 12}
 
     def source(name: str, split: str, **_: Any) -> ArraySource:
@@ -185,22 +185,22 @@ def small_cifar10(monkeypatch):
     monkeypatch.setattr(speedrun_data, "open_source", source)
 
 
-def test_tuning_tests_on_training_images_and_scores_the_others_beside(small_cifar10):
+def test_tuning_tests_on_training_images_and_scores_the_others_as_extra(small_cifar10):
     data = load_data("tune", None)
-    assert [len(part[0]) for part in (data.train, data.test, data.beside or ((), ()))] == [40, 20, 12]
+    assert [len(part[0]) for part in (data.train, data.test, data.extra or ((), ()))] == [40, 20, 12]
     assert len(load_data("tune", None, train_images=7, test_images=3).train[1]) == 7
 
 
 def test_official_figure_needs_the_official_test_set(small_cifar10, monkeypatch):
-    with pytest.raises(UserError, match="--split full, but the test split there has 12 images; expected 10,000"):
+    with pytest.raises(UserError, match="the test split has 12 images, and the split full needs 10,000"):
         load_data("full", None)
     monkeypatch.setattr(speedrun_data, "TEST_IMAGES", 12)
     data = load_data("full", None)
-    assert len(data.train[0]) == 60 and len(data.test[0]) == 12 and data.beside is None
+    assert len(data.train[0]) == 60 and len(data.test[0]) == 12 and data.extra is None
 
 
 def test_too_little_memory_is_said_in_one_line():
-    with pytest.raises(UserError, match="expected a device that holds the activations") as caught:
+    with pytest.raises(UserError, match="the device cannot hold the activations") as caught:
         with contest.enough_memory(RECIPES["muon94"]):
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nand more")
     assert "\n" not in str(caught.value)
@@ -226,13 +226,13 @@ def test_preset_gives_defaults_and_flags_win():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--runs", "0"), "given --runs 0; expected a number greater than 0"),
-        (("--epochs", "-1"), "given --epochs -1.0; expected a number greater than 0"),
-        (("--epochs", "nan"), "given --epochs nan; expected a number greater than 0"),
-        (("--width-factor", "inf"), "given --width-factor inf; expected a number greater than 0"),
-        (("--seed", "-1"), "given --seed -1"),
+        (("--runs", "0"), "--runs is 0: it must be a finite number above 0"),
+        (("--epochs", "-1"), "--epochs is -1.0: it must be a finite number above 0"),
+        (("--epochs", "nan"), "--epochs is nan: it must be a finite number above 0"),
+        (("--width-factor", "inf"), "--width-factor is inf: it must be a finite number above 0"),
+        (("--seed", "-1"), "--seed is -1: it must be at least 0"),
         (("--recipe", "muon95"), "muon95.*see"),
-        (("--torch-script", "a/s.py", "b/s.py"), "expected files of different names"),
+        (("--torch-script", "a/s.py", "b/s.py"), "two files of the same name"),
     ],
 )
 def test_wrong_flags_are_refused(argv, message):
@@ -247,7 +247,7 @@ def test_other_platform_is_refused(small_cifar10):
 
 @pytest.fixture
 def tiny_run(small_cifar10):
-    """Flags of a run that is compiled in seconds."""
+    """Flags of a run that compiles in seconds."""
     return ["--runs", "2", "--epochs", "2", "--batch-size", "8", "--width-factor", "0.04", "--precision", "float32"]
 
 
@@ -262,7 +262,7 @@ def test_command_measures_prints_and_records(tiny_run, monkeypatch, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "muon94, tune split: 40 training and 20 test images"
     assert any(line.startswith("training loss by epoch: ") and len(line.split()) == 8 for line in lines)
-    assert any("of the first 12 official test images" in line for line in lines)
+    assert any("on the first 12 official test images" in line for line in lines)
     assert lines[-1].startswith("muon94 / other.py: time ratio ")
     rows = {(row["case"].split(",")[0], row["measure"]): row for row in speed.read(table)}
     assert {measure for case, measure in rows if case == "other.py"} == {
@@ -277,7 +277,7 @@ def test_command_measures_prints_and_records(tiny_run, monkeypatch, tmp_path, ca
 
 
 class _Stub:
-    """Takes as many seconds as there are test images."""
+    """A script stand-in that takes one second per test image."""
 
     def __init__(self, name: str, seconds: float):
         self.name, self.versions, self._seconds = name, "torch 0", seconds
@@ -305,13 +305,13 @@ def test_program_takes_the_next_seed_each_time(small_cifar10, monkeypatch):
     ours = Program("muon94", recipe, load_data("tune", None), seed=5)
     first, second = ours.run(), ours.run()
     assert len(seen) == 1, "traced more than once"
-    assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps an epoch
-    assert first.accuracy == 0.25 and first.beside == pytest.approx(0.12) and first.seconds > 0
+    assert first.losses == (5.5, 7.5, 9.5) and second.losses == (6.5, 8.5, 10.5)  # two steps per epoch
+    assert first.accuracy == 0.25 and first.extra_accuracy == pytest.approx(0.12) and first.seconds > 0
     assert ours.streamed is None
 
 
 class _Runner:
-    """Recognises as many images as there are."""
+    """A streamed-run stand-in whose accuracy is 1% per image."""
 
     def __init__(self, recipe: Any, train: Any, test: Any, steps: int, unroll: int):
         self._accuracy = len(test[1]) / 100
@@ -332,10 +332,10 @@ def test_images_that_the_device_cannot_hold_are_streamed(small_cifar10, monkeypa
     tiny = ["--runs", "1", "--batch-size", "20", "--width-factor", "0.04"]
     main(tiny)
     said = capsys.readouterr().out
-    assert "muon94: the device cannot hold all images; streaming them from the host, 2796 steps at a time" in said
+    assert "muon94: the device cannot hold all images: streaming them from the host, 2796 steps at a time" in said
     assert "accuracy 20.00 %" in said and "12.00 %" in said
     main([*tiny, "--stream", "7"])
-    assert "muon94: as was asked for; streaming them from the host, 7 steps at a time" in capsys.readouterr().out
+    assert "muon94: as --stream says: streaming them from the host, 7 steps at a time" in capsys.readouterr().out
     monkeypatch.setattr(contest, "Streamed", resident)
-    with pytest.raises(UserError, match="given batches of 20; expected a device that holds the activations of one"):
+    with pytest.raises(UserError, match="the device cannot hold the activations of a batch of 20: lower"):
         main(tiny)

@@ -1,4 +1,4 @@
-"""The step as a pure function: golden values, moving average, accumulation, exact metrics."""
+"""The train step as a pure function: golden values, moving average, accumulation, exact metrics."""
 
 import flax.linen as nn
 import jax
@@ -82,7 +82,7 @@ def test_draws_depend_on_seed_name_and_step_only():
     assert jax.random.bits(stream(0, "augment", 1)).item() in bits
 
 
-def test_mapped_parts_of_a_batch_drop_other_units():
+def test_each_mapped_part_of_a_batch_draws_its_own_dropout():
     model = SmallCnn(CLASSES, blocks=((Filters(4, 3, "SAME"),),), dense=(16,), dense_dropout=0.5)
     step, state = pieces(model, optax.sgd(0.1), axis_name="data")
     mapped = jax.vmap(step, in_axes=(None, 0), axis_name="data")
@@ -96,7 +96,7 @@ def test_mapped_parts_of_a_batch_drop_other_units():
     assert mean_loss(8) != pytest.approx(mean_loss(1), rel=1e-3)
 
 
-def test_masked_rows_count_nowhere():
+def test_masked_rows_are_not_counted():
     model = build("softmax_regression", CLASSES)
     variables = init_state(model, from_transformation(optax.sgd(0.1)), (8, 8, 1), 0).params
     evaluate = jax.jit(make_eval_step(model, TASK, normalize))
@@ -105,7 +105,7 @@ def test_masked_rows_count_nowhere():
     metrics, collected = evaluate({"params": variables}, batch | {"mask": mask})
     assert collected["logits"].shape == (6, CLASSES)
     assert float(metrics["accuracy"][1]) == 4
-    assert float(metrics["accuracy"][0]) == np.sum(np.asarray(batch["label"])[:4] == 0)  # equal logits: class 0
+    assert float(metrics["accuracy"][0]) == np.sum(np.asarray(batch["label"])[:4] == 0)  # ties go to class 0
 
 
 GOLDEN = {"resnet20": (1.04420, 1.56124), "lenet5": (1.10320, 1.08021)}

@@ -1,4 +1,4 @@
-"""The table of layers: counts and receptive fields of every kind of layer, against what really depends on what."""
+"""The layer table: counts, and receptive fields against the actual dependence of outputs on inputs."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from cnn_jax.arithmetic import conv_flops, conv_parameters, locally_connected_parameters
 from cnn_jax.inspect.summary import LayerRow, layer_table
+from cnn_jax.inspect.tracer import trace_layers
 from cnn_jax.layers import (
     AvgPool,
     BatchNorm,
@@ -36,7 +37,7 @@ def table(model: nn.Module, size: int = SIZE) -> dict[str, LayerRow]:
 
 
 class Net(nn.Module):
-    """Runs a function on the images, its layers being children of this module."""
+    """Applies a function whose layers become children of this module."""
 
     body: Any
 
@@ -150,14 +151,14 @@ def test_what_follows_a_mean_or_a_flattening_sees_everything(body):
     assert set(fields.values()) == {None}
 
 
-def test_locally_connected_layers_are_counted_a_weight_a_position():
+def test_locally_connected_layers_count_weights_per_position():
     row = table(Net(local))["local"]
     assert row.kind == "LocallyConnected" and row.output_shape == (16, 16, 3)
     assert row.parameters == locally_connected_parameters((16, 16), (3, 3), 2, 3)
     assert row.flops == conv_flops((16, 16), (3, 3), 2, 3)
 
 
-def test_filters_that_are_no_parameters_are_counted():
+def test_flops_count_filters_that_are_not_parameters():
     row = next(row for row in layer_table(build("speednet94"), (32, 32, 3)) if row.name == "whiten")
     assert (row.parameters, row.flops) == (24, conv_flops((31, 31), (2, 2), 3, 24))
 
@@ -173,8 +174,8 @@ def test_grouped_and_overhanging_layers_are_counted():
 
 
 def test_table_of_vgg16_is_that_of_the_slides():
-    # The lectures' table prints the sides and filters as here. Its column of parameters slips from the third row on,
-    # and its total of 138,423,208 does not add up; the paper's (table 2) is 138 million.
+    # Sides and filters match the lectures' table. Its parameter column is shifted from the third row on, and its total
+    # of 138,423,208 does not add up; the paper (table 2) says 138 million.
     rows = layer_table(vgg16(), (224, 224, 3))
     shown = [(row.output_shape, row.parameters) for row in rows if row.parameters or "Pool" in row.kind]
     expected = []
@@ -201,15 +202,34 @@ def test_receptive_fields_are_the_published_ones(model, layer, side):
 
 
 def test_faster_convolutions_change_no_receptive_field(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 1)  # where they are used
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # the fast convolutions are used on one device
     rows = {row.name: row.receptive_field for row in layer_table(vgg16(), (224, 224, 3))}
     assert (rows["conv1_1"], rows["conv1_2"], rows["pool5"], rows["fc6"]) == (3, 5, 212, None)
 
 
 def test_table_of_a_deep_network_has_the_field_of_its_deepest_path():
     rows = {row.name: row.receptive_field for row in layer_table(build("resnet20"), (32, 32, 3))}
-    # 1 + 2·(1 + 6) at step 1, 5 more convolutions at step 2 and the strided one at 1, likewise at 4 and 2.
+    # 7 convolutions at step 1: 1 + 2·7. Then one strided at step 1 and 5 at step 2; likewise at steps 2 and 4.
     assert rows["stage1_block3/conv2"] == 15
     assert rows["stage2_block3/conv2"] == 15 + 2 + 5 * 4
     assert rows["stage3_block3/conv2"] == 37 + 4 + 5 * 8
     assert rows["output"] is None
+
+
+def test_calls_are_listed_after_those_inside_them():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(2, (3, 3), name="conv")(BatchNorm(use_running_average=True, name="norm")(x))
+
+    def layers(x):
+        block = Block(name="block")
+        return nn.Dense(4, name="dense")(block(block(x)).mean((1, 2)))
+
+    calls = trace_layers(Net(layers), (6, 6, 2))
+    first, second = [("block/norm", 0), ("block/conv", 0), ("block", 2)], [("dense", 0)]
+    assert [(call.name, call.inner) for call in calls] == [*first, *first, *second]
+    assert [call.receptive_field for call in calls] == [1, 3, 3, 3, 5, 5, None]
+    dense = calls[-1]
+    assert (dense.kind, dense.input_shape, dense.output_shape) == (nn.Dense, (1, 2), (1, 4))
+    assert dense.own == {"params": {"kernel": (2, 4), "bias": (4,)}}

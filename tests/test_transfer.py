@@ -1,4 +1,4 @@
-"""Layers that do not move, move later, or move at rates of their own; statistics of frozen layers hold still."""
+"""Transfer learning: layers that are frozen, unfrozen later or have their own rates, and frozen statistics."""
 
 import itertools
 from typing import Any
@@ -37,12 +37,12 @@ CONFIG = Config("transfer").override(
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """Arrays by their paths."""
+    """Arrays by path."""
     return {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def moves(config: Config, steps: int) -> dict[str, list[float]]:
-    """Largest change of each parameter in each step."""
+    """Largest change of each parameter at each step."""
     experiment = make_experiment(config)
     data, state, step = experiment.data["train"], experiment.state, jax.jit(experiment.train_step)
     items, changes = data.train_items(0), {}
@@ -56,7 +56,7 @@ def moves(config: Config, steps: int) -> dict[str, list[float]]:
 
 
 def test_gradual_unfreezing_releases_a_layer_at_its_epoch():
-    changes = moves(CONFIG.override(freeze_until=("^conv=0.5", "^fc1=0.25")), 4)  # 4 steps are an epoch
+    changes = moves(CONFIG.override(freeze_until=("^conv=0.5", "^fc1=0.25")), 4)  # 4 steps per epoch
     assert [x > 0 for x in changes["conv1/kernel"]] == [False, False, True, True]
     assert [x > 0 for x in changes["fc1/kernel"]] == [False, True, True, True]
     assert all(x > 0 for x in changes["output/kernel"])
@@ -84,7 +84,7 @@ def test_head_rate_and_layer_decay_scale_the_first_step():
         ({"optimizer": "lamb", "learning_rate": None, "head_learning_rate": 0.1}, "set `learning_rate`"),
     ],
 )
-def test_mistakes_are_told(changes, message):
+def test_mistakes_are_reported(changes, message):
     with pytest.raises(UserError, match=message):
         make_experiment(CONFIG.override(**changes))
 
@@ -100,21 +100,21 @@ def test_frozen_batch_norm_normalizes_as_in_evaluation_and_holds_still():
         return np.asarray(logits), flat(updates["batch_stats"])
 
     before = flat(variables["batch_stats"])
-    logits, statistics = run(Rule("", 0.0))  # found in every path
+    logits, statistics = run(Rule("", 0.0))  # matches every path
     np.testing.assert_allclose(logits, np.asarray(model.apply(variables, x, train=False)), atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, statistics, before)
     _, statistics = run(Rule("^stage1", 0.0))
     for path, value in statistics.items():
         assert np.array_equal(value, before[path]) == path.startswith("stage1"), path
     free, held = run(), run(Rule("^stage1", 0.0))
-    for step, expected in ((4, held), (5, free)):  # a rule of 5 steps holds in steps 0 to 4
+    for step, expected in ((4, held), (5, free)):  # until=5 covers steps 0 to 4
         found = run(Rule("^stage1", 0.0, until=5), step=step)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
-    _, statistics = run(Rule("scale", 0.0))  # half of a layer's parameters
+    _, statistics = run(Rule("scale", 0.0))  # only half of a layer's parameters
     jax.tree.map(np.testing.assert_array_equal, statistics, free[1])
 
 
-def test_statistics_are_held_as_long_as_the_layer():
+def test_statistics_are_frozen_as_long_as_the_layer():
     config = CONFIG.override(model="resnet20", model_args=("blocks=1/1/1", "width=4"), accumulate=2)
     experiment = make_experiment(config.override(freeze="^(conv1|bn1)/", freeze_until=("^stage1=0.5",)))
     data, state, step = experiment.data["train"], experiment.state, jax.jit(experiment.train_step)
@@ -127,7 +127,7 @@ def test_statistics_are_held_as_long_as_the_layer():
     assert moved == [{"stage2", "stage3"}, {"stage2", "stage3"}, {"stage1", "stage2", "stage3"}]
 
 
-def test_the_decay_of_held_parameters_fills_no_moments():
+def test_weight_decay_of_frozen_parameters_fills_no_moments():
     optimizer = optimizer_of(
         "momentum", learning_rate=0.1, weight_decay=1e-2, freeze_until=[("kernel", 5)], total_steps=10
     )
@@ -141,14 +141,14 @@ def test_the_decay_of_held_parameters_fills_no_moments():
 
 
 def test_a_run_from_published_weights_takes_only_their_mean_and_deviation(tmp_path, monkeypatch):
-    published = PublishedPreprocess((8, 8, 1), (0.4,), (0.2,), resize=9)  # of a smaller network than the images here
+    published = PublishedPreprocess((8, 8, 1), (0.4,), (0.2,), resize=9)  # for smaller images than the run's
     config = CONFIG.override(workdir=str(tmp_path / "run"), init_from="published")
     source = make_experiment(CONFIG).state
     variables = {"params": source.params, "batch_stats": source.batch_stats}
     monkeypatch.setattr(transfer, "load_pretrained", lambda *_, **__: (None, variables, published))
     run.train(config)
     monkeypatch.undo()
-    for _ in range(2):  # finished, and opened again
+    for _ in range(2):  # once finished, once reopened
         preprocess = cnn_jax.load(tmp_path / "run").preprocess
         assert type(preprocess) is Preprocess and preprocess == Preprocess((16, 16, 1), (0.4,), (0.2,))
         run.train(config)
@@ -179,7 +179,7 @@ def test_each_seed_draws_labels_of_its_own():
 
 
 def test_accuracy_against_labels_is_written_and_drawn(tmp_path, monkeypatch, capsys):
-    """On the digits as a folder, which is written once and holds the same pixels."""
+    """Runs on the digits as an image folder, which is written once and has the same pixels."""
     pretrained = str(tmp_path / "pretrained")
     run.train(digits_lenet5.CONFIG.override(steps=1, epochs=None, devices=1, workdir=pretrained))
     short = {way: config.override(steps=1, devices=1) for way, config in transfer_labels.WAYS.items()}
@@ -201,5 +201,5 @@ def test_accuracy_against_labels_is_written_and_drawn(tmp_path, monkeypatch, cap
     assert written == original
     assert run_folder.read_config(tmp_path / "runs" / "transferred-10-0").data.dataset == folder
     capsys.readouterr()
-    transfer_labels.main(argv)  # nothing is trained or written again
+    transfer_labels.main(argv)  # the second time nothing is trained or written
     assert output.with_suffix(".csv").read_text().splitlines() == rows

@@ -1,4 +1,4 @@
-"""The comparison with PyTorch: both sides compute the same, and what it prints, records and refuses."""
+"""The benchmark against PyTorch: both sides compute the same; its output, records and errors."""
 
 import csv
 import doctest
@@ -28,7 +28,7 @@ torch = pytest.importorskip("torch")
 NETWORKS = importlib.import_module("benchmarks.torch_networks").NETWORKS
 
 ROOT = Path(__file__).parents[1]
-# The other requirements of the package, which the comparison does without.
+# The package's other requirements, which the benchmark does not need.
 OTHERS = ["tyro", "tensorflow_datasets", "grain", "orbax", "PIL", "safetensors", "matplotlib", "tensorboardX"]
 SMALL = {"resnet18": 64, "vgg11": 32, "resnet50": 64}
 LAST_LINE = r"ratio \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)"
@@ -43,13 +43,13 @@ def image_of(name: str) -> tuple[int, int, int]:
 
 
 def quickly(step: Any, state: Any, batch: Any) -> Any:
-    """What `compile_step` returns, compiled once, in less time, into a slower program."""
+    """Stands in for `compile_step`: compiles once and faster, into a slower program."""
     hasty = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile(hasty), 1.0, 1.0
 
 
 def drawn(model: Any, image: tuple[int, int, int]) -> Any:
-    """Weights as `initial_variables` draws them, in less time."""
+    """A faster stand-in for `initial_variables`."""
     numbers = np.random.default_rng(1)
 
     def draw(path: Any, leaf: Any) -> np.ndarray:
@@ -65,14 +65,14 @@ def drawn(model: Any, image: tuple[int, int, int]) -> Any:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """For tests in which neither the compile time nor the ceiling nor the start matters."""
+    """For tests where compile time, the matmul ceiling and the initial weights do not matter."""
     monkeypatch.setattr(jax_side, "compile_step", quickly)
     monkeypatch.setattr(jax_side, "initial_variables", drawn)
     monkeypatch.setattr(versus_torch, "MATMUL", {"cpu": 64})
 
 
 def both(name: str, dtype: str) -> tuple[Any, Side, Side]:
-    """Weights to start from, and the two sides."""
+    """Returns the initial weights and the two sides."""
     model, image = MODELS[name](dtype=jnp.dtype(dtype)), image_of(name)
     batch = make_batch(4, image, model.num_classes)
     variables = drawn(model, image)
@@ -84,20 +84,20 @@ def both(name: str, dtype: str) -> tuple[Any, Side, Side]:
 def test_both_sides_have_the_same_losses(name, quick):
     variables, mine, other = both(name, "float32")
     check_losses(mine.losses, other.losses, TOLERANCES["float32"])
-    assert len(set(mine.losses)) == len(mine.losses)  # it does train
+    assert len(set(mine.losses)) == len(mine.losses)  # it trains
     weights = sum(array.nbytes for array in jax.tree.leaves(variables["params"]))
-    assert (mine.peak_bytes() or 0) > 2 * weights  # momentum, too
+    assert (mine.peak_bytes() or 0) > 2 * weights  # weights and momentum
     assert other.peak_bytes() is None
 
 
 def test_both_sides_have_the_same_losses_in_bfloat16(quick):
     _, mine, other = both("resnet20", "bfloat16")
     check_losses(mine.losses, other.losses, TOLERANCES["bfloat16"])
-    with pytest.raises(TrainingStopped):  # so that it was not float32
+    with pytest.raises(TrainingStopped):  # so it was not float32
         check_losses(mine.losses, other.losses, (1e-6, 1e-6))
 
 
-def test_compiling_with_and_without_the_program_in_the_cache():
+def test_compiling_with_a_cold_and_a_warm_cache():
     config: Any = jax.config
     before = config.jax_compilation_cache_dir
     traced = []
@@ -149,7 +149,7 @@ def test_jax_flax_optax_numpy_and_torch_are_enough():
     assert re.fullmatch(LAST_LINE, done.stdout.splitlines()[-1])
 
 
-def test_other_weights_are_not_timed(monkeypatch, quick):
+def test_mismatched_weights_are_not_timed(monkeypatch, quick):
     def changed(variables: Any) -> Any:
         state = torch_weights(variables)
         state["output.bias"] += np.arange(10, dtype=np.float32) / 100
@@ -161,7 +161,7 @@ def test_other_weights_are_not_timed(monkeypatch, quick):
         main(["--model", "lenet5", *TINY])
 
 
-def test_how_much_losses_may_differ():
+def test_tolerance_of_the_losses():
     check_losses([2.0, 1.0], [2.0001, 1.0019], (1e-4, 1e-3))
     for losses, step in (([2.001, 1.0], 1), ([2.0, 1.0021], 2), ([2.0, float("nan")], 2)):
         with pytest.raises(TrainingStopped, match=f"step {step} differ"):
@@ -170,7 +170,7 @@ def test_how_much_losses_may_differ():
         check_losses([float("nan")], [float("nan")], (1e-4, 1e-3))
 
 
-def test_blocks_take_turns_and_the_ratio_is_of_pairs(monkeypatch):
+def test_blocks_alternate_between_the_sides(monkeypatch):
     now, turns = 0.0, []
 
     def train(name: str, seconds: float) -> Any:
@@ -187,15 +187,15 @@ def test_blocks_take_turns_and_the_ratio_is_of_pairs(monkeypatch):
     rates = alternate(train("ours", 0.25), train("torch", 0.5), batch_size=8, blocks=3, seconds=4.0)
     assert rates == ([32.0] * 3, [16.0] * 3, [])
     blocks = [("ours", 16), ("torch", 8), ("torch", 8), ("ours", 16), ("ours", 16), ("torch", 8)]
-    assert turns[-6:] == blocks  # of four seconds each; what comes before is the warm-up
+    assert turns[-6:] == blocks  # of four seconds each, after the warm-up
 
 
-def test_what_others_take_is_the_time_that_is_not_idle(monkeypatch):
+def test_load_from_other_processes_is_the_time_not_idle(monkeypatch):
     monkeypatch.setattr(sides, "time", SimpleNamespace(sleep=lambda seconds: None))
     ticks = iter([(1000, 500), (1200, 650), (1200, 650), (1200, 650)])
     monkeypatch.setattr(sides, "_processor_ticks", lambda: next(ticks))
     assert sides.pause() == 0.25
-    assert sides.pause() is None  # too short to tell
+    assert sides.pause() is None  # too short to measure
 
 
 def made_up() -> Result:
@@ -204,16 +204,16 @@ def made_up() -> Result:
     return Result(mine, other, [100.0, 90.0, 120.0], [50.0, 60.0, 100.0], [0.0, 0.25, 0.5], 10**9, 2e11)
 
 
-def test_the_table_has_medians_shares_and_what_is_unknown():
+def test_the_table_has_medians_shares_and_unknowns():
     lines = describe(made_up()).splitlines()
     rows = {line[:28].strip(): line[28:].split() for line in lines[1:-2]}
     assert rows["images/s"] == ["100", "60"]
     assert rows["GFLOP/s"] == ["100", "60"]
     assert rows["% of matmul's 200"] == ["50", "30"]
     assert rows["peak memory, MiB"] == ["1", "n/a"]
-    assert rows["compile or first step, s"] == ["3", "1"] and rows["the same, cached, s"] == ["0.5", "n/a"]
-    assert rows["busy with others, %"] == ["25"]
-    assert lines[-2].startswith("warning: others")
+    assert rows["compile or first step, s"] == ["3", "1"] and rows["the same from cache, s"] == ["0.5", "n/a"]
+    assert rows["other load, %"] == ["25"]
+    assert lines[-2].startswith("warning: other programs")
     assert lines[-1] == "ratio 1.50 (1.20–2.00)"
     assert "warning" not in describe(replace(made_up(), others=[0.0, 0.01]))
 
@@ -232,11 +232,11 @@ def test_figures_have_spread_and_leave_out_what_is_unknown():
     [
         ("--model lenet6 --device cpu", "lenet6"),
         ("--model lenet5", "--device"),
-        ("--model lenet5 --device gpu", "JAX found cpu; expected a GPU"),
-        ("--model lenet5 --device cpu --batch-size 1", "--batch-size 1; expected at least 2"),
-        ("--model lenet5 --device cpu --blocks 0", "--blocks 0; expected a whole number of at least 1"),
-        ("--model lenet5 --device cpu --seconds 0", "--seconds 0; expected a number greater than 0"),
-        ("--model lenet5 --device cpu --seconds nan", "--seconds nan; expected a number greater than 0"),
+        ("--model lenet5 --device gpu", "JAX found cpu, not a GPU: install"),
+        ("--model lenet5 --device cpu --batch-size 1", "--batch-size is 1: it must be at least 2"),
+        ("--model lenet5 --device cpu --blocks 0", "--blocks is 0: it must be a whole number of at least 1"),
+        ("--model lenet5 --device cpu --seconds 0", "--seconds is 0: it must be a number greater than 0"),
+        ("--model lenet5 --device cpu --seconds nan", "--seconds is nan: it must be a number greater than 0"),
         ("--model lenet5 --device cpu --image-size 4", "conv2: given a 2x2 map"),
     ],
 )
@@ -260,7 +260,7 @@ def test_torch_compile_without_a_compiler(monkeypatch):
 
 def test_pytorch_without_the_gpu_of_jax(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="PyTorch .* found none"):
+    with pytest.raises(UserError, match="PyTorch .* found no GPU"):
         torch_side.import_torch("gpu")
 
 

@@ -1,4 +1,4 @@
-"""Weights pass between PyTorch's form and ours without loss; what does not fit is told at once."""
+"""Weights convert losslessly between PyTorch's layout and ours; mismatches are reported all at once."""
 
 from typing import Any
 
@@ -124,14 +124,14 @@ def test_ignored_names_may_be_there_and_others_not():
     more = STATE | {"aux1.fc.weight": np.array([np.inf])}
     assert "extra: aux1.fc.weight" in message(more)
     jax.tree.map(np.testing.assert_array_equal, converted(more, ignore=["^aux"]), converted())
-    # What the model does have a place for is taken, whatever is ignored.
+    # Arrays that the model has a place for are used even if `ignore` matches them.
     np.testing.assert_array_equal(converted(ignore=["conv"])["params"]["conv"]["bias"], STATE["conv.bias"])
 
 
-def test_names_for_another_depth_lose_no_array():
+def test_colliding_names_lose_no_array():
     deep = build("mobilenet_v2", args=["depth=2", "width=0.25"])
     like, naming = shapes(deep, (32, 32, 3)), namings(deep)["torchvision"]
-    with pytest.raises(UserError, match="given runs/deep, .* get the same name .*--names plain"):
+    with pytest.raises(UserError, match="of runs/deep get the same name .*: set `names` to plain"):
         to_torch(drawn(like), naming.names, given="runs/deep")
     with pytest.raises(UserError, match="get the same name"):
         from_torch(STATE, like, naming.names)
@@ -167,7 +167,7 @@ def test_flattened_maps_and_round_trip(name, image, maps):
         jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
-def test_source_is_recognised_by_its_names():
+def test_naming_is_recognised():
     model = ResNet(3, blocks=(1, 1), width=4, shortcut="B")
     like = shapes(model, (16, 16, 3))
     paths = list(traverse_util.flatten_dict(like, sep="/"))

@@ -1,4 +1,4 @@
-"""Weights survive the way to disk and back; what is wrong with them is said in one line."""
+"""Weights round-trip through files; problems are reported in one line."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_round_trip_keeps_names_values_shapes_and_types(tmp_path):
 
 
 def test_arrays_in_any_memory_order_and_on_device(tmp_path):
-    transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T  # column-major: its bytes lie in another order
+    transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T  # column-major: bytes in a different order
     bfloat = jnp.array([0.5, -2.0], jnp.bfloat16)
     save_weights(tmp_path / "w.safetensors", {"params": {"t": transposed, "b": bfloat}}, {})
     params = load_weights(tmp_path / "w.safetensors")[0]["params"]
@@ -93,7 +93,7 @@ def test_absent_file(tmp_path):
 
 
 def write_raw(path, dtype: str, content: bytes) -> None:
-    """Writes a file with the one array "x", two numbers of a type that safetensors names `dtype`."""
+    """Writes a file with one array "x" of two numbers; `dtype` is safetensors' name of their type."""
     about = {"dtype": dtype, "shape": [2], "data_offsets": [0, len(content)]}
     header = json.dumps({"x": about}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + content)
@@ -124,7 +124,7 @@ def test_an_array_inside_an_array_is_refused(tmp_path):
     assert "'conv' is an array and holds others" in one_line(error)
 
 
-def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
+def test_check_same_structure_accepts_equal_names_and_shapes_only():
     wanted = jax.eval_shape(lambda: {"params": {"a": jnp.zeros((2, 3)), "deep": {"b": jnp.zeros(())}}})
     a, deep = np.ones((2, 3)), {"b": np.float32(1)}
     for same in (
@@ -132,7 +132,7 @@ def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
         {"params": {"a": a.astype(np.float16), "deep": deep}},
         {"params": {"a": jnp.ones((2, 3), jnp.bfloat16), "deep": {"b": np.float64(1)}}},
     ):
-        check_same_structure(same, wanted)  # raises nothing, while each of the following does
+        check_same_structure(same, wanted)  # does not raise; each of the cases below does
     for other, said in (
         ({"a": a}, "missing: params/deep/b"),
         ({"a": a, "deep": deep, "c": a}, "extra: params/c"),
@@ -147,7 +147,7 @@ def test_match_accepts_the_same_names_and_shapes_and_refuses_any_change():
             check_same_structure({"params": other}, wanted)
 
 
-def test_match_tells_all_differences_in_one_line():
+def test_check_same_structure_reports_all_differences_in_one_line():
     have = {"params": {"a": np.ones((3, 2)), "b": np.array([1.0, np.nan]), "extra": np.ones(1), "ok": np.ones(4)}}
     want = {"params": {"a": np.ones((2, 3)), "b": np.ones(2), "ok": np.ones(4)}, "batch_stats": {"m": np.ones(1)}}
     with pytest.raises(UserError) as error:
@@ -161,6 +161,6 @@ def test_match_tells_all_differences_in_one_line():
     assert message.startswith("cannot use w.safetensors as lenet5: ")
 
 
-def test_match_counts_what_it_does_not_name():
+def test_check_same_structure_counts_the_names_it_omits():
     with pytest.raises(UserError, match=r"missing: p/00, .*, p/11 and 18 more;"):
         check_same_structure({}, {"p": {f"{i:02}": np.ones(1) for i in range(30)}})

@@ -1,7 +1,7 @@
-"""Each of our arrays has one of timm's names, of as many numbers, and no name is left over. None of it needs timm.
+"""Our arrays and timm's state dicts match one to one in name and size. Does not need timm.
 
-`timm_names/MODEL.txt` lists the state dict of timm's MODEL without its counters: on each line names, with alternatives
-in braces, and the shape that all of them have.
+`timm_names/MODEL.txt` lists the state dict of timm's MODEL without its counters: each line has names, with
+alternatives in braces, and the shape they share.
 """
 
 import itertools
@@ -23,7 +23,7 @@ LISTED = sorted(path.stem for path in (TESTS / "timm_names").glob("*.txt"))
 
 
 def timm_shapes(model: str) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of a list of `timm_names`."""
+    """Shapes by name from `timm_names/MODEL.txt`."""
     found: dict[str, tuple[int, ...]] = {}
     for line in (TESTS / "timm_names" / f"{model}.txt").read_text().splitlines():
         names, shape = line.split()
@@ -47,12 +47,12 @@ def test_our_names_for_timm_are_timms(model):
     naming = namings(ARCHITECTURES[model]())["timm"]
     ours = our_sizes(model)
     named = {torch_name(path, naming.names): size for path, size in ours.items()}
-    assert len(named) == len(ours), "two of our arrays have one name"
+    assert len(named) == len(ours), "two of our arrays share a name"
     assert named == {name: math.prod(shape) for name, shape in timm_shapes(model).items()}
 
 
 def test_every_family_that_timm_has_is_listed():
-    without = {"alexnet", "googlenet"}  # timm has no such networks
+    without = {"alexnet", "googlenet"}  # not in timm
     for name, make in ARCHITECTURES.items():
         assert ("timm" in namings(make())) == (name not in without), name
     families = {type(ARCHITECTURES[name]()) for name in LISTED}
@@ -60,7 +60,7 @@ def test_every_family_that_timm_has_is_listed():
 
 
 @pytest.mark.parametrize("model", ["vgg16", "mobilenetv2_100", "efficientnet_b0", "convnext_tiny"])
-def test_timms_names_are_recognised_where_they_are_others_than_torchvisions(model):
+def test_timms_names_are_recognised_where_they_differ_from_torchvisions(model):
     network, paths, state = ARCHITECTURES[model](), list(our_sizes(model)), timm_shapes(model)
     names = recognise(network, paths, state).names
     assert {torch_name(path, names) for path in paths} == set(state)

@@ -1,4 +1,4 @@
-"""Every model of the list: the published numbers, and the contract of a model. Traced; `test_miniatures` computes."""
+"""Published counts and the model contract for every listed model, by tracing; `test_miniatures` checks values."""
 
 import inspect
 import os
@@ -19,8 +19,8 @@ from cnn_jax.models import MODELS, build, default_input_shape
 from cnn_jax.models.catalogue import SOURCES, read_table
 from cnn_jax.optim.optimizers import decay_mask
 
-# Sources: the papers' own numbers where they give any, the tables of torchvision and timm for what they publish weights
-# of; the tests of each family count some of them by hand.
+# Sources: the papers where they give counts, else the tables of torchvision and timm for the weights they publish. The
+# tests of each family count some of them by hand.
 PARAMETERS = {
     "softmax_regression": 7_850,
     "mlp": 648_010,
@@ -95,7 +95,7 @@ PARAMETERS = {
     "conv_autoencoder": 14_217,
 }
 WITHOUT_HEADS = {"googlenet": 6_998_552, "googlenet_torchvision": 6_624_904, "inception_v3": 23_834_568}
-# torchvision's published GMAC for the images of the list, rounded by it to 1e-3.
+# torchvision's published GMAC for the listed image sizes, rounded to 1e-3.
 GMAC = {
     "resnet18": 1.814,
     "resnet34": 3.664,
@@ -116,7 +116,7 @@ GMAC = {
     "convnext_small": 8.684,
     "convnext_base": 15.355,
 }
-DEEP = "preact_resnet1001"  # a minute to trace; it is preact_resnet164 with more blocks
+DEEP = "preact_resnet1001"  # takes a minute to trace; it is preact_resnet164 with more blocks
 NAMES = [name for name in MODELS if name != DEEP]
 CLASSIFIERS = [name for name in NAMES if hasattr(build(name), "num_classes")]
 CLASSES, BATCH = 7, 2
@@ -128,12 +128,12 @@ def rows() -> dict[str, dict[str, str]]:
 
 
 class Published(NamedTuple):
-    """What one trace of a model as published tells.
+    """Results of tracing a published model.
 
     Attributes:
-        row: its line of the list.
-        leaves: shapes of its variables, by path.
-        initializers: what its parameters start as, by path.
+        row: its row of the model table.
+        leaves: shapes of its variables by path.
+        initializers: descriptions of its parameters' initialisers by path.
     """
 
     row: dict[str, str]
@@ -164,19 +164,19 @@ def published(name: str) -> Published:
 
 
 def other(name: str, **fields: Any) -> nn.Module:
-    """A model with another number of classes."""
+    """The model with a different number of classes."""
     return build(name, CLASSES).clone(**fields)
 
 
 def other_images(name: str) -> jax.ShapeDtypeStruct:
-    """Images of another size."""
+    """Images of a different size."""
     height, width, channels = default_input_shape(name)
     return jax.ShapeDtypeStruct((BATCH, height + 32, width + 32, channels), jnp.float32)
 
 
 @cache
 def other_variables(name: str) -> Any:
-    """Those of `other` for `other_images`, its blocks rematerialised if it can."""
+    """Variables of `other` for `other_images`, with rematerialised blocks where the model has them."""
     fields = {"remat": True} if hasattr(build(name), "remat") else {}
     return shapes(other(name, **fields), *other_images(name).shape[1:])
 
@@ -187,8 +187,8 @@ def test_every_model_has_a_source_and_a_golden_file():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_list_is_what_the_code_makes(name):
-    assert published(name).row == rows()[name], "write it anew: python -m cnn_jax models --measure"
+def test_table_matches_the_code(name):
+    assert published(name).row == rows()[name], "regenerate it: python -m cnn_jax models --measure"
 
 
 def test_parameters_and_flops_are_the_published_ones():
@@ -206,9 +206,9 @@ def test_activation_and_initialiser_of_every_model_are_arguments():
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_training_reads_every_parameter_and_moves_every_statistic(name):
-    """The loss depends, differentiably, on all parameters, and all statistics on the images.
+    """The loss depends differentiably on every parameter, and every statistic on the images.
 
-    On plain blocks with the variables of rematerialised ones: they are the same.
+    Traces plain blocks with the variables of rematerialised ones, which are the same.
     """
     variables, x = other_variables(name), other_images(name)
     rest = {kind: tree for kind, tree in variables.items() if kind != "params"}
@@ -223,12 +223,12 @@ def test_training_reads_every_parameter_and_moves_every_statistic(name):
     assert [path for path, yes in by_path(read).items() if not yes] == []
     assert jax.tree.structure(moved) == jax.tree.structure(rest.get("batch_stats", {}))
     still = [path for path, mask in by_path(moved).items() if not mask & 1]
-    # The whitening of the speed records is set before training.
+    # The whitening of the speednets is set before training.
     assert still == (["whiten/kernel"] if name.startswith("speednet") else [])
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_evaluation_shows_the_stages_in_either_type_and_moves_no_statistic(name):
+def test_bfloat16_evaluation_records_the_stages_and_moves_no_statistic(name):
     model = other(name, dtype=jnp.bfloat16)
 
     def evaluate(variables: Any, x: jax.Array) -> Any:
@@ -252,17 +252,17 @@ def test_number_of_classes_is_that_of_the_classifiers(name):
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_size_and_classes_change_nothing_but_the_classifiers(name):
+def test_image_size_and_classes_change_the_classifiers_only(name):
     before = {path: leaf for path, leaf in published(name).leaves.items() if path.startswith("params/")}
     after = by_path({"params": other_variables(name)["params"]})
     assert after.keys() == before.keys()
     heads = {path for path, leaf in after.items() if leaf.shape != before[path].shape}
-    # The classifiers, and the layer that reads a flattened map.
+    # Only classifiers and layers that read a flattened map may change.
     assert all("output" in path or path.endswith("kernel") for path in heads), heads
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_tree_of_variables_is_the_golden_one(name):
+def test_tree_of_variables_matches_the_golden_file(name):
     lines = golden_lines(deep() if name == DEEP else published(name))
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN") == "1":
@@ -270,9 +270,9 @@ def test_tree_of_variables_is_the_golden_one(name):
     known = golden.read_text().splitlines(keepends=True) if golden.exists() else []
     gone, new = [line for line in known if line not in lines], [line for line in lines if line not in known]
     assert known == lines, (
-        f"the variables of {name} changed: saved weights of the old form no longer load, or start otherwise.\n"
+        f"the variables of {name} changed: saved weights no longer load, or initial values differ.\n"
         f"gone:\n{''.join(gone)}new:\n{''.join(new)}"
-        f"If that is meant, write {golden.name} anew with UPDATE_GOLDEN=1 and say so in the changelog."
+        f"If that is intended, regenerate {golden.name} with UPDATE_GOLDEN=1 and note it in the changelog."
     )
 
 
@@ -284,7 +284,7 @@ def test_preact_resnet1001_is_preact_resnet164_with_more_blocks():
 
 
 def deep() -> Published:
-    """What a trace of preact_resnet1001 would tell, the additional blocks being like the last ones."""
+    """Derives the trace of preact_resnet1001: its extra blocks are like the last ones of preact_resnet164."""
     row, *trees = published("preact_resnet164")
     leaves, initializers = (
         {path.replace("_block18/", f"_block{i}/"): leaf for i in range(18, 112) for path, leaf in tree.items()}
@@ -296,7 +296,7 @@ def deep() -> Published:
 def golden_lines(model: Published) -> list[str]:
     """Path, shape, decay flag and initialiser of each parameter; path and shape of each statistic.
 
-    Layers whose names differ in the last number alone share the lines of what they have alike: "stage1_block2-18/…".
+    Layers whose names differ only in the last number share lines where they agree: "stage1_block2-18/…".
     """
     decayed = decay_mask({path: leaf for path, leaf in model.leaves.items() if path.startswith("params/")})
     numbers: dict[tuple[str, str], list[str]] = {}
@@ -311,7 +311,7 @@ def golden_lines(model: Published) -> list[str]:
 
 
 def ranges(numbers: Iterable[str]) -> str:
-    """Numbers as 1-3,5."""
+    """Formats numbers as ranges, such as "1-3,5"."""
     runs: list[list[int]] = []
     for number in sorted(map(int, filter(None, numbers))):
         if runs and runs[-1][-1] == number - 1:
@@ -322,11 +322,11 @@ def ranges(numbers: Iterable[str]) -> str:
 
 
 def described(init: Callable[..., Any]) -> str:
-    """Name of an initialiser with the numbers it was made with."""
+    """Name of an initialiser with its numeric arguments."""
     name = getattr(init, "__qualname__", type(init).__name__).split(".")[0]
     try:
         inner = inspect.getclosurevars(init).nonlocals
-    except TypeError:  # a partial
+    except TypeError:  # a functools.partial
         inner = {}
     told = {k: v for k, v in inner.items() if isinstance(v, int | float | str) and k in _TOLD}
     return f"{name}({','.join(f'{k}={told[k]:.4g}' if isinstance(told[k], float) else f'{k}={told[k]}' for k in told)})"

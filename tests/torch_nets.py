@@ -1,7 +1,7 @@
-"""Reference networks in PyTorch: with the same random weights, ours must compute the same.
+"""Reference networks in PyTorch: with the same random weights, ours must compute the same values.
 
-A parity test describes its networks as `CASES`, a `Case` each, and asserts `compare(case) < TOLERANCE`;
-`python -m benchmarks.parity` makes a table of all of them.
+A parity test lists its networks in `CASES` and asserts that `compare(case).worst() < TOLERANCE`;
+`python -m benchmarks.parity` tabulates them all.
 """
 
 import importlib
@@ -24,16 +24,16 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """A network of ours, and PyTorch's form of it.
+    """One of our networks and its PyTorch counterpart.
 
     Attributes:
-        model: ours: a name for `build`, or a module.
-        net: makes PyTorch's, with any weights.
-        names: the naming of its weights.
-        stages: our stage → the module of PyTorch's whose output it is; "MODULE:input" takes what a module reads. All
-            stages that our network records, or `compare` refuses.
-        image: (height, width, channels) of the random images; the batch is 2.
-        ignore: PyTorch's names that ours does not have, as for `from_torch`.
+        model: our network, as a name for `build` or a module.
+        net: makes PyTorch's network, with any weights.
+        names: maps our paths to PyTorch's names.
+        stages: PyTorch module whose output is each of our stages; "MODULE:input" means the module's input. Must have
+            all stages that our network records.
+        image: (height, width, channels) of the random images; the batch size is 2.
+        ignore: patterns of PyTorch's names to ignore, as in `from_torch`.
     """
 
     model: str | nn.Module
@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest differences from PyTorch, each relative to the largest absolute value of PyTorch's own."""
+    """Largest absolute differences from PyTorch, each divided by PyTorch's largest absolute value."""
 
     logits: float
     stages: dict[str, float]
@@ -56,7 +56,7 @@ class Errors:
 
 
 def torchvision() -> Any:
-    """Imports torchvision, without its compiled operations where these do not load; the models need none of them.
+    """Imports torchvision, if need be without its compiled operations, which the models do not need.
 
     Raises:
         unittest.SkipTest: PyTorch or torchvision is absent (pytest skips the test).
@@ -66,13 +66,13 @@ def torchvision() -> Any:
         return importlib.import_module("torchvision")
     except ModuleNotFoundError as error:
         raise SkipTest(f"needs {error.name}") from error
-    except RuntimeError:  # "operator torchvision::nms does not exist": built for CUDA, or for another PyTorch
+    except RuntimeError:  # "operator torchvision::nms does not exist": built for CUDA or another PyTorch
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)  # a library that is freed takes its operators along
+        _LIBRARIES.append(library)  # freeing a library removes its operators
         return importlib.import_module("torchvision")
 
 
@@ -80,9 +80,10 @@ _LIBRARIES: list[Any] = []
 
 
 def randomise(net: Any, seed: int = 0) -> Any:
-    """Gives every weight and every statistic of a PyTorch network a value that would show if it were mixed up.
+    """Draws every weight and statistic of a PyTorch network at random, so that any mix-up shows.
 
-    Kernels are He-normal; scales, variances between 0.5 and 1.5; biases and means normal with deviation 0.1.
+    Kernels are He-normal; scales and variances are between 0.5 and 1.5; biases and means are normal with standard
+    deviation 0.1.
     """
     torch: Any = importlib.import_module("torch")
     numbers = np.random.default_rng(seed)
@@ -106,12 +107,12 @@ def numpy_state(net: Any) -> dict[str, np.ndarray]:
 
 
 def shapes(model: nn.Module, image: tuple[int, int, int]) -> Any:
-    """The variables of a model of ours, as shapes."""
+    """Shapes of the variables of one of our models."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image)), train=False))
 
 
 def compare(case: Case, seed: int = 0) -> Errors:
-    """Converts PyTorch's random weights and evaluates both networks on the same two random images, in every stage."""
+    """Converts random PyTorch weights, runs both networks on the same two random images and compares every stage."""
     model = build(case.model) if isinstance(case.model, str) else case.model
     net = randomise(case.net(), seed)
     variables = from_torch(
@@ -132,19 +133,19 @@ def compare(case: Case, seed: int = 0) -> Errors:
 
 
 def check_stages(compared: Iterable[str], recorded: Iterable[str]) -> None:
-    """Refuses a comparison that leaves out a stage that our network records, or names one that it does not."""
+    """Asserts that the compared stages are exactly those that our network records."""
     left_out, absent = set(recorded) - set(compared), set(compared) - set(recorded)
     assert not left_out, f"not compared: {sorted(left_out)}"
     assert not absent, f"not recorded: {sorted(absent)}"
 
 
 def _evaluate(net: Any, x_BxHxWxC: np.ndarray, modules: set[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits, and by name what modules put out (or read), channels last."""
+    """Returns PyTorch's logits and the named modules' outputs (or inputs), channels last."""
     torch: Any = importlib.import_module("torch")
     seen: dict[str, np.ndarray] = {}
 
     def keep(name: str, tensor: Any) -> None:
-        # Copied at once, since an activation after it may work in place; a module called twice counts the first time.
+        # Copied at once, since a later activation may work in place; a module called twice keeps its first output.
         seen.setdefault(name, np.array(tensor.detach().permute(0, *range(2, tensor.ndim), 1).numpy()))
 
     for name in modules:
@@ -162,7 +163,7 @@ def _relative(ours: Any, theirs: np.ndarray) -> float:
     ours = np.asarray(ours)
     if ours.shape != theirs.shape:
         assert ours.size == theirs.size, f"ours is {ours.shape}, PyTorch's {theirs.shape}"
-        theirs = theirs.reshape(ours.shape)  # (B, 1, 1, C) and (B, C)
+        theirs = theirs.reshape(ours.shape)  # (B, 1, 1, C) to (B, C)
     scale = float(np.abs(theirs).max())
     assert 0 < scale < np.inf
     return float(np.abs(ours - theirs).max()) / scale

@@ -1,9 +1,9 @@
-"""How much better several trained networks are together: each member, their mean, and the committee of the first k.
+"""Averages the predictions of several trained networks, and compares each member with the committee of the first k.
 
 python -m cnn_jax committee runs/mnist_lenet5-*
 python -m cnn_jax committee runs/seven --split validation --views flip shift --csv committee.csv --plot committee.png
 
-A run of several members counts as so many networks. The runs must have the same classes and read the same images.
+A run with several members counts as that many networks. All runs must have the same classes and read the same images.
 """
 
 import argparse
@@ -17,10 +17,14 @@ from cnn_jax.commands.parser import ArgumentParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the arguments, evaluates every member once, prints a table.
+    """Evaluates every member once and prints a table; writes CSV and a plot if asked.
+
+    Args:
+        argv: arguments; default: those of the command line.
 
     Raises:
-        UserError: no finished run, runs that do not belong together, an unknown split or view.
+        UserError: a run is not finished or does not match the others, the split or a view is unknown, or a file cannot
+            be written.
     """
     arguments = _parse(argv)
     from cnn_jax.runs.committee import committee_table, draw  # imports JAX
@@ -71,6 +75,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
     )
-    parser.add_argument("--csv", metavar="FILE", help="write the table there")
-    parser.add_argument("--plot", metavar="FILE", help="draw error against number of networks there (PNG)")
+    parser.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
+    parser.add_argument("--plot", metavar="FILE", help="plot error against number of networks (PNG)")
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Data sets on the command line: `python -m cnn_jax data prepare mnist`, `list`, `show digits`, `export digits`."""
+"""Prepares, lists, shows and exports data sets: `python -m cnn_jax data prepare mnist`, `… show digits`."""
 
 import io
 import logging
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the arguments (default: those of the command line), and does what they say.
+    """Runs the sub-command in the arguments (default: those of the command line).
 
     Raises:
-        UserError: wrong arguments, a data set that is unknown or cannot be had, or a file that cannot be written.
+        UserError: wrong arguments, an unknown or unavailable data set, or a file that cannot be written.
     """
     options = _parser().parse_args(arguments)
-    from cnn_jax.data import open_source  # these are slow to import
+    from cnn_jax.data import open_source  # slow to import
     from cnn_jax.data.pictures import draw_grid, export, list_datasets
     from cnn_jax.data.prepare import prepare
 
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # our own error says once what it says at every retry
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at every retry; our error says it once
     match options.command:
         case "prepare":
             print(f"prepared in {prepare(options.dataset, options.data_dir, options.manual_dir)}")
@@ -44,29 +44,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         case "export":
             source = open_source(options.dataset, options.split, data_dir=options.data_dir)
             export(source, Path(options.output))
-            print(f"{source.name} {source.split}: {len(source)} images in {options.output}, one sub-folder a class")
+            print(f"{source.name} {source.split}: {len(source)} images in {options.output}, one subfolder per class")
 
 
 def _parser() -> ArgumentParser:
     data_dir = ArgumentParser(add_help=False)
-    data_dir.add_argument("--data-dir", help="folder of TFDS sets (else TFDS_DATA_DIR, else ~/tensorflow_datasets)")
+    data_dir.add_argument("--data-dir", help="folder of TFDS sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)")
     parser = ArgumentParser(prog="python -m cnn_jax data", description="Prepare, list and look at data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    command = commands.add_parser("prepare", parents=[data_dir], help="download a TFDS set and prepare it for reading")
-    command.add_argument("dataset", help="its name in TFDS, such as mnist or cifar10")
+    command = commands.add_parser("prepare", parents=[data_dir], help="download and prepare a TFDS data set")
+    command.add_argument("dataset", help="name in TFDS, such as mnist or cifar10")
     command.add_argument("--manual-dir", help="take the original archives from this folder instead of downloading")
 
-    commands.add_parser("list", parents=[data_dir], help="list the data sets that can be used now")
+    commands.add_parser("list", parents=[data_dir], help="list the data sets available on this machine")
 
-    command = commands.add_parser("show", parents=[data_dir], help="draw the first 64 examples with their labels")
+    command = commands.add_parser("show", parents=[data_dir], help="draw the first 64 images with their labels")
     command.add_argument("dataset", help="such as digits, mnist, folder:PATH or xo")
     command.add_argument("--split", default="train", help="such as test or train[90%%:] (default: train)")
     command.add_argument("--image-size", type=int, help="height and width in pixels")
-    command.add_argument("--channels", type=int, choices=(1, 3), help="grey or colour (default: as they are)")
+    command.add_argument("--channels", type=int, choices=(1, 3), help="1 for grey, 3 for colour (default: as they are)")
     command.add_argument("--output", default="grid.png", help="image file to write (default: grid.png)")
 
-    command = commands.add_parser("export", parents=[data_dir], help="write examples as PNG files, a folder a class")
+    command = commands.add_parser("export", parents=[data_dir], help="write images as PNG files, one folder per class")
     command.add_argument("dataset", help="such as digits, mnist or xo")
     command.add_argument("--split", default="test", help="such as test or train[:100] (default: test)")
     command.add_argument("--output", required=True, help="folder to write into")
@@ -78,7 +78,7 @@ def _save(image: "Image.Image", path: str) -> None:
 
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
-        raise UserError(f"given --output {path}, of no known kind of image; expected an image file; write grid.png")
+        raise UserError(f"--output {path} is not an image format that can be written: name a file such as grid.png")
     data = io.BytesIO()
     image.save(data, kind)
     write_output("--output", path, data.getvalue())

@@ -1,4 +1,4 @@
-"""How good a trained model is on a split of its own data set, or on another set with the same classes.
+"""Evaluates finished runs on a split of their own data set, or on another data set with the same classes.
 
 python -m cnn_jax evaluate runs/mnist_lenet5
 python -m cnn_jax evaluate runs/mnist_* --split validation --json scores.json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     pass
 
 
-# measure → heading
+# measure → column heading
 COLUMNS = {
     "count": "images",
     "accuracy": "accuracy",
@@ -31,11 +31,14 @@ COLUMNS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the arguments, evaluates every run, prints a table.
+    """Evaluates every run and prints a table, or JSON.
+
+    Args:
+        argv: arguments; default: those of the command line.
 
     Raises:
-        UserError: no finished run, an unknown data set or split, images or classes that are not the run's, or a file
-            that cannot be written.
+        UserError: a run is not finished, the data set or split is unknown, its images or classes do not match the run,
+            or a file cannot be written.
     """
     arguments = _parse(argv)
     from cnn_jax.runs.evaluate import evaluate  # imports JAX
@@ -71,16 +74,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--split", default="test", help="train, validation or test of the run, or such as test[:1000] (default: test)"
     )
     parser.add_argument("--dataset", help="another data set with the run's classes (default: the run's own)")
-    parser.add_argument("--data-dir", help="folder of TFDS sets (default: as in the run)")
+    parser.add_argument("--data-dir", help="folder of TFDS data sets (default: as in the run)")
     parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
-    parser.add_argument("--batch-size", type=positive, help="images a forward pass (default: as in the run)")
-    parser.add_argument(
-        "--skip-bad-images", action="store_true", help="leave out images of a folder that cannot be read"
-    )
+    parser.add_argument("--batch-size", type=positive, help="images per forward pass (default: as in the run)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="skip images of a folder that cannot be read")
     parser.add_argument(
         "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the scores of all runs there too")
+    parser.add_argument("--json", metavar="FILE", help="also write JSON; - prints it instead of the table")
     return parser.parse_args(argv)
 
 
@@ -95,7 +96,7 @@ def _print(scores: Sequence[dict[str, Any]]) -> None:
     for row in scores:
         cells = [row["run"], f"{row['dataset']} {row['split']}", *(_cell(name, row) for name in shown)]
         table.add_row(*map(Text, cells))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no edge
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # do not wrap in a file
 
 
 def _cell(name: str, row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command line of an experiment: what every file in `experiments/` calls.
+"""The command line shared by all files in `experiments/`.
 
 JAX is imported only once the arguments are valid, so that `--help` and most errors answer at once.
 """
@@ -17,7 +17,7 @@ from cnn_jax.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Start:
-    """Where the defaults of the flags below come from."""
+    """Where the defaults of all other flags come from."""
 
     config: str | None = None
     """config.json of a run to repeat."""
@@ -35,7 +35,7 @@ class _Arguments:
 
 
 def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = None) -> None:
-    """Parses the command line of an experiment and trains. Exits with code 2 on a user's mistake.
+    """Parses the command line of an experiment and trains. A user's mistake exits with code 2.
 
     Args:
         config: defaults of the experiment.
@@ -55,11 +55,11 @@ def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = 
 
 
 def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Mapping[str, Config] = {}) -> Config:
-    """Turns arguments into a config: the preset or saved config first, then the flags.
+    """Turns arguments into a config: flags override a preset or saved config, which overrides `base`.
 
     Raises:
-        UserError: an unknown preset, an unreadable saved config, or a value that no run can have.
-        SystemExit: tyro has printed the help (code 0) or what is wrong with a flag (code 2).
+        UserError: an unknown preset, an unreadable saved config, or an invalid value.
+        SystemExit: tyro has printed the help (code 0) or an error about a flag (code 2).
     """
     argv = _plain_switches(argv)
     prog = f"python -m experiments.{base.experiment}"
@@ -89,7 +89,7 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
 
 
 def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, presets: Mapping[str, Config]) -> Any:
-    import tyro  # 0.1 s, which the commands without a config are spared
+    import tyro  # takes 0.1 s, which commands without a config need not pay
 
     default = _Arguments(Start(), base.data, base.model, base.optim, base.train)
     names = f"\n\nPresets: {', '.join(presets)}." if presets else ""
@@ -103,7 +103,7 @@ def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, preset
 
 
 def _plain_switches(argv: Sequence[str]) -> list[str]:
-    """Rewrites boolean flags with a value, which tyro does not take, as `--name` or `--no-name`.
+    """Rewrites boolean flags with a value, which tyro does not accept, as `--name` or `--no-name`.
 
     >>> _plain_switches(["--fresh=False", "--deterministic", "true", "--decay-all", "--seed", "1"])
     ['--no-fresh', '--deterministic', '--decay-all', '--seed', '1']
@@ -130,7 +130,7 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 def _peek(argv: Sequence[str], flag: str) -> str | None:
-    """Value of a flag that decides the defaults of all others (the last one given, as in tyro)."""
+    """Finds the value of a flag that determines the defaults of the others. The last one wins, as in tyro."""
     value = None
     for i, word in enumerate(argv):
         if word == flag and i + 1 < len(argv) and not argv[i + 1].startswith("--"):
@@ -145,17 +145,17 @@ def _given(argv: Sequence[str], flag: str) -> bool:
 
 
 def _follow(config: Config, base: Config, argv: Sequence[str], workdir: str) -> Config:
-    """Drops the experiment's defaults that make no sense with the flags given, and refuses flags that exclude others.
+    """Drops defaults of the experiment that do not fit the given flags, and rejects flags that exclude each other.
 
     Args:
-        config: what the flags say, over `base`.
+        config: `base` with the flags applied.
         base: the experiment's defaults.
-        argv: tells a default from a flag with the same value.
-        workdir: the run folder if none is given.
+        argv: distinguishes a default from a flag with the same value.
+        workdir: the default run folder.
     """
     changes: dict[str, Any] = {}
     if config.optim.optimizer != base.optim.optimizer:
-        # Rate and arguments were tuned for the experiment's own optimizer; another starts from its paper's.
+        # Rate and arguments were tuned for the experiment's own optimizer; another uses those of its paper.
         if not _given(argv, "--learning-rate"):
             changes["learning_rate"] = None
         if not _given(argv, "--optimizer-args"):
@@ -165,7 +165,7 @@ def _follow(config: Config, base: Config, argv: Sequence[str], workdir: str) -> 
     if config.optim.schedule != base.optim.schedule and not _given(argv, "--schedule-args"):
         changes["schedule_args"] = ()
     family, _, argument = config.data.dataset.partition(":")
-    if family == "synthetic" or (family == "xo" and "size=" in argument):  # the name says the size
+    if family == "synthetic" or (family == "xo" and "size=" in argument):  # the name includes the size
         if not _given(argv, "--image-size"):
             changes["image_size"] = None
     if config.data.dataset != base.data.dataset:

@@ -3,7 +3,7 @@
 python -m cnn_jax models
 python -m cnn_jax models vgg16 --input 224x224x3
 
-The list is read from a table that ships with the package; `--measure` computes it anew (a minute) and writes it there.
+The list is read from a table in the package; `--measure` recomputes that table, which takes about a minute.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from cnn_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints what the arguments ask for.
+    """Prints the list of models, or the layers of one.
 
     Raises:
-        UserError: an argument is wrong.
+        UserError: an unknown model or a wrong argument.
     """
     parser = ArgumentParser(
         prog="python -m cnn_jax models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -26,10 +26,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--input", help="image size, such as 32x32x3; default: the published one")
     parser.add_argument("--classes", type=int, help="number of classes; default: the published one")
     parser.add_argument("--model-args", nargs="*", default=[], metavar="KEY=VALUE", help="such as shortcut=B")
-    parser.add_argument("--measure", action="store_true", help="compute the list anew")
+    parser.add_argument("--measure", action="store_true", help="recompute the list")
     arguments = parser.parse_args(argv)
     if arguments.name is None and (arguments.input or arguments.classes is not None or arguments.model_args):
-        raise UserError("these options are of one model: add its NAME; see python -m cnn_jax models --help")
+        raise UserError("these options need a model: add its NAME (see python -m cnn_jax models --help)")
     from cnn_jax.inspect.tables import measure_all, model_list, model_table  # imports JAX
 
     if arguments.measure:

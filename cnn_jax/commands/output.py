@@ -1,4 +1,4 @@
-"""Writes what a command has found, to a file or to stdout."""
+"""Writes the output of a command to a file or to stdout."""
 
 import sys
 from pathlib import Path
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     pass
 
 
-def write_output(flag: str, name: str, found: str | bytes) -> None:
-    """Writes what a command has found to the file `name`, whole or not at all; "-" is stdout.
+def write_output(flag: str, name: str, content: str | bytes) -> None:
+    """Writes `content` to the file `name`, atomically; "-" is stdout.
 
     Args:
-        flag: the option that the name was given for, for the error.
+        flag: the option that took `name`, for the error.
         name: a file, which is replaced, or a device or pipe, which is written to.
-        found: all of it; text is written as UTF-8.
+        content: text is written as UTF-8.
 
     Raises:
-        UserError: naming the file and the reason, when it cannot be written.
+        UserError: the file cannot be written; names it and the reason.
     """
     path = Path(name)
     try:
-        data = found.encode() if isinstance(found, str) else found
+        data = content.encode() if isinstance(content, str) else content
         if name == "-":
             sys.stdout.flush()
             sys.stdout.buffer.write(data)
@@ -32,11 +32,9 @@ def write_output(flag: str, name: str, found: str | bytes) -> None:
         elif path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            write_bytes(path.resolve(), data)  # resolved: a link stays one
+            write_bytes(path.resolve(), data)  # resolved, so that a symbolic link is kept
     except BrokenPipeError:
-        raise  # the reader of stdout or of a pipe has seen enough
+        raise  # the reader has exited; see `guard`
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is, or would be, no UTF-8 text"
-        raise UserError(
-            f"given {flag} {name}, which cannot be written ({reason}); expected a place with room; choose another"
-        ) from error
+        reason = getattr(error, "strerror", None) or "not valid UTF-8"
+        raise UserError(f"{flag} {name} cannot be written ({reason}): choose another file") from error

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the arguments, predicts, and writes tables.
+    """Predicts for every image and prints a table, or writes CSV, JSON and pictures.
+
+    Args:
+        argv: arguments; default: those of the command line.
 
     Raises:
-        UserError: no finished run, no images, images that cannot be read (all of these are named), or a file that
-            cannot be written.
+        UserError: the run is not finished, there are no images, images cannot be read (all of these are named), or a
+            file cannot be written.
     """
     arguments = _parse(argv)
     from cnn_jax.runs.predict import find_images, predict  # imports JAX
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_csv(found: Sequence["Prediction"], file: TextIO) -> None:
-    """Writes a line for each image and guess: image, rank from 1, and the task's columns, such as class."""
+    """Writes a line for each image and prediction: image, rank from 1, and the task's columns, such as class."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("image", "rank", *found[0].rows[0]))
     for prediction in found:
@@ -68,20 +71,20 @@ def write_json(found: Sequence["Prediction"], file: TextIO) -> None:
 
 
 def write_pictures(found: Sequence["Prediction"], folder: str) -> None:
-    """Writes the pictures of tasks whose outputs are images as NAME.png.
+    """Writes the outputs of a task that outputs images, as NUMBER-NAME.png.
 
     Raises:
-        UserError: the outputs are no images, or a file cannot be written.
+        UserError: the task's outputs are not images, or a file cannot be written.
     """
     from cnn_jax.report.figures import image_png
 
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--pictures {folder} cannot be made ({error.strerror}): name another folder") from error
+        raise UserError(f"--pictures {folder} cannot be created ({error.strerror}): choose another folder") from error
     for number, prediction in enumerate(found):
         if prediction.picture is None:
-            raise UserError("the outputs of this run are no images: leave --pictures out")
+            raise UserError("the outputs of this run are not images: leave out --pictures")
         name = f"{number:05d}-{prediction.image.stem}.png"
         write_output("--pictures", str(Path(folder) / name), image_png(prediction.picture))
 
@@ -91,13 +94,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m cnn_jax predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders that are searched for them")
-    parser.add_argument("--top", type=positive, default=5, help="classes shown for each image (default: 5)")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders to search for them")
+    parser.add_argument("--top", type=positive, default=5, help="predictions shown per image (default: 5)")
     parser.add_argument("--csv", metavar="FILE", help="write CSV; - for stdout")
     parser.add_argument("--json", metavar="FILE", help="write JSON; - for stdout")
-    parser.add_argument("--pictures", metavar="FOLDER", help="write the images that an auto-encoder makes there")
-    parser.add_argument("--batch-size", type=positive, default=256, help="images a forward pass (default: 256)")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--pictures", metavar="FOLDER", help="write the images reconstructed by an auto-encoder")
+    parser.add_argument("--batch-size", type=positive, default=256, help="images per forward pass (default: 256)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="skip images that cannot be read")
     return parser.parse_args(argv)
 
 
@@ -111,7 +114,7 @@ def _print(found: Sequence["Prediction"]) -> None:
         for rank, row in enumerate(prediction.rows):
             cells = (_cell(name, value) for name, value in row.items())
             table.add_row(*map(Text, ("" if rank else str(prediction.image), *cells)))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no edge
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # do not wrap in a file
 
 
 def _cell(name: str, value: Any) -> str:

@@ -1,10 +1,10 @@
-"""Results as data: runs become rows of a CSV file, and CSV files the tables of the README.
+"""Collects finished runs in CSV files, and turns CSV files into Markdown tables.
 
     python -m cnn_jax results collect runs/mnist_lenet5-* --output results/mnist.csv
     python -m cnn_jax results table results/*.csv
     python -m cnn_jax results readme docs/results.md results/*.csv
 
-Runs that differ in nothing but their seed are one row: mean and standard deviation over the seeds.
+Runs that differ only in their seed share a row: mean and standard deviation over the seeds.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from cnn_jax.runs.results import collect, models_table, read_rows, table, with_s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the arguments and does what they ask.
+    """Runs the sub-command in the arguments (default: those of the command line).
 
     Raises:
-        UserError: an unfinished run, the same run twice, a CSV file of another kind, a README without markers.
+        UserError: an unfinished run, the same run twice, a CSV file with other columns, or a page without markers.
     """
     arguments = _parse(argv)
     match arguments.action:
@@ -44,12 +44,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m cnn_jax results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    collecting = actions.add_parser("collect", help="write a CSV file of runs")
+    collecting = actions.add_parser("collect", help="write runs to a CSV file")
     collecting.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
     collecting.add_argument("--output", metavar="FILE", required=True, help="the CSV file; an existing one is replaced")
     printing = actions.add_parser("table", help="print CSV files as a Markdown table")
     printing.add_argument("csv", metavar="CSV", nargs="+")
-    filling = actions.add_parser("readme", help="put the tables between their markers")
+    filling = actions.add_parser("readme", help="replace the tables between the markers of a Markdown page")
     filling.add_argument("readme", metavar="README")
     filling.add_argument("csv", metavar="CSV", nargs="+")
     return parser.parse_args(argv)

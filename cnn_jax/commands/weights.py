@@ -1,4 +1,4 @@
-"""Lists torchvision's public weights, or writes the weights of a run for PyTorch.
+"""Lists torchvision's public weights, or exports the weights of a run for PyTorch.
 
 python -m cnn_jax weights list
 python -m cnn_jax weights export runs/digits_lenet5 lenet5.safetensors
@@ -11,10 +11,10 @@ from cnn_jax.commands.parser import ArgumentParser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Does what the arguments ask for.
+    """Lists public weights, or exports those of a run.
 
     Raises:
-        UserError: an argument is wrong.
+        UserError: a wrong argument, or a run that cannot be exported.
     """
     parser = ArgumentParser(
         prog="python -m cnn_jax weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     export_parser = commands.add_parser("export", help="write a run's weights as a PyTorch state dict")
     export_parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     export_parser.add_argument("file", metavar="FILE", help="the .safetensors file to write")
-    export_parser.add_argument("--names", help="torchvision, timm or plain; default: the first that there is")
+    export_parser.add_argument("--names", help="torchvision, timm or plain; default: the first available")
     arguments = parser.parse_args(argv)
     if arguments.command == "list":
         print(_list())
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _list() -> str:
-    """A line for each of torchvision's weights."""
+    """Formats the table of torchvision's weights."""
     from cnn_jax.weights.catalog import TORCHVISION
 
     lines = [f"{'torchvision/NAME':<20} {'top-1 %':>7} {'top-5 %':>7} {'resize':>6} {'crop':>4}  file"]

@@ -1,11 +1,11 @@
-"""Data: from a name to random-access examples (`open_source`), and from those to batches (`make_pipeline`).
+"""Data sets: `open_source` turns a name into random-access examples, `make_pipeline` turns those into batches.
 
 A data set is named by one string:
 
   mnist, cifar10, svhn_cropped:3.1.0, emnist/letters   any image classification set of TFDS, prepared on disk
-  folder:PATH                                          a folder of images, one sub-folder a class
+  folder:PATH                                          a folder of images, one sub-folder per class
   digits                                               1,797 real handwritten digits; ships with the package
-  xo, xo:rotation=30,noise=0.1                         X or O, drawn; see `procedural`
+  xo, xo:rotation=30,noise=0.1                         drawn letters X and O; see `procedural`
   package.module:attribute                             your own arrays or sources; see `own`
   synthetic:32x32x3:10, synthetic:32x32x3:10:50000     random images of 10 learnable classes
 """
@@ -46,25 +46,25 @@ def open_source(
     """Opens one split of a data set; reads no image yet.
 
     Args:
-      dataset: the data set's name, in the forms listed at the head of this module.
+      dataset: name, in one of the forms listed at the top of this module.
       split: TFDS split syntax, such as `train[:90%]`.
-      data_dir: where TFDS sets are; else the variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      image_size: height and width in pixels that images are resized to; None keeps the data set's own.
+      data_dir: folder of TFDS sets; None for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      image_size: height and width in pixels to resize images to; None keeps the data set's own.
       channels: 1 for grey images, 3 for colour ones; None keeps the data set's own.
-      skip_bad_images: leave out files of a `folder:` that cannot be read, instead of stopping at them.
+      skip_bad_images: leave out unreadable files of a `folder:` instead of stopping at them.
 
     Raises:
-      UserError: when there is no such data set or split, its images have no single size and none was given, or they
-        cannot be converted to these channels.
+      UserError: unknown data set or split, images of different sizes without `image_size`, or images that cannot be
+        converted to `channels`.
 
     >>> source = open_source("digits", "train[:100]")
     >>> len(source), source.image_shape, source.class_names[3]
     (100, (8, 8, 1), '3')
     """
     if image_size is not None and image_size < 1:
-        raise UserError(f"given image size {image_size}; expected a number of pixels; change it")
+        raise UserError(f"`image_size` is {image_size}: set it to at least 1 pixel")
     if channels is not None and channels not in KINDS:
-        raise UserError(f"given {channels} channels; expected 1 (grey) or 3 (colour); change it")
+        raise UserError(f"`channels` is {channels}: set it to 1 (grey) or 3 (colour)")
     family, _, argument = dataset.partition(":")
     match family:
         case "digits":
@@ -83,7 +83,7 @@ def open_source(
 
 
 def default_splits(dataset: str, data_dir: str | None = None) -> Splits:
-    """Returns the split of `dataset` to train on, the one to choose by, and the one to report.
+    """Returns the splits of `dataset` for training, model selection and the final result.
 
     >>> default_splits("digits")
     Splits(train='train', validation='validation', test='test')

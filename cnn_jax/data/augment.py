@@ -2,7 +2,7 @@
 
 An augmentation of one image is `f(key, image_HxWxC, *, …) -> image_HxWxC`; one of a batch is
 `f(key, images_BxHxWxC, targets_BxK, *, …) -> (images, targets)`. Images are float32 in [0, 1] before and after.
-The command line names them, with their keyword arguments: `--augment flip pad_crop:padding=4 cutout:size=16`.
+The config's `augment` names them with their keyword arguments: `flip pad_crop:padding=4 cutout:size=16`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Augment = Callable[..., dict[str, jax.Array]]  # (key, batch, first_index) → b
 def flip(key: jax.Array, image_HxWxC: jax.Array, *, p: float = 0.5) -> jax.Array:
     """Flips the image horizontally with probability `p`."""
     if not 0 <= p <= 1:
-        raise UserError(f"given p={p} for flip; expected a probability, 0 to 1; change it")
+        raise UserError(f"p={p} for flip is not a probability: set it between 0 and 1")
     return jnp.where(jax.random.bernoulli(key, p), image_HxWxC[:, ::-1], image_HxWxC)
 
 
@@ -34,9 +34,8 @@ def pad_crop(
     least = 0 if mode == "zero" else min(height, width) - 1
     if padding < 0 or (mode == "reflect" and padding > least):
         raise UserError(
-            f"given padding={padding} mode={mode} for images of {height}x{width}; expected 0 or more pixels"
-            + (f", at most {least} when reflected" if mode == "reflect" else "")
-            + "; change it"
+            f"padding={padding} for pad_crop with mode={mode} does not fit {height}x{width} images: set it to 0 or more"
+            + (f", at most {least}" if mode == "reflect" else "")
         )
     sides = ((padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(image_HxWxC, sides, mode="constant" if mode == "zero" else "reflect")
@@ -47,7 +46,7 @@ def pad_crop(
 def cutout(key: jax.Array, image_HxWxC: jax.Array, *, size: int = 16) -> jax.Array:
     """Zeroes a `size`×`size` square centred on a random pixel, clipped at the edges (DeVries & Taylor 2017, §3)."""
     if size < 1:
-        raise UserError(f"given size={size} for cutout; expected 1 pixel or more; change it")
+        raise UserError(f"size={size} for cutout: set it to at least 1 pixel")
     height, width, _ = image_HxWxC.shape
     row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
     inside_HxW = _between(height, row - size // 2, size)[:, None] & _between(width, column - size // 2, size)[None, :]
@@ -55,7 +54,7 @@ def cutout(key: jax.Array, image_HxWxC: jax.Array, *, size: int = 16) -> jax.Arr
 
 
 def _between(length: int, start: jax.Array, size: int | jax.Array) -> jax.Array:
-    """Mask of `length` that is true in [start, start + size)."""
+    """Mask of `length` elements that is true in [start, start + size)."""
     position = jnp.arange(length)
     return (position >= start) & (position < start + size)
 
@@ -85,7 +84,7 @@ def color_jitter(
         hue: the hue is rotated by an angle in [−hue, hue] turns.
     """
     if min(brightness, contrast, saturation, hue) < 0:
-        raise UserError("given a negative argument for color_jitter; expected 0 or more; change it")
+        raise UserError("color_jitter has a negative argument: set all of them to 0 or more")
     draws = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
     light, spread, colour = jnp.maximum(1.0 + draws[:3] * np.array([brightness, contrast, saturation], np.float32), 0.0)
     colourful = image_HxWxC.shape[-1] == 3
@@ -101,8 +100,8 @@ def color_jitter(
     return jnp.clip(image @ (_FROM_YIQ @ rotation @ _TO_YIQ).T, 0.0, 1.0)
 
 
-# Principal components of the RGB values, in [0, 1], of ImageNet's training images: directions in columns, and their
-# λ. Published with Facebook's ResNets (fb.resnet.torch, 2016).
+# Principal components of ImageNet's training RGB values in [0, 1]: directions in columns, and their λ. Published with
+# Facebook's ResNets (fb.resnet.torch, 2016).
 _COLOR_DIRECTIONS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
 )
@@ -112,13 +111,15 @@ _COLOR_LAMBDAS = np.array([0.2175, 0.0188, 0.0045], np.float32)
 def pca_color(key: jax.Array, image_HxWxC: jax.Array, *, sigma: float = 0.1) -> jax.Array:
     """Adds one random colour to all pixels: Σ αᵢ λᵢ pᵢ with αᵢ ~ N(0, sigma) (Krizhevsky et al. 2012, §4.1).
 
-    The paper computes pᵢ and λᵢ on its training set, ImageNet; these values are used here for every data set. The
+    The paper computes pᵢ and λᵢ on its training set, ImageNet; those values are used here for every data set. The
     result is clipped to [0, 1].
     """
-    if sigma < 0 or image_HxWxC.shape[-1] != 3:
+    if sigma < 0:
+        raise UserError(f"sigma={sigma} for pca_color: set it to 0 or more")
+    if image_HxWxC.shape[-1] != 3:
         raise UserError(
-            f"given sigma={sigma} for pca_color of images of {image_HxWxC.shape[-1]} channels; expected 0 or more, and "
-            "colour images; leave it out, or give --channels 3"
+            f"pca_color needs colour images, and these have {image_HxWxC.shape[-1]} channels: leave it out, or set "
+            "`channels` to 3"
         )
     color_3 = _COLOR_DIRECTIONS @ (sigma * jax.random.normal(key, (3,)) * _COLOR_LAMBDAS)
     return jnp.clip(image_HxWxC + color_3[None, None], 0.0, 1.0)
@@ -159,7 +160,7 @@ def cutmix(
 def _share_and_partners(key: jax.Array, alpha: float, size: int) -> tuple[jax.Array, jax.Array]:
     """Draws λ ~ Beta(alpha, alpha) and a permutation of the batch."""
     if alpha <= 0:
-        raise UserError(f"given alpha={alpha}; expected more than 0; change it, or leave the augmentation out")
+        raise UserError(f"alpha={alpha} for mixup or cutmix: set it above 0, or leave the augmentation out")
     share_key, partner_key = jax.random.split(key)
     return jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32), jax.random.permutation(partner_key, size)
 
@@ -189,7 +190,7 @@ def parse_spec(spec: str) -> tuple[str, Callable[..., Any]]:
 
 
 def changes(name: str) -> tuple[str, ...]:
-    """Names of the batch arrays that an augmentation changes."""
+    """Returns the names of the batch arrays that an augmentation changes."""
     return ("image", "target") if name in PER_BATCH else ("image",)
 
 
@@ -202,7 +203,7 @@ def make_augment(specs: Sequence[str]) -> Augment:
     Returns:
         `augment(key, batch, first_index=0) -> batch`, pure. In `batch`, "image" is uint8 BxHxWxC before and float32 in
         [0, 1] after; augmentations that mix examples also mix "target" (BxK); other arrays pass through unchanged. The
-        randomness of example i comes from (key, position of the augmentation, first_index + i), so a shard that knows
+        randomness of example i depends only on (key, position of the augmentation, first_index + i), so a shard given
         its first index is augmented as in the full batch. Examples are mixed only within their shard.
 
     Raises:

@@ -30,7 +30,7 @@ class ConvertedSource(DerivedSource):
 
     @property
     def fingerprint(self) -> str | None:
-        """That of the source and the number of channels."""
+        """The source's fingerprint and the number of channels."""
         own = self.source.fingerprint
         return None if own is None else f"{own} in {self.channels} channels"
 
@@ -40,24 +40,24 @@ class ConvertedSource(DerivedSource):
 
 
 def with_channels(source: Source, channels: int) -> Source:
-    """Returns the source with images of 1 (grey) or 3 (colour) channels, itself where it has them.
+    """Returns the source converted to 1 (grey) or 3 (colour) channels, or itself if it already has them.
 
     Raises:
-      UserError: its images have other than 1 or 3 channels.
+      UserError: its images have neither 1 nor 3 channels.
     """
     given = source.image_shape[-1]
     if given == channels:
         return source
     if given not in KINDS:
         raise UserError(
-            f"given {source.name} with {given} channels and --channels {channels}; expected grey (1) or colour (3) "
-            "images; leave --channels out"
+            f"{source.name} has {given} channels, and only grey (1) and colour (3) images can be converted: leave out "
+            f"`channels` {channels}"
         )
     return ConvertedSource(source, channels)
 
 
 def convert(image_HxWxC: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 HxWx1 → HxWx3 by repeating, or HxWx3 → HxWx1 by the luma of ITU-R BT.601, rounded as Pillow does."""
+    """Converts uint8 HxWx1 to HxWx3 by repeating, or HxWx3 to HxWx1 by ITU-R BT.601 luma, rounded as Pillow does."""
     if channels == 3:
         return np.repeat(image_HxWxC, 3, axis=-1)
     return ((image_HxWxC.astype(np.int64) @ _LUMA + 2**15) >> 16).astype(np.uint8)[..., None]

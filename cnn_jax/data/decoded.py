@@ -18,7 +18,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.storage.cache import cache_folder
 
 MAX_DECODED_BYTES = 2**30  # largest source that is decoded in full unless the user asks for it
-_ROWS_A_TASK = 100  # examples decoded per thread at a time
+_ROWS_PER_TASK = 100  # examples that a thread decodes at a time
 
 _DECODING = 2  # increment when the same file decodes to different pixels
 
@@ -33,7 +33,7 @@ def materialize(source: Source) -> dict[str, np.ndarray]:
       Arrays of all N examples, keyed as in `example_spec`, possibly read-only: "image" uint8 NxHxWxC, "label" int32 N.
 
     Raises:
-      UserError: when an example cannot be read, or has no label among the source's classes.
+      UserError: an example cannot be read, or its label is not one of the source's classes.
     """
     if isinstance(source, ArraySource):
         return {"image": source.images, "label": check_labels(source, source.labels)}
@@ -50,13 +50,17 @@ def materialize(source: Source) -> dict[str, np.ndarray]:
 
 
 def check_labels(source: Source, labels: np.ndarray, first_index: int = 0) -> np.ndarray:
-    """Returns labels of the examples starting at `first_index` as int32; raises UserError if one is not a class."""
+    """Returns the labels as int32.
+
+    Raises:
+      UserError: a label is not a class; examples are counted from `first_index`.
+    """
     wrong = np.flatnonzero((labels < 0) | (labels >= len(source.class_names)))
     if len(wrong):
         index, label = first_index + wrong[0], labels[wrong[0]]
         raise UserError(
-            f"given {source.name} {source.split!r}, whose example {index} has label {label}; expected "
-            f"labels 0 to {len(source.class_names) - 1}; choose a split that has labels"
+            f"{source.name} {source.split!r}: example {index} has label {label}, not 0 to "
+            f"{len(source.class_names) - 1}: correct it, or choose a split that has labels"
         )
     return labels.astype(np.int32)
 
@@ -70,13 +74,13 @@ def _decode(source: Source) -> dict[str, np.ndarray]:
         arrays["label"] = arrays["label"].astype(np.int64)
 
     def read(start: int) -> None:
-        for index in range(start, min(start + _ROWS_A_TASK, len(source))):
+        for index in range(start, min(start + _ROWS_PER_TASK, len(source))):
             example: Any = source[index]
             for name, array in arrays.items():
                 array[index] = example[name]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # image decoders release the GIL
-        for _ in pool.map(read, range(0, len(source), _ROWS_A_TASK)):
+        for _ in pool.map(read, range(0, len(source), _ROWS_PER_TASK)):
             pass
     if "label" in arrays:
         arrays["label"] = check_labels(source, arrays["label"])
@@ -91,7 +95,7 @@ def _cache_folder(source: Source) -> Path:
 
 
 def _load(folder: Path, source: Source) -> dict[str, np.ndarray] | None:
-    """Returns the arrays in `folder`, or None where they are absent or damaged."""
+    """Returns the arrays in `folder`, or None if they are missing or damaged."""
     arrays = {}
     for name, spec in example_spec(source).items():
         try:
@@ -111,7 +115,7 @@ def _save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array)
-        shutil.rmtree(folder, ignore_errors=True)  # it is damaged: an intact one would have been used
+        shutil.rmtree(folder, ignore_errors=True)  # damaged: an intact one would have been used
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

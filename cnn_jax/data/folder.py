@@ -9,7 +9,7 @@ In the second, the hash of a file's class and name chooses its split, so adding 
 class with at least three files occurs in every split; smaller classes may be missing from validation and test, never
 from train. Files within a split are ordered by hash, so a slice such as train[90%:] is a random sample.
 
-JPEG, PNG, WebP and BMP, grey or colour, of any size; see `preprocess.fit_image` for what becomes of them.
+Images are JPEG, PNG, WebP, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them alike.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from cnn_jax.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
-_INSPECTED = 1000  # files, evenly spaced, whose headers determine size and channels
+_INSPECTED = 1000  # number of files, evenly spaced, whose headers determine size and channels
 _LARGEST_OWN_SIZE = 256
 _DEFAULT_SIZE = 64
 
@@ -40,7 +40,7 @@ class _File(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A split of a folder of images. `skipped` lists the files that could not be read and were left out."""
+    """A split of a folder of images. `skipped` lists the unreadable files that were left out."""
 
     name: str
     split: str
@@ -73,9 +73,10 @@ def open_folder(
 
     Args:
       path: the folder.
-      split: in split syntax, of `train`, `validation` and `test`.
-      image_size: None for the images' own size where they are all alike and at most 256x256, else 64x64.
-      skip_bad_images: reads every file once to find those that cannot be read, and leaves them out with a warning.
+      split: `train`, `validation` or `test`, in split syntax.
+      image_size: height and width; None keeps the images' size if they all have the same, at most 256x256, and
+        otherwise means 64x64.
+      skip_bad_images: reads every file once and leaves unreadable ones out, with a warning.
       channels: number of channels to convert to; None for colour if any image is in colour.
 
     Raises:
@@ -84,8 +85,8 @@ def open_folder(
     class_names, splits = _scan(path)
     if not splits.get(split.partition("[")[0], [None]):
         raise UserError(
-            f"given folder:{path}, where no class has three images, and so none is left for {split}; expected at least "
-            "3 images of a class, one each for train, validation and test; add some"
+            f"folder:{path} has no class with three images, so none is left for {split}: give at least one class 3 "
+            "images, one each for train, validation and test"
         )
     part, rows = parse_split(split, {name: len(files) for name, files in splits.items()})
     image_shape = _image_shape([file.path for files in splits.values() for file in files], image_size, channels)
@@ -98,7 +99,7 @@ def open_folder(
         if skipped:
             print(f"warning: left out {len(skipped)} unreadable images, such as {skipped[0]}", file=sys.stderr)
     if not files:
-        raise UserError(f"given folder:{path} {split!r}, where no image can be read; expected some; replace the files")
+        raise UserError(f"folder:{path} {split!r} has no readable image: replace the files")
     return FolderSource(f"folder:{path}", split, class_names, image_shape, tuple(files), skipped)
 
 
@@ -106,7 +107,7 @@ def default_splits(path: str) -> Splits:
     """Returns the folder's splits, taking tenths of `train` for missing ones.
 
     Raises:
-      UserError: as `open_folder`, or when such a part would be empty, or would leave no image of a class to train on.
+      UserError: as `open_folder`; also if such a tenth is empty or leaves a class without training images.
     """
     class_names, parts = _scan(path)
     match "validation" in parts, "test" in parts:
@@ -122,25 +123,23 @@ def default_splits(path: str) -> Splits:
     missing = ", ".join(part for part in ("validation", "test") if part not in parts)
     if len(files) < least:
         raise UserError(
-            f"given folder:{path}, with {len(files)} images in train, too few to take some for {missing}; expected at "
-            f"least {least}; add images, or the folders that are missing"
+            f"folder:{path} has {len(files)} images in train, too few to take some for {missing}: provide at least "
+            f"{least}, or the missing folders"
         )
     _, rows = parse_split(splits.train, {"train": len(files)})
     if unlearned := {*range(len(class_names))} - {file.label for file in files[rows.start : rows.stop]}:
         raise UserError(
-            f"given folder:{path}, whose images of class {class_names[min(unlearned)]!r} are so few that all would be "
-            f"taken for {missing}; expected some to train on; add images of it, or the folders that are missing"
+            f"folder:{path} has so few images of class {class_names[min(unlearned)]!r} that all would be taken for "
+            f"{missing}: add images of it, or the missing folders"
         )
     return splits
 
 
 def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
-    """Returns the class names in alphabetical order, and the files of each split that there is."""
+    """Returns the class names in alphabetical order, and the files of each existing split."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(
-            f"given folder:{path}, which is not a folder; expected one with a sub-folder a class; correct the path"
-        )
+        raise UserError(f"folder:{path} is not a folder: give the path of one with a sub-folder per class")
     folders = {"train": root / "train", "validation": root / "validation", "test": root / "test"}
     if (root / "val").is_dir():
         folders["validation"] = root / "val"
@@ -148,9 +147,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
         class_names = _class_names(folders["train"])
         splits = {part: _files(folder, class_names) for part, folder in folders.items() if folder.is_dir()}
     elif folders["validation"].is_dir() and folders["test"].is_dir():
-        raise UserError(
-            f"given folder:{path}, with validation and test and without train; expected PATH/train/CLASS; add it"
-        )
+        raise UserError(f"folder:{path} has validation and test but no train: add PATH/train/CLASS")
     else:
         class_names = _class_names(root)
         splits = _divide(_files(root, class_names))
@@ -160,7 +157,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
     if not names:
-        raise UserError(f"given the folder {folder}, with no sub-folder; expected one for each class; move images so")
+        raise UserError(f"{folder} has no sub-folder: move the images into one sub-folder per class")
     return names
 
 
@@ -169,12 +166,12 @@ def _hidden(path: Path) -> bool:
 
 
 def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
-    """Returns the images below `folder`, in the order of their hashes."""
+    """Returns the images below `folder`, ordered by hash."""
     there = _class_names(folder)
     if unknown_names := set(there) - set(class_names):
         raise UserError(
-            f"given {folder}, with the class {min(unknown_names)!r}; expected only classes that the train folder has "
-            f"({', '.join(class_names[:8])}); add it there, or remove it here"
+            f"{folder} has the class {min(unknown_names)!r}, which train lacks (it has {', '.join(class_names[:8])}): "
+            "add it there, or remove it here"
         )
     files = [
         _File(file, label, _place(f"{name}/{file.name}"))
@@ -184,8 +181,7 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
     filled = {class_names[file.label] for file in files}
     if empty := [name for name in there if name not in filled]:
         raise UserError(
-            f"given {folder}, whose class {empty[0]!r} has no images; expected files of "
-            f"{', '.join(sorted(SUFFIXES))} in each class; add some, or remove that folder"
+            f"{folder}: class {empty[0]!r} has no images: add some ({', '.join(sorted(SUFFIXES))}) or remove its folder"
         )
     return sorted(files, key=lambda file: (file.place, file.path))
 
@@ -200,7 +196,7 @@ def _place(name: str) -> float:
 
 
 def _divide(files: list[_File]) -> dict[str, list[_File]]:
-    """Divides files, sorted by hash, into the three splits, class by class."""
+    """Divides files, sorted by hash, among the three splits, class by class."""
     splits: dict[str, list[_File]] = {"train": [], "validation": [], "test": []}
     classes: dict[int, list[_File]] = {}
     for file in files:
@@ -218,7 +214,7 @@ def _divide(files: list[_File]) -> dict[str, list[_File]]:
 
 
 def _image_shape(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int, int]:
-    """Decides what was not given of the shape, for all splits alike, from the headers of at most `_INSPECTED` files."""
+    """Completes the image shape, the same for all splits, from the headers of at most `_INSPECTED` files."""
     chosen = sorted(paths)[:: -(-len(paths) // _INSPECTED)]
     headers = [header for path in chosen if (header := _header(path))]
     if channels is None:
@@ -233,11 +229,11 @@ def _image_shape(paths: list[Path], image_size: int | None, channels: int | None
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str] | None:
-    """Returns ((width, height) as shown, mode), or None for a file that cannot be read: reading it will say so."""
+    """Returns ((width, height) as displayed, mode), or None for an unreadable file, which `read_image` will report."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            sideways = image.getexif().get(0x0112, 1) >= 5  # the EXIF orientations that turn by 90 degrees
+            sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations that rotate by 90 degrees
             return ((height, width) if sideways else (width, height)), image.mode
     except Exception:  # Pillow raises a dozen kinds on damaged files
         return None

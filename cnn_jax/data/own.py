@@ -19,19 +19,19 @@ OwnData = Source | tuple[Any, Any]  # or (images uint8 NxHxWxC or NxHxW, labels 
 
 @dataclasses.dataclass(frozen=True)
 class Subset(DerivedSource):
-    """Some examples of a source, in the order of `rows`."""
+    """The examples of a source at `rows`, in that order."""
 
     rows: Sequence[int] | np.ndarray
     part: str
 
     @property
     def split(self) -> str:
-        """The part, as the user wrote it."""
+        """Split as given by the user."""
         return self.part
 
     @property
     def fingerprint(self) -> str | None:
-        """That of the source and of the choice of rows."""
+        """The source's fingerprint and a hash of the rows."""
         own = self.source.fingerprint
         return None if own is None else f"{own} {hashlib.sha256(np.asarray(self.rows).tobytes()).hexdigest()}"
 
@@ -61,10 +61,10 @@ def as_source(
     """
     if not isinstance(data, tuple | list):
         if not all(hasattr(data, part) for part in ("__getitem__", "__len__", "class_names", "image_shape")):
-            raise UserError(f"{name}: {type(data).__name__} is no data set: pass (images, labels) or a Source")
+            raise UserError(f"{name}: {type(data).__name__} is not a data set: pass (images, labels) or a Source")
         return data
     if len(data) != 2:
-        raise UserError(f"{name}: {len(data)} arrays given: pass two, (images, labels)")
+        raise UserError(f"{name}: got {len(data)} arrays: pass two, (images, labels)")
     images, labels = (np.asarray(part) for part in data)
     if images.dtype != np.uint8:
         advice = ""
@@ -80,11 +80,11 @@ def as_source(
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise UserError(
-            f"{name}: labels are {labels.dtype} of shape {labels.shape}: pass one integer an image, shape "
-            f"({len(images)},); of one-hot labels take labels.argmax(-1)"
+            f"{name}: labels are {labels.dtype} of shape {labels.shape}: pass one integer per image, shape "
+            f"({len(images)},); for one-hot labels, pass labels.argmax(-1)"
         )
     if len(labels) != len(images):
-        raise UserError(f"{name}: {len(images)} images but {len(labels)} labels: pass one label an image")
+        raise UserError(f"{name}: {len(images)} images but {len(labels)} labels: pass one label per image")
     names = tuple(str(label) for label in range(int(labels.max()) + 1)) if class_names is None else tuple(class_names)
     if labels.min() < 0 or labels.max() >= len(names):
         raise UserError(
@@ -95,7 +95,7 @@ def as_source(
 
 
 def resized(source: Source, size: int) -> Source:
-    """Returns images held in memory at another height and width, see `fit_image`; the source itself if it fits."""
+    """Returns the source resized in memory to `size` x `size` (see `fit_image`), or itself if it has that size."""
     height, width, channels = source.image_shape
     if (height, width) == (size, size):
         return source
@@ -118,13 +118,15 @@ def split_off(source: Source, share: float) -> tuple[Source, Source]:
     """
     count = round(len(source) * share)
     if not 0 < share < 1 or not 0 < count < len(source):
-        raise UserError(f"a validation share of {share} of {len(source)} examples: set it between 0 and 1")
+        raise UserError(
+            f"a validation share of {share} of {len(source)} examples leaves one part empty: set it between 0 and 1"
+        )
     order = np.argsort(np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(len(source)), kind="stable")
     return Subset(source, np.sort(order[count:]), "train"), Subset(source, np.sort(order[:count]), "validation")
 
 
 def fingerprint(sources: Mapping[str, Source]) -> str:
-    """Eight hex digits that change with the pixels and labels of sources held in memory."""
+    """Returns eight hex digits that change with the pixels and labels of sources held in memory."""
     digest = hashlib.sha256()
     for name, source in sorted(sources.items()):
         rows = source.rows if isinstance(source, Subset) else None
@@ -148,7 +150,7 @@ def is_attribute(dataset: str) -> bool:
     return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
 
 
-@functools.lru_cache(maxsize=2)  # the user's function may be slow, or draw at random: all splits are of one call
+@functools.lru_cache(maxsize=2)  # the user's function may be slow or random: all splits must come from one call
 def own_splits(dataset: str) -> dict[str, Source]:
     """Opens `package.module:attribute`: a mapping from split names to data, or a function that returns one.
 
@@ -160,8 +162,8 @@ def own_splits(dataset: str) -> dict[str, Source]:
         found = found()
     if not isinstance(found, Mapping) or "train" not in found:
         raise UserError(
-            f"{dataset} is {type(found).__name__}: make it a mapping with the split train, and perhaps validation and "
-            "test, of (images, labels) or sources; or a function that returns one"
+            f"{dataset} is {type(found).__name__}: make it a mapping from train (and optionally validation and test) "
+            "to (images, labels) or sources, or a function that returns one"
         )
     train = as_source(found["train"], name=dataset, split="train")
     names = train.class_names
@@ -178,7 +180,7 @@ def open_own(dataset: str, split: str, image_size: int | None = None) -> Source:
 
 
 def default_splits(dataset: str) -> Splits:
-    """The splits of `own_splits`; without a validation split, a tenth of the training examples at its end."""
+    """Returns the splits of `own_splits`; without a validation split, the last tenth of train validates."""
     sources = own_splits(dataset)
     test = "test" if "test" in sources else None
     if "validation" in sources:

@@ -1,4 +1,4 @@
-"""Data sets as pictures and files: a grid of examples, an export as PNG files."""
+"""Draws a grid of examples, exports examples as PNG files and lists the data sets at hand."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ _CELL = 64  # pixels
 
 
 def export(source: Source, folder: Path) -> None:
-    """Writes example i of class NAME as `folder/NAME/i.png`: what `folder:` and `cnn_jax.runs.predict` read.
+    """Writes example i of class NAME to `folder/NAME/i.png`, the layout that `folder:` and `cnn_jax.runs.predict` read.
 
     Raises:
-        UserError: images of other than 1 or 3 channels.
+        UserError: the images have neither 1 nor 3 channels.
         OSError: the folder cannot be written.
     """
     if source.image_shape[-1] not in (1, 3):
         raise UserError(
-            f"given {source.name} with {source.image_shape[-1]} channels; expected 1 or 3, as PNG has; choose another"
+            f"{source.name} has {source.image_shape[-1]} channels, and PNG has 1 or 3: choose another data set"
         )
     for index in range(len(source)):
         example = source[index]
@@ -35,18 +35,18 @@ def export(source: Source, folder: Path) -> None:
 
 
 def list_datasets(data_dir: str | None) -> None:
-    """Prints the sets that need no preparing, and those prepared in the data folder."""
+    """Prints the data sets that need no preparation, and those prepared in the data folder."""
     print("ship with the package: digits, xo, synthetic:HxWxC:K")
-    print("your own images:       folder:PATH, with one sub-folder a class")
+    print("your own images:       folder:PATH, with one sub-folder per class")
     folder = data_folder(data_dir)
     versions = sorted({path.parent.relative_to(folder) for path in folder.glob("*/**/dataset_info.json")})
     names = [f"{path.parent.as_posix()}:{path.name}" for path in versions]
     print(f"prepared in {folder}: {', '.join(names) or 'none'}")
-    print("others of TFDS:        python -m cnn_jax data prepare NAME")
+    print("more from TFDS:        python -m cnn_jax data prepare NAME")
 
 
 def draw_grid(source: Source) -> Image.Image:
-    """Draws the first 64 examples, 8 a row, each with its class name below."""
+    """Draws the first 64 examples, 8 per row, each with its class name below."""
     line = 12
     grid = Image.new("RGB", (_GRID * _CELL, _GRID * (_CELL + line)), "white")
     pen = ImageDraw.Draw(grid)

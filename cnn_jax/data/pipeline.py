@@ -20,7 +20,7 @@ from cnn_jax.errors import UserError, unknown
 
 MODES = ("auto", "resident", "stream")
 _ENDLESS = 2**48  # examples or steps: Grain needs a length, and no run is longer
-MAX_BATCH = 2**16  # limit when a batch exceeds the number of examples: it repeats them, and must fit in memory
+MAX_BATCH = 2**16  # limit for a batch larger than the data set: it repeats examples and must fit in memory
 _READ_AHEAD = 16  # batches, one thread each; Grain's default of 500 would not fit in memory
 
 Item = dict[str, np.ndarray]
@@ -35,19 +35,27 @@ class Pipeline(Protocol):
     """
 
     @property
-    def num_examples(self) -> int: ...
+    def num_examples(self) -> int:
+        """Number of examples of the source."""
+        ...
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Global batch size, over all devices."""
+        ...
 
     @property
-    def eval_steps(self) -> int: ...
+    def eval_steps(self) -> int:
+        """Number of batches of one evaluation pass."""
+        ...
 
     @property
-    def arrays(self) -> Any: ...
+    def arrays(self) -> Any:
+        """Arrays to copy to the device once."""
+        ...
 
     def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the arrays of the source's examples, first axis B, and, of an item of `eval_items`, "mask" bool B."""
+        """Returns the source's arrays with leading axis B and, for an item of `eval_items`, "mask" (bool B)."""
         ...
 
     def train_items(self, first_step: int = 0) -> Items:
@@ -75,10 +83,12 @@ def make_pipeline(
     """Makes the pipeline of a source.
 
     Args:
+      source: the examples.
       batch_size: global batch size, over all devices; may exceed the number of examples.
       seed: for shuffling.
       mode: `resident`, `stream`, or `auto`: resident when the decoded images take at most `max_resident_bytes`.
       workers: reader processes when streaming; 0 reads in threads of this process.
+      max_resident_bytes: limit of `auto`.
 
     Raises:
       UserError: an argument is out of range, or (resident) an example cannot be read.
@@ -86,11 +96,10 @@ def make_pipeline(
     if mode not in MODES:
         raise unknown("data mode", mode, MODES)
     if batch_size < 1 or workers < 0:
-        raise UserError(f"given batch size {batch_size} and {workers} workers; expected at least 1 and 0; change them")
+        raise UserError(f"`batch_size` is {batch_size} and `workers` is {workers}: set them to at least 1 and 0")
     if batch_size > max(len(source), MAX_BATCH):
         raise UserError(
-            f"given batch size {batch_size} for {len(source)} examples; expected at most "
-            f"{max(len(source), MAX_BATCH)}; lower it"
+            f"`batch_size` is {batch_size} for {len(source)} examples: set it to at most {max(len(source), MAX_BATCH)}"
         )
     if is_resident(source, mode, max_resident_bytes):
         return ResidentPipeline(materialize(source), batch_size, seed)
@@ -108,8 +117,8 @@ def is_resident(source: Source, mode: str = "auto", max_resident_bytes: int = MA
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of the examples in one epoch, int32.
 
-    Sorts raw Philox words, which NumPy guarantees never to change; `Generator.permutation` has no such guarantee. Equal
-    words, whose order a sort leaves open, are not expected within 10^7 epochs of ImageNet.
+    Sorts raw Philox words, which NumPy guarantees never to change; `Generator.permutation` has no such guarantee. Ties,
+    whose order a sort leaves open, are not expected within 10^7 epochs of ImageNet.
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     order = np.argsort(np.random.Philox(key=key).random_raw(num_examples)).astype(np.int32)
@@ -225,7 +234,7 @@ class StreamPipeline:
             with _interrupts_blocked():
                 item = next(items, None)  # starts the workers
             while item is not None:
-                # Copied: it lies in memory shared with a worker, and JAX would keep a reference to it.
+                # Copy: the item lies in memory shared with a worker, and JAX would keep a reference to it.
                 item = {name: np.array(value) for name, value in item.items()}
                 yield item
                 item = next(items, None)

@@ -25,7 +25,7 @@ _RETRIES = 2  # TFDS's default of ten takes minutes to report that there is no n
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be prepared, from where and into what; `begun` maps each URL to the folder it is downloaded into."""
+    """One preparation: data set, target folder, archives. `begun` maps each URL to the folder it is downloaded into."""
 
     name: str
     builder: Any
@@ -34,7 +34,7 @@ class _Job:
     begun: dict[str, Path] = field(default_factory=dict)
 
     def command(self, manual_dir: str) -> str:
-        """The command that takes the archives from a folder."""
+        """The command that prepares the set from the archives in `manual_dir`."""
         return (
             f"python -m cnn_jax data prepare {self.name} --data-dir {shlex.quote(str(self.folder))} "
             f"--manual-dir {manual_dir}"
@@ -42,28 +42,26 @@ class _Job:
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> Path:
-    """Prepares the set `name` of TFDS, unless it is there already.
+    """Prepares the TFDS set `name` unless it is prepared already.
 
     Args:
       name: such as `mnist`, `cifar10` or `emnist/letters`.
-      data_dir: where sets are kept; else TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      manual_dir: a folder with the original archives under their original names. They are checked against the sums
-        TFDS knows and used in place of downloads.
+      data_dir: folder of prepared sets; None for $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      manual_dir: folder with the original archives under their original names, used instead of downloads. TFDS verifies
+        their checksums.
 
     Returns:
       The folder of the prepared set.
 
     Raises:
-      UserError: when the name is unknown, a download fails (the message lists the files to fetch by hand), an archive
-        is not the original, or the disk cannot be written.
+      UserError: the name is unknown, a download fails (the message lists the files to fetch by hand), an archive is not
+        the original, or the disk cannot be written.
     """
     if name.partition(":")[0] in ("digits", "xo", "synthetic", "folder"):
-        raise UserError(f"given {name}, which needs no preparing; expected a TFDS set; use it as it is")
+        raise UserError(f"{name} needs no preparation: use it as it is")
     archives = None if manual_dir is None else Path(manual_dir).expanduser()
     if archives is not None and not archives.is_dir():
-        raise UserError(
-            f"given --manual-dir {manual_dir}, which is not a folder; expected one with the archives; correct the path"
-        )
+        raise UserError(f"`manual_dir` {manual_dir} is not a folder: give the path of one with the archives")
     folder = data_folder(data_dir)
     if prepared := find_prepared(name, folder):
         return Path(prepared.data_path)
@@ -79,7 +77,11 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
 
 
 def _builder(name: str, folder: Path) -> Any:
-    """TFDS's builder of the set; the error where TFDS has no such set, config or version."""
+    """Returns TFDS's builder of the set.
+
+    Raises:
+      UserError: TFDS has no such set, config or version.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
@@ -92,7 +94,7 @@ def _builder(name: str, folder: Path) -> Any:
 
 
 def _download_and_prepare(job: _Job) -> None:
-    """Lets TFDS work, silently; whatever the end, nothing half-written is left."""
+    """Runs TFDS silently; nothing half-written is left, even on failure."""
     import tensorflow_datasets as tfds
 
     with (
@@ -112,10 +114,10 @@ def _download_and_prepare(job: _Job) -> None:
 
 @contextlib.contextmanager
 def _no_empty_folders(job: _Job) -> Iterator[None]:
-    """Removes, when preparing fails, the folders that it made and left empty: of the set, of downloads, the data folder
-    itself; and with them TFDS's note of a set's default config.
+    """On failure, removes the folders that preparing made and left empty (of the set, of downloads, the data folder
+    itself) and TFDS's note of the set's default config.
     """
-    of_set = [path for path in Path(job.builder.data_path).parents if job.folder in path.parents]  # the deepest first
+    of_set = [path for path in Path(job.builder.data_path).parents if job.folder in path.parents]  # deepest first
     note, downloads = job.folder / job.builder.name / ".config", job.folder / "downloads"
     places = [note, *of_set, downloads / job.builder.name, downloads, job.folder, *job.folder.absolute().parents]
     made = [path for path in places if not path.exists()]
@@ -125,14 +127,14 @@ def _no_empty_folders(job: _Job) -> Iterator[None]:
         if note in made:
             shutil.rmtree(note, ignore_errors=True)
         for path in made:
-            with contextlib.suppress(OSError):  # not there, or not empty
+            with contextlib.suppress(OSError):  # missing, or not empty
                 path.rmdir()
         raise
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for unpacked archives, on the disk of the prepared sets, as they may be large."""
+    """Temporary folder for unpacked archives, on the disk of the prepared sets because they may be large."""
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".unpacked-", dir=folder))
     try:
@@ -143,23 +145,24 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _silence(message: str) -> Iterator[None]:
-    """In place of what TFDS prints: `message` while it lasts, and only where somebody is at the terminal."""
+    """Suppresses TFDS's output and, on a terminal, shows `message` meanwhile."""
     from rich.console import Console
     from rich.markup import escape
     from tensorflow_datasets.core.utils import tqdm_utils
 
     with (
-        Console(stderr=True).status(escape(message)),  # first: it takes stdout for itself
+        Console(stderr=True).status(escape(message)),  # first, because it redirects stdout, too
         contextlib.redirect_stdout(io.StringIO()),
-        mock.patch.object(tqdm_utils, "_active", False),  # the bars
+        mock.patch.object(tqdm_utils, "_active", False),  # progress bars
     ):
         yield
 
 
 @contextlib.contextmanager
 def _workers(begun: dict[str, Path]) -> Iterator[None]:
-    """Gives TFDS threads of its own for downloading and unpacking. At the end those still at work are waited for, and
-    what they have not finished is removed: TFDS goes away when the first of many downloads fails.
+    """Gives TFDS its own threads to download and unpack; at the end waits for them and removes unfinished downloads.
+
+    TFDS itself returns as soon as the first of many downloads fails, and leaves the others running.
     """
     from tensorflow_datasets.core.download import download_manager, downloader, extractor
 
@@ -183,14 +186,14 @@ def _workers(begun: dict[str, Path]) -> Iterator[None]:
             yield
         finally:
             for worker in workers:
-                # An unpacking waits for copies that it has queued in the same threads: cancelled, they would never end.
+                # Unpacking waits for copies queued in the same threads; if they were cancelled, it would never end.
                 worker._executor.shutdown(wait=True, cancel_futures=isinstance(worker, Downloader))
             for unfinished in begun.values():
                 shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _explain(error: Exception, job: _Job) -> UserError | None:
-    """The user's error behind one of TFDS's; None where it is a mistake of ours."""
+    """Translates an error of TFDS into a UserError; None if it is a bug of ours."""
     from urllib.error import URLError
 
     from requests import RequestException
@@ -211,8 +214,7 @@ def _explain(error: Exception, job: _Job) -> UserError | None:
             return _manual_only(job)
         case ModuleNotFoundError():
             return UserError(
-                f"given {job.name}, whose preparation needs {error.name}; expected that installed; "
-                f"run: pip install {error.name}, then the same command again"
+                f"preparing {job.name} needs {error.name}: run pip install {error.name}, then the same command again"
             )
         case OSError():
             return _explain_disk(error, job)
@@ -220,46 +222,45 @@ def _explain(error: Exception, job: _Job) -> UserError | None:
 
 
 def _by_hand(job: _Job, problem: str) -> UserError:
-    """Lists the original files, or those of them that the user's folder lacks, and the command that takes them."""
+    """Lists the original files, or those that the user's folder lacks, and the command that uses them."""
     known = job.builder.url_infos or {}
     names = {url: getattr(known.get(url), "filename", None) or url.rpartition("/")[2] for url in job.begun or known}
     urls = listed(names) or job.builder.info.homepage
     if job.manual_dir is None:
         return UserError(
-            f"given {job.name}, which {problem}; expected {urls}; fetch by hand into a folder, "
-            f"keep the file names, and run: {job.command('FOLDER')}"
+            f"{job.name} {problem}: fetch {urls} by hand into a folder, keep the file names, and run "
+            f"{job.command('FOLDER')}"
         )
     lacking = [name for name in names.values() if not (job.manual_dir / name).exists()]
-    without = f"without {listed(lacking)}, " if lacking else ""
+    state = f"lacks {listed(lacking)}, and" if lacking else "has all files, but"
     return UserError(
-        f"given --manual-dir {job.manual_dir} for {job.name}, {without}which {problem}; expected the original files "
-        f"there; fetch {urls}, keep the file names, and run the same command again"
+        f"`manual_dir` {job.manual_dir} {state} {job.name} {problem}: fetch {urls} into that folder, keep the file "
+        "names, and run the same command again"
     )
 
 
 def _not_the_original(message: str, job: _Job) -> UserError:
-    """Names the file whose checksum is wrong: one at hand, or (it is no longer there) one just downloaded."""
+    """Names the file whose checksum is wrong: a local one, or a download, which is gone by now."""
     found = re.match(r"Artifact (?P<url>\S+), downloaded to (?P<path>.+), has wrong checksum", message)
     url, path = (found["url"], found["path"]) if found else ("one of its files", message.splitlines()[0])
     given = f"the download of {url}" if url in job.begun else path
     return UserError(
-        f"given {given} for {job.name}, which is not the original file; expected that of {url}; fetch it by hand "
-        f"into a folder, keep the file name, and run: {job.command('FOLDER')}"
+        f"{given} for {job.name} is not the original file: fetch {url} by hand into a folder, keep the file name, and "
+        f"run {job.command('FOLDER')}"
     )
 
 
 def _manual_only(job: _Job) -> UserError:
-    """Of a set whose files have a licence to be agreed to."""
-    given = f"--manual-dir {job.manual_dir} for {job.name}, without" if job.manual_dir else f"{job.name}, which needs"
+    """Error for a set whose files must be fetched by hand, usually because of a licence."""
+    problem = f"`manual_dir` {job.manual_dir} lacks" if job.manual_dir else "this set needs"
     instructions = " ".join(job.builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split()).rstrip(".")
     place = "FOLDER" if job.manual_dir is None else shlex.quote(str(job.manual_dir))
     return UserError(
-        f"given {given} files to be downloaded by hand; expected: {instructions}; then run: {job.command(place)}"
+        f"{problem} files of {job.name} that must be downloaded by hand: {instructions}; then run {job.command(place)}"
     )
 
 
 def _explain_disk(error: BaseException | None, job: _Job) -> UserError:
     return UserError(
-        f"given {job.name}, which cannot be prepared in {job.folder} ({error}); expected a disk with room to write on; "
-        "choose another --data-dir"
+        f"{job.name} cannot be prepared in {job.folder} ({error}): make room, or choose another `data_dir`"
     )

@@ -30,7 +30,7 @@ class Preprocess:
       std: per channel, divides the difference; positive.
 
     Raises:
-      UserError: sizes that are not positive, or not one finite mean and one finite positive std for each channel.
+      UserError: a size is not positive, or there is not one finite mean and one finite positive std per channel.
 
     >>> preprocess = Preprocess((1, 2, 1), mean=(0.5,), std=(0.5,))
     >>> preprocess.normalize(np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)).ravel().tolist()
@@ -48,18 +48,18 @@ class Preprocess:
         matching = shaped and len(self.mean) == len(self.std) == self.image_shape[-1]
         if not matching or not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise UserError(
-                f"given image shape {self.image_shape}, mean {self.mean} and std {self.std}; expected height, width "
-                "and channels, and one mean and one positive std for each channel; correct them"
+                f"image shape {self.image_shape}, mean {self.mean} and std {self.std} do not fit: give height, width "
+                "and channels above 0, and one finite mean and one positive std per channel"
             )
 
     def normalize(self, images: Any) -> Any:
-        """Scales and shifts images, inside `jax.jit` or not.
+        """Scales images to [0, 1] and standardises each channel, inside or outside `jax.jit`.
 
         Args:
-          images: array of JAX or NumPy, ...xHxWxC, uint8 in [0, 255] or floating in [0, 1].
+          images: JAX or NumPy array, ...xHxWxC, uint8 in [0, 255] or float in [0, 1].
 
         Returns:
-          float32, of the same shape and kind of array: (image in [0, 1] - mean) / std.
+          float32 array of the same shape and kind: (image in [0, 1] - mean) / std.
         """
         scale = np.float32(255.0 if images.dtype == np.uint8 else 1.0)
         channel = (1,) * (images.ndim - 1) + (-1,)
@@ -71,7 +71,7 @@ class Preprocess:
         return {**batch, "image": self.normalize(batch["image"])}
 
     def denormalize(self, images: np.ndarray) -> np.ndarray:
-        """Turns normalized images, ...xHxWxC, back into uint8."""
+        """Converts normalized images, ...xHxWxC, back to uint8."""
         pixels = (images * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)) * 255.0
         return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
@@ -85,39 +85,37 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, text: str, file: str | Path = "preprocessing") -> "Preprocess":
-        """Reads what `to_json` gave.
+        """Parses the output of `to_json`.
 
         Args:
           text: the JSON.
-          file: what the text was read from, for the error.
+          file: name of its file, for error messages.
 
         Raises:
-          UserError: naming `file`, when `text` is something else.
+          UserError: `text` is not such JSON; the message names `file`.
         """
         try:
             fields = {name: tuple(values) for name, values in json.loads(text).items()}
             if not all(type(size) is int for size in fields["image_shape"]):
-                raise UserError(f"image_shape {list(fields['image_shape'])} is not whole numbers")
+                raise UserError(f"image_shape {list(fields['image_shape'])} is not all whole numbers")
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # the last may be our own UserError
-            reason = str(error).partition(";")[0].removeprefix("given ")
             raise UserError(
-                f"given {file} that cannot be read ({reason}); expected JSON with image_shape, mean and std; "
-                "put it back, or take that of a run"
+                f"{file} is not JSON with image_shape, mean and std ({error}): restore it, or copy that of another run"
             ) from error
 
     @classmethod
     def fit(cls, images: Source | np.ndarray, normalize: str = "dataset") -> "Preprocess":
-        """Chooses the normalisation for a data set.
+        """Returns the preprocessing for a data set.
 
         Args:
-          images: the training source, or its images, uint8 NxHxWxC. Of a source larger than 1 GiB a sample of 10,000
-            images, evenly spaced, is used.
+          images: the training source, or its images, uint8 NxHxWxC. Of a source over 1 GiB, 10,000 evenly spaced images
+            are used.
           normalize: `dataset` for zero mean and unit variance of each channel over the training images; `half` for
             [-1, 1]; `none` for [0, 1].
 
         Raises:
-          UserError: another `normalize`, or (`dataset`) an image that cannot be read.
+          UserError: unknown `normalize`, or (`dataset`) an image that cannot be read.
         """
         shape = images.shape[1:] if isinstance(images, np.ndarray) else images.image_shape
         height, width, channels = (int(size) for size in shape)
@@ -141,7 +139,7 @@ def _sample(source: Source) -> np.ndarray:
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel in [0, 1] units; from counts, so exact for any size."""
+    """Mean and standard deviation of each channel in [0, 1] units; computed from counts, so exact for any size."""
     channels = images.shape[-1]
     counts_Cx256 = np.zeros((channels, 256), np.int64)  # counting grey levels is faster than summing squares
     for start in range(0, len(images), 1000):
@@ -157,11 +155,11 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarray:
     """Reads a JPEG, PNG, WebP, BMP or PGM file as uint8 HxWxC.
 
-    Rotated as its EXIF record says; transparent parts become white; 16 bits become 8; grey and colour are converted to
-    what `image_shape` asks for; sizes by `fit_image`.
+    Applies the EXIF orientation, puts transparent parts on white, reduces 16 bits to 8, and converts to the channels
+    and size of `image_shape`; see `fit_image`.
 
     Raises:
-      UserError: naming the file, when it cannot be read.
+      UserError: the file cannot be read; the message names it.
     """
     try:
         with Image.open(path) as image:
@@ -171,23 +169,23 @@ def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarra
     except Exception as error:  # Pillow raises a dozen kinds on damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP, BMP or PGM "
-            "file; replace it, or leave it out (--skip-bad-images does)"
+            f"cannot read image {str(path)!r} ({reason}): replace it with a whole JPEG, PNG, WebP, BMP or PGM file, or "
+            "leave it out (`skip_bad_images` does)"
         ) from error
 
 
 def fit_image(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Resizes until the image covers (height, width), bilinear with antialiasing, and cuts out the centre.
+    """Resizes an image to cover (height, width), bilinear with antialiasing, and crops the centre.
 
-    Returns uint8 HxWxC. An image that has the size already keeps its pixels as they are.
+    Returns uint8 HxWxC. An image that already has this size keeps its pixels.
 
     Raises:
-      UserError: other than 1 or 3 channels are asked for.
+      UserError: `image_shape` has neither 1 nor 3 channels.
     """
     height, width, channels = image_shape
     if channels not in (1, 3):
-        raise UserError(f"given images of {channels} channels; expected 1 (grey) or 3 (colour); convert them first")
-    if image.mode.startswith("I"):  # 16 bits, as integers
+        raise UserError(f"images have {channels} channels: convert them to 1 (grey) or 3 (colour)")
+    if image.mode.startswith("I"):  # 16-bit integers
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

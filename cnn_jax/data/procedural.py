@@ -1,7 +1,7 @@
-"""Data sets that are drawn, not read: `xo`, and `synthetic` for timing and for tests.
+"""Procedural data sets: `xo`, and `synthetic` for timing and tests.
 
-Example i of a split depends on the split, on i and on the arguments, and on nothing else: each has a random generator
-of its own, Philox with (split, i) for its key. Labels take turns: example i is of class i mod K.
+Example i depends only on the split, i and the arguments: each example has its own random generator, Philox keyed by
+(split, i). Its label is i mod K.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _SPLIT_KEYS = {"train": 0, "validation": 1, "test": 2}
 
 @dataclass(frozen=True)
 class ProceduralSource:
-    """`rows` of a split whose images come from `draw(label, generator) -> uint8 HxWxC`."""
+    """The `rows` of a split; each image comes from `draw(label, generator) -> uint8 HxWxC`."""
 
     name: str
     split: str
@@ -49,25 +49,25 @@ def _split_sizes(train: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class XO:
-    """Arguments of `xo`, with the nuisances of the lecture: translation, scale, rotation, stroke weight, noise.
+    """Arguments of `xo`. The nuisances are those of the lecture: translation, scale, rotation, stroke weight, noise.
 
-    Each nuisance is drawn anew for every image, uniformly between minus and plus its value (but `noise`).
+    Each nuisance but `noise` is drawn per image, uniformly between minus and plus its value.
     """
 
     size: int = 28
-    """Height and width of the image, in pixels, at least 8."""
+    """Height and width of the image in pixels, at least 8."""
     translation: float = 0.15
-    """Shift of the centre, as a fraction of the size, along each axis, in [0, 0.5]."""
+    """Shift of the centre along each axis, as a fraction of the size, in [0, 0.5]."""
     scale: float = 0.3
-    """Change of the letter's size, as a fraction of it, in [0, 0.9]."""
+    """Relative change of the letter's size, in [0, 0.9]."""
     rotation: float = 30.0
-    """Turn, in degrees, in [0, 180]."""
+    """Rotation in degrees, in [0, 180]."""
     weight: float = 0.5
-    """Change of the stroke's width, as a fraction of it, in [0, 0.9]."""
+    """Relative change of the stroke width, in [0, 0.9]."""
     noise: float = 0.05
-    """Standard deviation of normal noise on every pixel, on the scale where ink is 1, in [0, 1]."""
+    """Standard deviation of Gaussian pixel noise, in [0, 1], where full ink is 1."""
     train: int = 4000
-    """Number of training examples; validation and test have a quarter of it each."""
+    """Number of training examples; validation and test have a quarter as many each."""
 
     def __post_init__(self):
         limits = {
@@ -81,14 +81,14 @@ class XO:
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
-                raise UserError(f"given xo {name}={getattr(self, name)}; expected {low} to {high}; change it")
+                raise UserError(f"{name}={getattr(self, name)} for xo: set it between {low} and {high}")
 
 
 def open_xo(argument: str, split: str, image_size: int | None) -> ProceduralSource:
-    """Opens `xo`: grey images of class X or O, ink white on black.
+    """Opens `xo`: grey images of the letters X and O, white on black.
 
     Args:
-      argument: `key=value` pairs with commas between, of the fields of `XO`; empty for the defaults.
+      argument: comma-separated `key=value` pairs for fields of `XO`; empty for the defaults.
       split: in split syntax.
       image_size: same as the argument `size`.
     """
@@ -110,17 +110,17 @@ def _parse_xo(argument: str, image_size: int | None) -> XO:
             value = kinds[key](text)
         except ValueError as error:
             raise UserError(
-                f"given xo {pair!r}; expected {key}= and a number; write {key}={getattr(XO, key)}"
+                f"{pair!r} for xo is not {key}= and a number: write it like {key}={getattr(XO, key)}"
             ) from error
         if values.setdefault(key, value) != value:
-            raise UserError(f"given xo {key} both as {values[key]} and as {value}; expected one; leave one out")
+            raise UserError(f"{key} of xo is given as both {values[key]} and {value}: drop one")
     return XO(**values)
 
 
 def draw_letter(arguments: XO, label: int, generator: np.random.Generator) -> np.ndarray:
-    """Draws one X (label 0) or O (label 1), uint8 size x size x 1, anti-aliased: ink fades over one pixel at the edge.
+    """Draws an anti-aliased X (label 0) or O (label 1), uint8 (size, size, 1).
 
-    Untouched by nuisances the letter spans 0.6 of the image, in strokes of 0.1 of it.
+    Without nuisances the letter spans 0.6 of the image, in strokes 0.1 of it wide. Ink fades over one pixel at edges.
     """
     shift_y, shift_x, scale, turn, weight = generator.uniform(-1, 1, 5)
     radius = 0.3 * arguments.size * (1 + arguments.scale * scale)
@@ -141,27 +141,27 @@ def draw_letter(arguments: XO, label: int, generator: np.random.Generator) -> np
 
 
 def _from_diagonal(y: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
-    """Distance of (y, x) from the stroke between (-r, -r) / sqrt 2 and (r, r) / sqrt 2."""
+    """Distance of (y, x) from the segment between (-r, -r) / sqrt 2 and (r, r) / sqrt 2."""
     along, across = (y + x) / np.sqrt(2), (y - x) / np.sqrt(2)
     return np.hypot(np.maximum(np.abs(along) - radius, 0), across)
 
 
 def open_synthetic(argument: str, split: str, image_size: int | None) -> ProceduralSource:
-    """Opens `synthetic:HxWxC:K` or `synthetic:HxWxC:K:N`: a pattern of 4x4 patches for each of K classes, and noise.
+    """Opens `synthetic:HxWxC:K` or `synthetic:HxWxC:K:N`: a random pattern of 4x4 patches per class, plus noise.
 
-    N is the number of training examples, 2,048 unless given; validation and test have a quarter of it each.
+    N is the number of training examples, by default 2,048; validation and test have a quarter as many each.
     """
-    expected = "expected synthetic:HxWxC:K or synthetic:HxWxC:K:N with positive numbers; write synthetic:32x32x3:10"
+    advice = "write synthetic:HxWxC:K or synthetic:HxWxC:K:N with positive numbers, such as synthetic:32x32x3:10"
     try:
         shape_text, classes_text, *rest = argument.split(":")
         height, width, channels = (int(size) for size in shape_text.split("x"))
         num_classes, (train,) = int(classes_text), [int(text) for text in rest] or [2048]
     except ValueError as error:
-        raise UserError(f"given 'synthetic:{argument}'; {expected}") from error
+        raise UserError(f"'synthetic:{argument}' cannot be read: {advice}") from error
     if min(height, width, channels, num_classes, train) < 1:
-        raise UserError(f"given 'synthetic:{argument}'; {expected}")
+        raise UserError(f"'synthetic:{argument}' cannot be read: {advice}")
     if image_size is not None and (height, width) != (image_size, image_size):
-        raise UserError(f"given 'synthetic:{argument}' and image size {image_size}; expected one size; leave one out")
+        raise UserError(f"'synthetic:{argument}' sets its own size: leave out `image_size` {image_size}")
     part, rows = parse_split(split, _split_sizes(train))
     shape = (height, width, channels)
     names = tuple(str(label) for label in range(num_classes))

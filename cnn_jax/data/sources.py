@@ -75,23 +75,23 @@ def example_spec(source: Source) -> dict[str, ArraySpec]:
 
 @dataclass(frozen=True)
 class DerivedSource:
-    """A source made of another one, which it resembles; a subclass says where it differs, and reads the examples."""
+    """A source derived from another; a subclass overrides what differs and implements `__getitem__`."""
 
     source: Source
 
     @property
     def name(self) -> str:
-        """The data set, as the user wrote it."""
+        """Data set name as given by the user."""
         return self.source.name
 
     @property
     def split(self) -> str:
-        """The part of it, as the user wrote it."""
+        """Split as given by the user."""
         return self.source.split
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of class k at position k."""
+        """Class names, indexed by label."""
         return self.source.class_names
 
     @property
@@ -139,7 +139,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of an experiment, in split syntax. The validation part is never the test set."""
+    """The three splits of an experiment, in split syntax. The validation split is never the test set."""
 
     train: str = "train"
     validation: str = "validation"
@@ -150,7 +150,7 @@ _SPLIT = re.compile(r"(?P<name>\w+)(\[(?P<start>-?\d[\d_]*%?)?:(?P<stop>-?\d[\d_
 
 
 def parse_split(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:
-    """Reads TFDS's split syntax: a name, or a name and a slice in examples or in per cent.
+    """Parses TFDS's split syntax: a name, optionally with a slice in examples or per cent.
 
     Args:
       split: such as `train`, `train[:55000]`, `train[-100:]` or `train[90%:]`.
@@ -168,14 +168,14 @@ def parse_split(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:
     """
     match = _SPLIT.fullmatch(split)
     if match is None:
-        raise UserError(f"given split {split!r}; expected a name or a slice of it; write such as train[:90%] or test")
+        raise UserError(f"split {split!r} is neither a name nor a slice of one: write it like test or train[:90%]")
     name = match["name"]
     if name not in sizes:
         raise unknown("split", name, sizes)
     size = sizes[name]
     start, stop = _boundary(match["start"], size, 0), _boundary(match["stop"], size, size)
     if not 0 <= start < stop <= size:
-        raise UserError(f"given split {split!r}; expected some of the {size} examples of {name!r}; change the slice")
+        raise UserError(f"split {split!r} is empty or out of range: {name!r} has {size} examples, so change the slice")
     return name, range(start, stop)
 
 

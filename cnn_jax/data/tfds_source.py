@@ -1,6 +1,6 @@
-"""TensorFlow Datasets by name, read from array_record files on disk, with no TensorFlow in the process.
+"""Reads TensorFlow Datasets by name from array_record files on disk, without TensorFlow.
 
-TFDS takes a second to import, so only the functions here import it.
+TFDS takes a second to import, so it is imported inside functions only.
 """
 
 import io
@@ -19,19 +19,19 @@ from cnn_jax.data.preprocess import fit_image
 from cnn_jax.data.sources import Example, Splits
 from cnn_jax.errors import UserError, nearest, unknown
 
-# Validation parts as papers take them; the sets without one give their last tenth (see `default_splits`).
+# Validation splits customary in papers; for other sets see `default_splits`.
 _DEFAULT_SPLITS = {
     "mnist": Splits("train[:55000]", "train[55000:]", "test"),
     "cifar10": Splits("train[:45000]", "train[45000:]", "test"),
     "cifar100": Splits("train[:45000]", "train[45000:]", "test"),
 }
-_LISTED = 4  # names in a message; of more it gives the number
-_OWN_TO_A_SET = ("--dataset", "--data-dir", "--train-split", "--validation-split", "--test-split")  # each with a value
+_LISTED = 4  # names spelled out in a message; the rest are counted
+_DATASET_FLAGS = ("--dataset", "--data-dir", "--train-split", "--validation-split", "--test-split")  # each with a value
 
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """A split of a TFDS set. `records` gives undecoded examples: dicts with the file of the image, and the label."""
+    """A split of a TFDS set. `records` yields undecoded examples: dicts with the encoded image and the label."""
 
     name: str
     split: str
@@ -50,7 +50,7 @@ class TfdsSource:
             record = self.records[index]
             with Image.open(io.BytesIO(record[self.image_key])) as image:
                 pixels = fit_image(image, self.image_shape)
-        except (RuntimeError, OSError) as error:  # of array_record, and of Pillow
+        except (RuntimeError, OSError) as error:  # from array_record and Pillow
             raise _damaged(self.name, self.fingerprint, error) from error
         return {"image": pixels, "label": int(record[self.label_key])}
 
@@ -58,8 +58,8 @@ class TfdsSource:
 def _damaged(name: str, where: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(
-        f"given {name} in {where}, which cannot be read ({reason}); expected whole files; move that folder away and "
-        f"prepare the set again: python -m cnn_jax data prepare {name}"
+        f"cannot read {name} in {where} ({reason}): move that folder away and prepare the set again with "
+        f"python -m cnn_jax data prepare {name}"
     )
 
 
@@ -72,8 +72,8 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
     """Opens a split of the set `name`, `name:version` or `name/config`. See `cnn_jax.data.open_source`.
 
     Raises:
-      UserError: when the set is unknown, not prepared, prepared as something else than array_record or not one for
-        classification, or there is no such split.
+      UserError: the set is unknown, not prepared, not in array_record format or not for classification, or there is no
+        such split.
     """
     import tensorflow_datasets as tfds
 
@@ -84,14 +84,12 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
         records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise UserError(
-            f"given {name}, prepared in {builder.data_path} as {builder.info.file_format}; expected array_record; "
-            f"move that folder away and run: {_prepare_command(name, data_folder(data_dir))}"
+            f"{name} in {builder.data_path} is stored as {builder.info.file_format}, not array_record: move that "
+            f"folder away and run {_prepare_command(name, data_folder(data_dir))}"
         ) from error
     except ValueError as error:
         parts = ", ".join(f"{part} ({info.num_examples} examples)" for part, info in builder.info.splits.items())
-        raise UserError(
-            f"given split {split!r} of {name}; expected some of: {parts}; write such as train[:90%] or test"
-        ) from error
+        raise UserError(f"{name} has no split {split!r}, only {parts}: write it like test or train[:90%]") from error
     except RuntimeError as error:
         raise _damaged(name, str(builder.data_path), error) from error
     label = features[label_key]
@@ -108,24 +106,25 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
 
 
 def default_splits(name: str, data_dir: str | None) -> Splits:
-    """Returns TFDS's own splits where it has all three; otherwise parts of `train`, in tenths, take the place of those
-    it lacks. For MNIST the last 5,000 of 60,000 training images validate, for CIFAR the last 5,000 of 50,000.
+    """Returns the set's own splits; tenths of `train` replace missing ones.
+
+    For MNIST the last 5,000 of 60,000 training images validate, for CIFAR the last 5,000 of 50,000.
 
     Raises:
-      UserError: when the set is unknown or not prepared (but for these), or has nothing to train on.
+      UserError: the set is unknown or not prepared (except MNIST and CIFAR), or has no train split.
     """
-    if known := _DEFAULT_SPLITS.get(name.partition(":")[0].lower()):  # TFDS takes MNIST for mnist
+    if known := _DEFAULT_SPLITS.get(name.partition(":")[0].lower()):  # TFDS accepts MNIST for mnist
         return known
     parts = set(_find(name, data_dir).info.splits)
     if "train" not in parts:
-        raise UserError(f"given {name}, which has only {sorted(parts)}; expected a train split; name the splits to use")
+        raise UserError(f"{name} has no train split, only {', '.join(sorted(parts))}: name the splits to use")
     validation = "validation" if "validation" in parts else None
     test = "test" if "test" in parts else None
     if validation and test:
         return Splits()
     if test:
         return Splits("train[:90%]", "train[90%:]", test)
-    if validation:  # as reported on ImageNet: its validation set is what papers test on
+    if validation:  # as on ImageNet, where papers test on the validation set
         return Splits("train[:90%]", "train[90%:]", validation)
     return Splits("train[:80%]", "train[80%:90%]", "train[90%:]")
 
@@ -139,10 +138,10 @@ def _find(name: str, data_dir: str | None) -> Any:
 
 
 def find_prepared(name: str, folder: Path) -> Any | None:
-    """Returns TFDS's builder of a set that is prepared in `folder`, or None where it is not.
+    """Returns TFDS's builder of a set prepared in `folder`, or None if it is not prepared.
 
     Raises:
-      UserError: when `name` is not of the form of a name.
+      UserError: `name` is malformed.
     """
     from tensorflow_datasets.core import read_only_builder, registered
 
@@ -151,13 +150,11 @@ def find_prepared(name: str, folder: Path) -> Any | None:
     except registered.DatasetNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(
-            f"given data set {name!r}; expected a name, name:version or name/config; write such as mnist"
-        ) from error
+        raise UserError(f"data set {name!r} is not a name, name:version or name/config: write it like mnist") from error
 
 
 def absent(name: str, folder: Path) -> UserError:
-    """The error for a set that is not in `folder`: one that TFDS knows, or one that nobody knows."""
+    """Returns the error for a set that is not in `folder`, whether TFDS knows it or not."""
     import tensorflow_datasets as tfds
 
     base = name.partition(":")[0].partition("/")[0]
@@ -166,10 +163,7 @@ def absent(name: str, folder: Path) -> UserError:
         ours = ["digits", "xo", "synthetic:32x32x3:10", "folder:PATH"]
         if nearest(base, [*known, *ours]):
             return unknown("data set", name, [*known, *ours])
-        return UserError(
-            f"given unknown data set {name!r}; expected {', '.join(ours)}, mnist, cifar10 or another name of TFDS; "
-            "choose one of these"
-        )
+        return UserError(f"unknown data set {name!r}: choose {', '.join(ours)}, mnist, cifar10 or another name of TFDS")
     versions = sorted(path.name for path in (folder / base).glob("*") if path.is_dir())
     found = f" (found: {', '.join(versions)})" if versions else ""
     if name != base:
@@ -178,26 +172,25 @@ def absent(name: str, folder: Path) -> UserError:
         except (AssertionError, ValueError):
             return cannot_prepare(name, found)
     return UserError(
-        f"given data set {name!r}, which is not in {folder}{found}; expected it prepared there; run: "
-        f"{_prepare_command(name, folder)}; or take data that ships with the package: {_same_on_digits()}"
+        f"data set {name!r} is not in {folder}{found}: run {_prepare_command(name, folder)}; or use data that ships "
+        f"with the package: {_command_on_digits()}"
     )
 
 
 def cannot_prepare(name: str, found: str = "") -> UserError:
-    """The error for a set that TFDS knows, but not with this config or version; `found` tells what is there."""
+    """Returns the error for a set that TFDS knows, but not in this config or version; `found` tells what is on disk."""
     import tensorflow_datasets as tfds
 
     base = name.partition(":")[0].partition("/")[0]
     kind: Any = tfds.builder_cls(base)
     known = [f"{base}/{config.name}" for config in kind.BUILDER_CONFIGS] or [base]
     return UserError(
-        f"given data set {name!r}, which TFDS cannot prepare{found}; expected {listed(known)}, "
-        f"version {kind.VERSION or 'left out'}; choose one of these"
+        f"TFDS cannot prepare data set {name!r}{found}: choose {listed(known)}, version {kind.VERSION or 'left out'}"
     )
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names, of many the first few."""
+    """Joins names with commas; beyond the first few it gives their number."""
     all_names = list(names)
     rest = f" and {len(all_names) - _LISTED} more" if len(all_names) > _LISTED else ""
     return ", ".join(all_names[:_LISTED]) + rest
@@ -207,8 +200,8 @@ def _prepare_command(name: str, folder: Path) -> str:
     return f"python -m cnn_jax data prepare {name} --data-dir {shlex.quote(str(folder))}"
 
 
-def _same_on_digits() -> str:
-    """The experiment's command as it was typed, but on digits; of anything else, such as a notebook, one that works.
+def _command_on_digits() -> str:
+    """Returns the experiment's command as typed, but on digits; outside an experiment, one that works.
 
     An experiment is a program with a `CONFIG`.
     """
@@ -217,11 +210,11 @@ def _same_on_digits() -> str:
     if (module is None and file is None) or not isinstance(getattr(main, "CONFIG", None), Config):
         return "python -m experiments.digits_lenet5"
     program = f"python -m {module.name}" if module is not None else shlex.join(["python", sys.argv[0]])
-    return f"{program} {shlex.join([*_without(sys.argv[1:], _OWN_TO_A_SET), '--dataset', 'digits'])}"
+    return f"{program} {shlex.join([*_drop_flags(sys.argv[1:], _DATASET_FLAGS), '--dataset', 'digits'])}"
 
 
-def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The words of a command without some flags and the value of each: `--flag value` or `--flag=value`."""
+def _drop_flags(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Removes flags and their values, `--flag value` or `--flag=value`, from the words of a command."""
     kept, rest = [], iter(words)
     for word in rest:
         flag, equals, _ = word.partition("=")
@@ -233,7 +226,7 @@ def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 
 def _image_and_label(name: str, features: Any, supervised_keys: Any) -> tuple[str, str]:
-    """Returns the names of the features to learn from: the set's own choice, or the only image and the only label."""
+    """Returns the names of the image and label features: the set's supervised keys, or its only image and label."""
     import tensorflow_datasets as tfds
 
     images, labels = (
@@ -245,8 +238,8 @@ def _image_and_label(name: str, features: Any, supervised_keys: Any) -> tuple[st
     if len(images) == len(labels) == 1:
         return images[0], labels[0]
     raise UserError(
-        f"given {name}, whose features are {', '.join(sorted(features))}; expected one image and one class label; "
-        "choose an image classification set"
+        f"{name} has the features {', '.join(sorted(features))}, not one image and one class label: choose an image "
+        "classification set"
     )
 
 
@@ -254,5 +247,5 @@ def _image_shape(name: str, shape: tuple[int | None, ...], image_size: int | Non
     height, width, channels = shape
     height, width = (image_size or height), (image_size or width)
     if height is None or width is None:
-        raise UserError(f"given {name}, whose images differ in size; expected one size; add such as --image-size 64")
+        raise UserError(f"images of {name} differ in size: set `image_size`, for example to 64")
     return height, width, channels or 3

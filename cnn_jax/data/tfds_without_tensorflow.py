@@ -1,9 +1,9 @@
-"""Lets TFDS prepare image sets where TensorFlow is absent.
+"""Lets TFDS prepare image sets without TensorFlow.
 
-TFDS reads array_record without TensorFlow, but preparing a set calls it in two ways (as of 4.9.10, see
-tensorflow/datasets#11058): `tf.image.encode_png` and `encode_jpeg` for images given as arrays, and `tf.io.gfile`, which
-on a local disk is `open`, `glob` and their like, where archives are unpacked, read and shuffled. `allowed` puts Pillow
-and the standard library in their place, and takes them out again. Where TensorFlow can be imported it does nothing.
+TFDS reads array_record without TensorFlow, but preparing a set uses it in two places (as of 4.9.10, see
+tensorflow/datasets#11058): `tf.image.encode_png` and `encode_jpeg` for images given as arrays, and `tf.io.gfile`, on a
+local disk equivalent to `open`, `glob` and the like, to unpack, read and shuffle archives. `allowed` temporarily
+substitutes Pillow and the standard library. If TensorFlow can be imported, it does nothing.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _TENSORFLOW = SimpleNamespace(io=SimpleNamespace(gfile=_GFILE), compat=SimpleNam
 
 @contextlib.contextmanager
 def allowed(builder: Any) -> Iterator[None]:
-    """Within it, `builder.download_and_prepare(file_format="array_record")` needs no TensorFlow."""
+    """Context in which `builder.download_and_prepare(file_format="array_record")` needs no TensorFlow."""
     if importlib.util.find_spec("tensorflow") is not None:
         yield
         return
@@ -46,7 +46,7 @@ def allowed(builder: Any) -> Iterator[None]:
 
 
 def _encode_image(encoder: Any, image: np.ndarray) -> bytes:
-    """Takes the place of `_ImageEncoder._encode_image`: uint8 or uint16 HxWxC to the bytes of a PNG or JPEG file."""
+    """Replaces `_ImageEncoder._encode_image`: encodes uint8 or uint16 HxWxC as a PNG or JPEG file."""
     from tensorflow_datasets.core.features import image_feature
 
     image_feature._validate_np_array(image, shape=encoder.shape, dtype=encoder.np_dtype)

@@ -1,7 +1,7 @@
 """Geometric augmentations that resample the image: affine, elastic, random resized crop.
 
-Pure functions `f(key, image_HxWxC, *, …) -> image_HxWxC`, float32 in [0, 1] to the same, ready for `jit` and `vmap`.
-Interpolation is bilinear; what lies outside the image is 0.
+Pure functions `f(key, image_HxWxC, *, …) -> image_HxWxC` on float32 images in [0, 1], for use in `jit` and `vmap`.
+Interpolation is bilinear; pixels outside the image are 0.
 """
 
 import math
@@ -15,7 +15,7 @@ from cnn_jax.errors import UserError
 
 
 def warp(image_HxWxC: jax.Array, rows_HxW: jax.Array, columns_HxW: jax.Array) -> jax.Array:
-    """Returns the image whose pixel (i, j) is the input's at (rows[i, j], columns[i, j]), in pixels.
+    """Resamples an image: output pixel (i, j) is the input at (rows[i, j], columns[i, j]), in pixels.
 
     >>> image = jnp.array([[0.0, 1.0], [0.5, 0.0]])[..., None]
     >>> warp(image, jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 5.0]]))[..., 0]  # between two pixels; outside
@@ -25,12 +25,12 @@ def warp(image_HxWxC: jax.Array, rows_HxW: jax.Array, columns_HxW: jax.Array) ->
     def channel(image_HxW: jax.Array) -> jax.Array:
         return map_coordinates(image_HxW, [rows_HxW, columns_HxW], order=1, mode="constant", cval=0.0)
 
-    image_HxWxC = jax.lax.optimization_barrier(image_HxWxC)  # else each of four reads recomputes what is warped
+    image_HxWxC = jax.lax.optimization_barrier(image_HxWxC)  # else each of the four reads recomputes the image
     return jnp.clip(jax.vmap(channel, in_axes=-1, out_axes=-1)(image_HxWxC), 0.0, 1.0)
 
 
 def affine_warp(image_HxWxC: jax.Array, matrix_2x2: jax.Array, shift_2: jax.Array) -> jax.Array:
-    """Moves what is at p to matrix·p + shift, where p = (x, y) in pixels from the centre, x to the right, y down."""
+    """Moves each point p to matrix·p + shift, where p = (x, y) in pixels from the centre, x to the right, y down."""
     height, width, _ = image_HxWxC.shape
     x_HxW, y_HxW = jnp.meshgrid(_centred(width) - shift_2[0], _centred(height) - shift_2[1])
     (a, b), (c, d) = matrix_2x2
@@ -56,16 +56,16 @@ def affine(
     """Scales, shears, rotates about the centre, then translates; every amount is drawn uniformly.
 
     Args:
-        key: of this image.
+        key: random key for this image.
         image_HxWxC: in [0, 1].
         degrees: rotation in [−degrees, degrees], counter-clockwise.
-        scale: least and greatest magnification.
+        scale: smallest and largest magnification.
         translate: shift along each axis in [−translate, translate] of that side.
-        shear: angle in [−shear, shear] degrees by which verticals lean.
+        shear: angle by which verticals lean, in [−shear, shear] degrees.
     """
     if not 0 < scale[0] <= scale[1]:
         raise UserError(
-            f"given scale={scale[0]}/{scale[1]} for affine; expected least/greatest, both above 0; change it"
+            f"scale={scale[0]}/{scale[1]} for affine: set the smallest and the largest magnification, both above 0"
         )
     height, width, _ = image_HxWxC.shape
     angle, lean, right, down, size = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
@@ -80,18 +80,18 @@ def affine(
 def elastic(key: jax.Array, image_HxWxC: jax.Array, *, alpha: float = 34.0, sigma: float = 4.0) -> jax.Array:
     """Elastic distortion (Simard et al. 2003, §2): every pixel is displaced by a smooth random field.
 
-    Convention: for each axis a field of independent draws from [−1, 1], one a pixel and 0 outside the image, is
-    smoothed by a Gaussian whose weights sum to 1, and multiplied by `alpha`. The displacement far from the edges then
-    has a standard deviation of about alpha / (2·√(3π)·sigma) pixels: 1.4 for the defaults, the paper's for MNIST.
+    For each axis, independent uniform draws from [−1, 1], one per pixel and 0 outside the image, are smoothed by a
+    Gaussian whose weights sum to 1 and multiplied by `alpha`. Far from the edges the displacement then has a standard
+    deviation of about alpha / (2·√(3π)·sigma) pixels: 1.4 for the defaults, which are the paper's for MNIST.
 
     Args:
-        key: of this image.
+        key: random key for this image.
         image_HxWxC: in [0, 1].
         alpha: strength, in pixels.
         sigma: standard deviation of the Gaussian, in pixels.
     """
     if sigma <= 0:
-        raise UserError(f"given sigma={sigma} for elastic; expected pixels above 0; change it")
+        raise UserError(f"sigma={sigma} for elastic: set it above 0 pixels")
     height, width, _ = image_HxWxC.shape
     noise_2xHxW = jax.random.uniform(key, (2, height, width), minval=-1.0, maxval=1.0)
     smooth_rows, smooth_columns = _gaussian(height, sigma), _gaussian(width, sigma)
@@ -101,7 +101,7 @@ def elastic(key: jax.Array, image_HxWxC: jax.Array, *, alpha: float = 34.0, sigm
 
 
 def _gaussian(size: int, sigma: float) -> np.ndarray:
-    """Matrix whose product with a signal of `size` samples is the signal smoothed, 0 beyond its ends."""
+    """Matrix that smooths a signal of `size` samples, taken as 0 beyond its ends."""
     reach = max(size, math.ceil(6 * sigma))
     total = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2)).sum()
     offset = np.arange(size)[:, None] - np.arange(size)[None, :]
@@ -115,20 +115,20 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> jax.Array:
-    """Cuts out a rectangle of random area, aspect and place and resizes it to the whole (Szegedy et al. 2015, §6).
+    """Crops a rectangle of random area, aspect and position and resizes it to full size (Szegedy et al. 2015, §6).
 
-    A rectangle that would be wider or taller than the image is cut to it. Shrinking is anti-aliased.
+    A rectangle wider or taller than the image is clipped to it. Downscaling is anti-aliased.
 
     Args:
-        key: of this image.
+        key: random key for this image.
         image_HxWxC: in [0, 1].
-        scale: least and greatest area, as fractions of the image's; drawn uniformly.
-        ratio: least and greatest width / height; drawn uniformly in the logarithm.
+        scale: smallest and largest area, as fractions of the image's; drawn uniformly.
+        ratio: smallest and largest width / height; drawn log-uniformly.
     """
     if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
         raise UserError(
-            f"given scale={scale[0]}/{scale[1]} ratio={ratio[0]}/{ratio[1]} for random_resized_crop; "
-            "expected least/greatest, above 0, and scale not above 1; change them"
+            f"scale={scale[0]}/{scale[1]} and ratio={ratio[0]}/{ratio[1]} for random_resized_crop: set both to "
+            "smallest/largest, above 0, and scale to at most 1"
         )
     height, width, channels = image_HxWxC.shape
     area, aspect, top, left = jax.random.uniform(key, (4,))

@@ -1,7 +1,7 @@
-"""Which pixels of the image an activation depends on: followed through the operations of a traced forward pass.
+"""Which pixels of the image an activation depends on, found by following a traced forward pass.
 
-Everything counts that lies on a path from the image: branches, shortcuts, slices, space-to-depth. The arithmetic for a
-plain stack of layers is `cnn_jax.arithmetic.receptive_field`.
+All paths from the image count: branches, shortcuts, slices, space-to-depth. For the arithmetic of a plain stack of
+layers see `cnn_jax.arithmetic.receptive_field`.
 """
 
 import math
@@ -14,19 +14,19 @@ from jax.extend.core import Jaxpr, Literal
 
 @dataclass(frozen=True)
 class Sight:
-    """What the outputs along one axis see: output i the pixels from low + i·step to before high + i·step."""
+    """Receptive field along one axis: output i depends on pixels low + i·step up to but not including high + i·step."""
 
     low: int = 0
     high: int = 1
     step: int = 1
 
     def window(self, size: int, stride: int, padding: int, dilation: int = 1) -> "Sight":
-        """Through a window that begins `padding` before the first element."""
+        """Returns the field after a window that starts `padding` elements before the first."""
         low = self.low - padding * self.step
         return Sight(low, self.high + ((size - 1) * dilation - padding) * self.step, self.step * stride)
 
 
-# The axes of an array that are rows or columns of the image; none where each number may depend on every pixel.
+# By axis: the array axes that run along image rows or columns. Empty if each element may depend on every pixel.
 Sights = Mapping[int, Sight]
 EVERYTHING: Sights = {}
 
@@ -35,12 +35,12 @@ def receptive_fields(traced: Any) -> dict[str, int | None]:
     """Follows the first argument, images (B, H, W, C), through a computation.
 
     Args:
-        traced: what `jax.make_jaxpr` returns; with values named by `jax.ad_checkpoint.checkpoint_name`.
+        traced: a jaxpr from `jax.make_jaxpr`, with values named by `jax.ad_checkpoint.checkpoint_name`.
 
     Returns:
-        For each named value the side in pixels of the square that one number of it sees, or None for the whole image.
-        A value that sees everything and is combined with one that does not, such as the gate of a squeeze and
-        excitation, is not counted. Values that do not depend on the image are missing.
+        For each named value the side in pixels of the square that one element depends on, or None for the whole image.
+        A value that depends on everything is ignored where it is combined with one that does not, such as the gate of
+        squeeze-and-excitation. Values that do not depend on the image are left out.
 
     >>> import jax, jax.ad_checkpoint
     >>> pool = lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
@@ -54,7 +54,7 @@ def receptive_fields(traced: Any) -> dict[str, int | None]:
 
 
 def _follow(jaxpr: Jaxpr, given: Sequence[Sights | None], named: dict[str, int | None]) -> list[Sights | None]:
-    """What the results of a computation see; None where a value does not depend on the image."""
+    """Returns the fields of a computation's results; None where a value does not depend on the image."""
     known = {variable: sights for variable, sights in zip(jaxpr.invars, given, strict=True) if sights is not None}
 
     def read(variable: Any) -> Sights | None:
@@ -77,11 +77,11 @@ def _follow(jaxpr: Jaxpr, given: Sequence[Sights | None], named: dict[str, int |
 
 
 def _inner(equation: Any) -> Jaxpr | None:
-    """The computation that an operation such as `jit` or `checkpoint` wraps."""
+    """Returns the computation inside an operation such as `jit` or `checkpoint`."""
     for value in equation.params.values():
-        jaxpr: Any = getattr(value, "jaxpr", value)  # older versions of JAX wrap it together with its constants
+        jaxpr: Any = getattr(value, "jaxpr", value)  # older JAX wraps it with its constants
         if isinstance(jaxpr, Jaxpr):
-            # Those of loops and reductions take other shapes.
+            # The bodies of loops and reductions have other shapes.
             same = [*map(_shape, jaxpr.invars)] == [*map(_shape, equation.invars)]
             return jaxpr if same else None
     return None
@@ -92,7 +92,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _through(equation: Any, inputs: Sequence[Sights | None], shape: tuple[int, ...]) -> Sights:
-    """What the result, of this shape, of one operation sees. Operations without a rule work element by element."""
+    """Returns the field of an operation's result of this shape. Operations without a rule are elementwise."""
     name, params = equation.primitive.name, equation.params
     shapes = [_shape(variable) for variable in equation.invars]
     sights = inputs[0]
@@ -111,7 +111,7 @@ def _through(equation: Any, inputs: Sequence[Sights | None], shape: tuple[int, .
         return {a: sight.window(1, strides[a], -starts[a]) for a, sight in sights.items()}
     if name == "pad":
         pads = params["padding_config"]
-        # Zeros between the pixels, as in a transposed convolution, are not followed.
+        # Interior padding, as in a transposed convolution, is not followed.
         between = any(pads[a][2] for a in sights)
         return EVERYTHING if between else {a: sight.window(1, 1, pads[a][0]) for a, sight in sights.items()}
     if name == "reshape":
@@ -126,7 +126,7 @@ def _through(equation: Any, inputs: Sequence[Sights | None], shape: tuple[int, .
 
 
 def _merge(inputs: Sequence[Sights | None], shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]) -> Sights:
-    """All that the inputs see, but for those that see everything."""
+    """Returns the union of the inputs' fields, ignoring those of the whole image."""
     seen = [sights for sights, s in zip(inputs, shapes, strict=True) if sights and len(s) == len(shape)]
     axes = seen[0].keys() if seen else ()
     if any(sights.keys() != axes for sights in seen):
@@ -150,7 +150,7 @@ def _convolution(params: Mapping[str, Any], kernel_shape: tuple[int, ...], sight
 
 
 def _dot_general(numbers: Any, inputs: Sequence[Sights | None], ranks: Sequence[int]) -> Sights:
-    """A product of matrices sees what its one input from the image sees, if it sums over neither rows nor columns."""
+    """Follows the one input that depends on the image, if its rows and columns are not summed over."""
     summed, batch = numbers
     side = 0 if inputs[0] is not None else 1
     sights = inputs[side]
@@ -163,17 +163,17 @@ def _dot_general(numbers: Any, inputs: Sequence[Sights | None], ranks: Sequence[
 
 
 def _without(sights: Sights, axes: Sequence[int]) -> Sights:
-    """After `axes` are gone. Without rows or columns every number may see all of them."""
+    """Drops `axes`. Without its rows or columns an element may depend on all of them."""
     if any(axis in axes for axis in sights):
         return EVERYTHING
     return {axis - sum(gone < axis for gone in axes): sight for axis, sight in sights.items()}
 
 
 def _reshape(old: tuple[int, ...], new: tuple[int, ...], sights: Sights) -> Sights:
-    """An axis that is split (r·b → r, b) is followed in blocks of b; rows and columns merged with others are lost."""
+    """Follows an axis that is split (r·b → r, b) in blocks of b; rows or columns merged with others are lost."""
     result = {}
     for axis, sight in sights.items():
-        # The new axis before which as many numbers lie; axes of length 1 make it ambiguous, but are no loss.
+        # The new axis with the same number of elements before it; axes of length 1 make this ambiguous but harmless.
         places = [
             i for i, n in enumerate(new) if math.prod(new[:i]) == math.prod(old[:axis]) and n and old[axis] % n == 0
         ]

@@ -1,4 +1,4 @@
-"""The list of models and the layers of one, as text."""
+"""The list of models, and the layer table of one model, as text."""
 
 import csv
 import re
@@ -12,7 +12,7 @@ from cnn_jax.models.catalogue import COLUMNS, TABLE, read_table, si, source
 
 
 def measure_all() -> None:
-    """Computes the table of models anew and writes it into the package."""
+    """Measures every model and rewrites the package's table.csv."""
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -20,7 +20,7 @@ def measure_all() -> None:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One row of the table: name, input, classes, parameters, those without side heads, forward FLOPs of one image."""
+    """Returns a model's row of table.csv."""
     model, shape = build(name), default_input_shape(name)
     rows = layer_table(model, shape)
     parameters = sum(row.parameters for row in rows)
@@ -32,17 +32,27 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def model_list() -> str:
-    """A line for each model: name, input, classes, parameters, forward FLOPs, paper."""
+    """One line per model: name, input, classes, parameters, forward FLOPs, paper."""
     width = max(map(len, MODELS))
     lines = [f"{'model':<{width}} {'input':>10} {'classes':>7} {'parameters':>11} {'FLOPs':>8}  source"]
     for row in read_table():
         numbers = f"{row['classes']:>7} {int(row['parameters']):>11,} {si(int(row['flops'])):>8}"
         lines.append(f"{row['model']:<{width}} {row['input']:>10} {numbers}  {source(row)}")
-    return "\n".join([*lines, "FLOPs: forward, one image, two a multiply-add."])
+    return "\n".join([*lines, "FLOPs: forward pass of one image, two per multiply-add."])
 
 
 def model_table(name: str, size: str | None, classes: int | None, args: Sequence[str]) -> str:
-    """A line for each layer of one model, and the totals."""
+    """One line per layer of a model, and the totals.
+
+    Args:
+        name: of the catalogue.
+        size: HEIGHTxWIDTHxCHANNELS; default: the published input.
+        classes: default: the published number.
+        args: the model's arguments, each key=value.
+
+    Raises:
+        UserError: unknown name or argument, or a size that the model does not take.
+    """
     model = build(name, classes, args=args)
     shape = default_input_shape(name) if size is None else _shape(size)
     rows = layer_table(model, shape)
@@ -55,7 +65,7 @@ def model_table(name: str, size: str | None, classes: int | None, args: Sequence
         "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in cells
     ]
-    notes = "FLOPs: forward, one image, two a multiply-add. sees: side of the receptive field in pixels."
+    notes = "FLOPs: forward pass of one image, two per multiply-add. sees: side of the receptive field in pixels."
     return "\n".join([*(line.rstrip() for line in lines), notes])
 
 
@@ -69,6 +79,6 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
 def _shape(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
-        raise UserError(f"given --input {text}; expected HEIGHTxWIDTHxCHANNELS; write such as 32x32x3")
+        raise UserError(f"`input` is {text!r}: write HEIGHTxWIDTHxCHANNELS, such as 32x32x3")
     height, width, channels = map(int, match.groups())
     return height, width, channels

@@ -1,4 +1,4 @@
-"""Convolution, pooling and batch normalisation, faster where XLA is slow, with XLA's values and gradients."""
+"""Convolution, pooling and batch normalisation: faster than XLA where it is slow, with its values and gradients."""
 
 from cnn_jax.ops.conv import conv_general_dilated
 from cnn_jax.ops.pool import avg_pool, max_pool

@@ -1,4 +1,4 @@
-"""2-D convolution, in the form that is fastest on the platform; values and derivatives are XLA's."""
+"""2-D convolution by the fastest implementation for the platform; values and derivatives are XLA's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,11 +29,11 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     **other: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, in a faster form where there is one; for `nn.Conv(conv_general_dilated=…)`.
+    """Drop-in for `jax.lax.conv_general_dilated`, faster where possible; for `nn.Conv(conv_general_dilated=…)`.
 
-    There is one for a plain float32 NHWC convolution, on CPU, on one device: the compiled one of `cnn_jax.ops.native`,
-    and without a compiler those of `cnn_jax.ops.portable`. (On several CPU devices XLA cuts its own convolutions up
-    among them, and no others.) Decided when traced, from shapes and platform alone.
+    Plain float32 NHWC convolutions on a single CPU device use the compiled code of `cnn_jax.ops.native` or, without a
+    compiler, `cnn_jax.ops.portable`. (On several CPU devices, XLA can partition only its own convolutions.) The choice
+    is made at trace time, from shapes and platform alone.
     """
     plain = (
         lhs.ndim == rhs.ndim == 4
@@ -44,7 +44,7 @@ def conv_general_dilated(
         and lhs.dtype == rhs.dtype == jnp.float32
         and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
         and not (_varies(lhs) or _varies(rhs))
-        # Else the error is that of JAX.
+        # Otherwise JAX raises its own error.
         and lhs.shape[3] == rhs.shape[2] * feature_group_count
         and rhs.shape[3] % feature_group_count == 0
         and len(window_strides) == 2
@@ -77,14 +77,14 @@ def conv_general_dilated(
 
 
 def form_of_convolutions() -> str:
-    """Which form plain float32 convolutions take on this machine, for people to read."""
+    """Describes, for the record of a run, how plain float32 convolutions are computed on this machine."""
     if not _on_one_cpu():
         return "XLA's"
-    return f"{'compiled by' if native.available() else 'slower ones of XLA,'} {native.status()}"
+    return f"compiled by {native.status()}" if native.available() else f"XLA's, slower ({native.status()})"
 
 
 def _varies(x: jax.Array) -> bool:
-    """Whether this is within `shard_map`, and each device has its own."""
+    """Whether `x` differs between devices, inside `shard_map`."""
     return bool(getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", None))
 
 

@@ -1,18 +1,17 @@
-// Convolutions of float32 maps on a CPU, for cnn_jax/ops/native.py: the output, the gradient of the input, the gradient
-// of the kernel.
+// CPU convolutions of float32 maps for cnn_jax/ops/native.py: the output, the input's gradient, the kernel's gradient.
 //
-// All three are products of matrices without the matrices. In a padded image the numbers under a row of the kernel are
-// contiguous, kw·C of them, and those of the next output begin sx·C further on. So an output row is
+// All three are matrix products that never build the matrices. In a padded image the numbers under a row of the kernel
+// are contiguous, kw·C of them, and those of the next output begin sx·C further on. So an output row is
 //   y[ox, :] = sum over kernel rows i, and d < kw·C, of row_i[ox·sx·C + d] · kernel[i, d, :]
-// and the kernel's gradient the same sum over all ox in place of d. The innermost functions hold a tile of the results
-// in registers. The gradient of the input is itself such a convolution, of the output's gradient with the kernel turned
-// round; with strides, one for each place in the stride.
+// and the kernel's gradient is the same sum over all ox instead of d. The innermost functions keep a tile of results in
+// registers. The gradient of the input is itself such a convolution, of the output's gradient with the flipped kernel;
+// with strides, one convolution per position within the stride.
 //
-// Groups are convolutions side by side. With one channel each (depthwise) there is no sum over channels: then a vector
-// holds neighbouring channels of the maps, and meets as many of the kernel, in place of one number and many features.
+// Groups are independent convolutions. With one channel each (depthwise) there is no sum over channels: a vector then
+// holds neighbouring channels and is multiplied by as many of the kernel, instead of one number by many features.
 //
-// Work is cut so that the numbers that are used again and again stay in the caches. Which parts it is cut into follows
-// from the sizes alone, so the results are the same bits with any number of threads.
+// Work is cut so that numbers used repeatedly stay in the caches. The cuts depend on the sizes alone, so the results
+// are bitwise the same with any number of threads.
 //
 // Layouts: maps (members, images, rows, columns, channels), kernels (members, rows, columns, channels, features).
 // Members are independent convolutions, as from jax.vmap.
@@ -50,29 +49,29 @@ constexpr bool kManyRegisters = false;
 #endif
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
 
-// Most rows of a tile that is V vectors wide. Each row is a pixel, whose address takes a register, too; and pixels of
-// many channels lie in the same few places of a first-level cache, of which there are often eight.
+// Maximum rows of a tile V vectors wide. Each row is a pixel, whose address takes a register, too; and pixels with many
+// channels fall into the same few sets of the L1 cache, which often has eight ways.
 template <int V, bool Depthwise>
 constexpr int kTileRows = Depthwise ? 8 : V == 1 ? (kManyRegisters ? 12 : 8) : (kManyRegisters ? 8 : 6);
 
-// The same of the kernel's gradient, whose rows lie side by side: the tile, a row of it and one more vector fill the
+// The same for the kernel's gradient, whose rows are contiguous: the tile, one row of it and one more vector fill the
 // registers.
 template <int V, bool Depthwise>
 constexpr int kGradientRows = Depthwise ? 8 : V == 1 ? (kManyRegisters ? 16 : 8) : (kManyRegisters ? 12 : 6);
 
-constexpr int64_t kLine = 16;                     // floats of a line of a cache
-constexpr int64_t kWide = 2 * kLanes;             // features of a block, but for the last one
-constexpr int64_t kKernelFloats = 24 * 1024;      // of a kernel that are used together: some of a second-level cache
-constexpr int64_t kLeastImageFloats = 16 * 1024;  // of a padded piece of images: some of it, too;
-constexpr int64_t kMostImageFloats = 128 * 1024;  // more where the kernel is large, which each piece reads anew
-constexpr int64_t kTasks = 16;                    // the least number, if there is so much to share out
-// Of the kernel's gradient:
-constexpr int64_t kPieceFloats = 64 * 1024;        // of a piece of the maps and of the output's gradient together
-constexpr int64_t kLeastPixels = 192;              // of a piece: each adds to all the sums
+constexpr int64_t kLine = 16;                     // floats per cache line
+constexpr int64_t kWide = 2 * kLanes;             // features per block, except in the last one
+constexpr int64_t kKernelFloats = 24 * 1024;      // of a kernel, used together: part of the L2 cache
+constexpr int64_t kLeastImageFloats = 16 * 1024;  // of a padded piece of images: part of it, too;
+constexpr int64_t kMostImageFloats = 128 * 1024;  // more if the kernel is large, as each piece reads it again
+constexpr int64_t kTasks = 16;                    // minimum number, if there is enough work
+// For the kernel's gradient:
+constexpr int64_t kPieceFloats = 64 * 1024;        // of a piece: maps and output's gradient together
+constexpr int64_t kLeastPixels = 192;              // of a piece, as each piece updates all the sums
 constexpr int64_t kMostPixels = 2048;
-constexpr int64_t kPixelsPerPart = 512;            // at least of a part with sums of its own, which must be added up
+constexpr int64_t kPixelsPerPart = 512;            // minimum of a part with its own sums, which must be added up
 constexpr int64_t kMostSums = 16 * 1024 * 1024;    // floats
-constexpr int64_t kPackedFloats = 32 * 1024;       // of a piece that are packed together
+constexpr int64_t kPackedFloats = 32 * 1024;       // of a piece, packed together
 
 using Array = ffi::Buffer<ffi::F32, 5>;
 using Result = ffi::ResultBuffer<ffi::F32, 5>;
@@ -82,11 +81,12 @@ using Window = ffi::Span<const int64_t>;  // strides of rows and columns, paddin
 
 Vector At(const float* x) { return *reinterpret_cast<const Vector*>(x); }
 
-// V vectors from `features` numbers, and back. By way of other vectors: sums whose addresses are taken leave registers.
+// Load V vectors from `features` numbers, and store them. They go through local vectors, because sums whose address is
+// taken leave the registers.
 template <int V>
 inline void Load(Vector* to, const float* from, int64_t features) {
   Vector line[V] = {};
-  if (features == V * kLanes) {  // a number that the compiler knows
+  if (features == V * kLanes) {  // a compile-time constant
     std::memcpy(line, from, sizeof(line));
   } else {
     std::memcpy(line, from, features * sizeof(float));
@@ -106,7 +106,7 @@ inline void Store(const Vector* from, float* to, int64_t features) {
 }
 
 // y[r, :] = (first ? 0 : y[r, :]) + sum over i and d of x[i·x_row + r·x_step + d·x_depth]·kernel[i, d, :], for r < R.
-// kernel has V·kLanes columns; y has so many or, at the edge, `features`. Depthwise, x has columns, too.
+// kernel has V·kLanes columns; y has as many or, at the edge, `features`. Depthwise, x has columns, too.
 template <int R, int V, bool Depthwise>
 void Products(const float* x, int64_t x_row, int64_t x_step, int64_t x_depth, const float* kernel, int64_t rows,
               int64_t depth, float* y, int64_t y_step, int64_t features, bool first) {
@@ -138,15 +138,15 @@ void Products(const float* x, int64_t x_row, int64_t x_step, int64_t x_depth, co
   for (int r = 0; r < R; ++r) Store<V>(sums[r], y + r * y_step, features);
 }
 
-// Pixels of padded images that outputs see, and the numbers between images, rows and columns.
+// Pixels of padded images that outputs read; `image`, `row` and `column` are distances in floats.
 struct Seen {
   const float* data;
   int64_t image, row, column, images, rows, columns;
 };
 
-// kernel[r, :] += sum over pixels p of x[p, r·x_depth]·g[p, :], for r < R. g has V·kLanes columns, kernel as many of
-// `features` that lie side by side. Depthwise, x has columns, too. With each pixel, `step` of the numbers that are read
-// next, from `ahead` on, come into the caches.
+// kernel[r, :] += sum over pixels p of x[p, r·x_depth]·g[p, :], for r < R. g has V·kLanes columns; kernel has as many
+// in rows of `features`. Depthwise, x has columns, too. Each pixel prefetches `step` of the numbers from `ahead` on,
+// which are read next.
 template <int R, int V, bool Depthwise>
 void Gradients(Seen x, int64_t x_depth, const float* g, int64_t g_image, float* kernel, int64_t features,
                const float* ahead, int64_t step) {
@@ -187,7 +187,7 @@ void Gradients(Seen x, int64_t x_depth, const float* g, int64_t g_image, float* 
   }
 }
 
-// The first n numbers of each pixel in tiles of R: (tile, pixel, R).
+// Packs the first n numbers of each pixel into tiles of R: (tile, pixel, R).
 template <int R>
 void Pack(const Seen& x, int64_t n, float* to) {
   const int64_t pixels = x.images * x.rows * x.columns, tiles = n / R;
@@ -200,7 +200,7 @@ void Pack(const Seen& x, int64_t n, float* to) {
   }
 }
 
-// Calls the tile of so many rows.
+// Calls the instance for `tile` rows.
 template <int V, bool Depthwise, int R = kTileRows<V, Depthwise>, typename... Arguments>
 void ProductsOf(int64_t tile, Arguments... arguments) {
   if constexpr (R > 0) {
@@ -223,25 +223,25 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t RoundUp(int64_t n) { return CeilDiv(n, kLanes) * kLanes; }
 
-// Where part `index` of `parts` nearly equal ones of n begins.
+// Start of part `index` when n is cut into `parts` nearly equal parts.
 int64_t Cut(int64_t n, int64_t index, int64_t parts) { return n * index / parts; }
 
-// Memory of this thread, kept for the next call.
+// Thread-local memory for n floats, kept for the next call.
 float* Scratch(std::vector<float>& memory, int64_t n) {
   if (static_cast<int64_t>(memory.size()) < n) memory.resize(n);
   return memory.data();
 }
 thread_local std::vector<float> image_memory, gradient_memory, tile_memory;
 
-// task(i) for all i < n, on this thread and on those of the pool that are free. The caller takes tasks, too, until none
-// is left, and waits only for those that run: it cannot wait for a pool whose threads all wait.
+// Runs task(i) for all i < n, on this thread and on free threads of the pool. The caller takes tasks, too, until none
+// is left, and then waits only for running ones: it cannot deadlock on a pool whose threads are all waiting.
 void ParallelFor(ffi::ThreadPool& pool, int64_t n, const std::function<void(int64_t)>& task) {
   struct Shared {
     std::atomic<int64_t> next{0}, done{0};
     std::mutex mutex;
     std::condition_variable finished;
   };
-  auto shared = std::make_shared<Shared>();  // a helper that comes too late still looks at `next`
+  auto shared = std::make_shared<Shared>();  // a late helper still reads `next`
   std::function<void()> work = [shared, n, &task] {
     for (int64_t i; (i = shared->next++) < n;) {
       task(i);
@@ -254,13 +254,13 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t n, const std::function<void(int6
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), n) - 1;
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::function<void()>(work));
   work();
-  for (int i = 0; i < 200 && shared->done < n; ++i) std::this_thread::yield();  // shorter than to sleep and be woken
+  for (int i = 0; i < 200 && shared->done < n; ++i) std::this_thread::yield();  // quicker than sleeping and waking
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->finished.wait(lock, [&] { return shared->done == n; });
 }
 
-// Maps, and a window that is moved over them. Of groups, channels and features are those of one. Depthwise, all channels
-// are one group's: so many side by side as fill vectors, zeros behind them.
+// Maps and a window that moves over them. `channels` and `features` are per group. Depthwise, all channels form one
+// group, padded with zeros to whole vectors.
 struct Geometry {
   int64_t images, height, width, groups, channels;
   int64_t kernel_height, kernel_width, row_stride, column_stride, top, left;
@@ -291,17 +291,17 @@ struct Geometry {
     }
   }
 
-  int64_t pixel() const { return groups * channels; }                   // floats of the maps
-  int64_t image() const { return height * width * pixel(); }            // floats of the maps
-  int64_t step() const { return depthwise ? RoundUp(channels) : channels; }  // floats of a pixel that outputs see
-  int64_t depth() const { return depthwise ? kernel_width : kernel_width * channels; }  // of a kernel row
-  int64_t columns() const { return (output_width - 1) * column_stride + kernel_width; }  // that outputs see
-  int64_t rows(int64_t outputs) const { return (outputs - 1) * row_stride + kernel_height; }  // that so many rows see
-  bool in_place() const {  // whether outputs see the maps as they are
+  int64_t pixel() const { return groups * channels; }                   // floats per pixel of the maps
+  int64_t image() const { return height * width * pixel(); }            // floats per image of the maps
+  int64_t step() const { return depthwise ? RoundUp(channels) : channels; }  // floats per pixel that outputs read
+  int64_t depth() const { return depthwise ? kernel_width : kernel_width * channels; }  // numbers summed per kernel row
+  int64_t columns() const { return (output_width - 1) * column_stride + kernel_width; }  // that outputs read
+  int64_t rows(int64_t outputs) const { return (outputs - 1) * row_stride + kernel_height; }  // read by `outputs` rows
+  bool in_place() const {  // whether outputs can read the maps as they are
     return top == 0 && left == 0 && columns() <= width && rows(output_height) <= height && step() == pixel();
   }
 
-  // Features of a block that begins at f, and most rows of its tiles.
+  // Features of the block that begins at f, and maximum rows of its tiles.
   int64_t block(int64_t f) const { return features - f > kLanes && !depthwise ? kWide : kLanes; }
   int64_t tile_rows(int64_t block) const {
     return depthwise ? kTileRows<1, true> : block == kWide ? kTileRows<2, false> : kTileRows<1, false>;
@@ -309,12 +309,12 @@ struct Geometry {
   int64_t gradient_rows(int64_t block) const {
     return depthwise ? kGradientRows<1, true> : block == kWide ? kGradientRows<2, false> : kGradientRows<1, false>;
   }
-  int64_t packed() const { return kernel_height * depth() * RoundUp(features); }  // floats of a group's kernel
+  int64_t packed() const { return kernel_height * depth() * RoundUp(features); }  // floats of a group's packed kernel
 
-  // How many neighbouring outputs cost least as one: they fill whole vectors, and multiply some zeros.
+  // How many neighbouring outputs are cheapest to compute as one: they fill whole vectors but multiply some zeros.
   int64_t neighbours() const {
     int64_t best = 1;
-    const auto cost = [&](int64_t n) {  // of n outputs, in products of vectors
+    const auto cost = [&](int64_t n) {  // of n outputs, in vector products
       return (kernel_width + (n - 1) * column_stride) * CeilDiv(n * features, kLanes);
     };
     for (int64_t n = 2; n * features <= kWide && groups == 1 && !depthwise; ++n) {
@@ -323,8 +323,8 @@ struct Geometry {
     return best;
   }
 
-  // Neighbouring outputs whose few features lie side by side, as one output of more features and of a wider kernel: the
-  // same kernel for each of them, shifted, and zeros.
+  // Joins n neighbouring outputs of few features into one output of n times the features, whose wider kernel holds a
+  // shifted copy of the kernel per output, and zeros.
   Geometry joined(int64_t n) const {
     Geometry wide = *this;
     wide.output_width /= n;
@@ -334,12 +334,12 @@ struct Geometry {
     return wide;
   }
 
-  // Output rows of a piece of an image.
+  // Output rows per piece of an image.
   int64_t piece() const {
     const int64_t floats = std::clamp(packed(), kLeastImageFloats, kMostImageFloats);
     return std::clamp<int64_t>((floats / (columns() * step()) - kernel_height) / row_stride + 1, 1, output_height);
   }
-  // Images that are one piece, if they are small; there must be enough pieces and blocks of features to share out.
+  // Images per piece, if they are small and enough pieces and blocks of features remain to share out.
   int64_t batch() const {
     if (piece() < output_height) return 1;
     const int64_t floats = std::clamp(packed(), kLeastImageFloats, kMostImageFloats);
@@ -348,7 +348,7 @@ struct Geometry {
   }
 };
 
-// A piece of images, with its padding: the numbers from its first, and those between its images and its rows.
+// A piece of images with its padding; `image` and `row` are distances in floats.
 struct Piece {
   const float* data;
   int64_t image, row;
@@ -365,7 +365,7 @@ void CopyPixels(const float* from, int64_t pixels, int64_t from_step, int64_t ch
   }
 }
 
-// What `outputs` rows of a group's output see, from row `first` of it on, in so many images.
+// Pads what `outputs` rows of a group's output read, from output row `first` on, in `images` images.
 Piece Pad(const Geometry& of, const float* image, int64_t images, int64_t group, int64_t first, int64_t outputs) {
   if (of.in_place()) {
     const int64_t row = of.width * of.pixel();
@@ -378,7 +378,7 @@ Piece Pad(const Geometry& of, const float* image, int64_t images, int64_t group,
   float* out = data;
   for (int64_t i = 0; i < images * rows; ++i, out += row) {
     const int64_t y = first * of.row_stride + i % rows - of.top;
-    if (y < 0 || y >= of.height) continue;  // padding, which no kernel row is multiplied with
+    if (y < 0 || y >= of.height) continue;  // padding rows, which the products skip
     const float* line = image + i / rows * of.image() + y * of.width * of.pixel();
     std::fill_n(out, begin * step, 0.0f);
     CopyPixels(line + (begin - of.left) * of.pixel() + group * of.channels, end - begin, of.pixel(), of.channels,
@@ -390,8 +390,8 @@ Piece Pad(const Geometry& of, const float* image, int64_t images, int64_t group,
 
 // --------------------------------------------------------------------------------------------------------- convolution
 
-// Convolves all images. `kernel` has for each group blocks of features, each (kernel_height, depth, block). Outputs lie
-// y_image, y_row and y_step apart; all features are side by side.
+// Convolves all images. For each group, `kernel` holds blocks of features, each (kernel_height, depth, block). Outputs
+// are y_image, y_row and y_step apart; features are contiguous.
 void ConvolvePacked(ffi::ThreadPool& pool, const Geometry& of, const float* x, const float* kernel, float* y,
                     int64_t y_image, int64_t y_row, int64_t y_step) {
   const int64_t depth = of.depth(), x_depth = of.step(), x_step = of.column_stride * x_depth;
@@ -408,7 +408,7 @@ void ConvolvePacked(ffi::ThreadPool& pool, const Geometry& of, const float* x, c
     const Piece piece = Pad(of, x + first_image * of.image(), images, group, first_row, rows);
     const int64_t last = std::min(of.features, Cut(blocks, slice + 1, slices) * of.block(0));
     for (int64_t f = Cut(blocks, slice, slices) * of.block(0), next; f < last; f = next) {
-      // Kernel rows, or blocks of features, that are used together; of one row that is too long, a part.
+      // Kernel rows, or blocks of features, used together; part of a row if one is too long.
       const int64_t width = of.block(f), fit = kKernelFloats / (depth * width);
       const int64_t together = std::clamp<int64_t>(fit, 1, of.kernel_height);
       const int64_t part = fit > 0 ? depth : kKernelFloats / width;
@@ -419,7 +419,7 @@ void ConvolvePacked(ffi::ThreadPool& pool, const Geometry& of, const float* x, c
           const int64_t height = std::min(together, of.kernel_height - i), length = std::min(part, depth - d);
           for (int64_t line = 0; line < images * rows; ++line) {
             const int64_t image = line / rows, row = line % rows;
-            // Of these kernel rows, those that see the image, not its padding.
+            // Those of the kernel rows that meet the image, not its padding.
             const int64_t above = of.top - (first_row + row) * of.row_stride;
             const int64_t begin = std::clamp(above, i, i + height);
             const int64_t end = std::clamp(above + of.height, begin, i + height);
@@ -453,7 +453,7 @@ void ConvolvePacked(ffi::ThreadPool& pool, const Geometry& of, const float* x, c
   });
 }
 
-// A kernel's blocks for Convolve: write(group, f, n, d, out) writes feature f and the n - 1 behind it, at depth d.
+// Packs a kernel into blocks for ConvolvePacked: write(group, f, n, d, out) writes n features from f on, at depth d.
 template <typename Write>
 std::unique_ptr<float[]> PackKernel(ffi::ThreadPool& pool, const Geometry& of, const Write& write) {
   auto packed = std::unique_ptr<float[]>(new float[of.groups * of.packed()]);
@@ -471,7 +471,7 @@ std::unique_ptr<float[]> PackKernel(ffi::ThreadPool& pool, const Geometry& of, c
   return packed;
 }
 
-// Convolves with the kernel that `write` writes.
+// Convolves with the kernel that `write` provides; see PackKernel.
 template <typename Write>
 void Convolve(ffi::ThreadPool& pool, const Geometry& of, const float* x, const Write& write, float* y, int64_t y_image,
               int64_t y_row, int64_t y_step) {
@@ -508,8 +508,8 @@ ffi::Error Output(ffi::ThreadPool pool, Array x, Array kernel, Result y, Window 
   return ffi::Error::Success();
 }
 
-// Input row q·stride + place sees the kernel's rows first, first + stride, …: a convolution of stride 1, whose output 0
-// begins `padding` rows before the first row of the gradient.
+// Input rows q·stride + place meet the kernel rows first, first + stride, …: a convolution of stride 1 whose output 0
+// begins `padding` rows before the gradient's first row.
 struct Phase {
   int64_t outputs, first, taps, padding;
 
@@ -529,7 +529,7 @@ ffi::Error Input(ffi::ThreadPool pool, Array g, Array kernel, Result x, Window w
     const Phase rows(y, window[0], window[2], size[1], out[2]), columns(x0, window[1], window[4], size[2], out[3]);
     if (rows.outputs <= 0 || columns.outputs <= 0) continue;
     float* to = x->typed_data() + member * out[1] * x_image + y * x_row + x0 * out[4];
-    if (rows.taps == 0 || columns.taps == 0) {  // no output sees them
+    if (rows.taps == 0 || columns.taps == 0) {  // no output reads them
       ParallelFor(pool, out[1], [&](int64_t image) {
         for (int64_t i = 0; i < rows.outputs * columns.outputs; ++i) {
           const int64_t row = i / columns.outputs * window[0], column = i % columns.outputs * window[1];
@@ -541,7 +541,7 @@ ffi::Error Input(ffi::ThreadPool pool, Array g, Array kernel, Result x, Window w
     const Geometry of(in[1], in[2], in[3], window[6], features, rows.taps, columns.taps, 1, 1, rows.padding,
                       columns.padding, rows.outputs, columns.outputs, out[4]);
     const float* weights = kernel.typed_data() + member * size[1] * size[2] * channels * features;
-    // Depth d is tap (i, j) of the turned kernel and a feature of the group; what lies side by side are channels.
+    // Depth d is tap (i, j) of the flipped kernel and a feature of the group; channels are contiguous.
     const int64_t features_of = of.depthwise ? 1 : of.channels;
     const auto write = [&](int64_t group, int64_t c, int64_t n, int64_t d, float* out) {
       const int64_t f = d % features_of, j = d / features_of % columns.taps, i = d / features_of / columns.taps;
@@ -562,7 +562,7 @@ ffi::Error Input(ffi::ThreadPool pool, Array g, Array kernel, Result x, Window w
 
 // ---------------------------------------------------------------------------------------------- gradient of the kernel
 
-// Images, and rows of their output: what is read, and summed, at once.
+// Images and rows of their output that are processed at once.
 struct Part {
   int64_t image, images, row, rows;
 };
@@ -572,7 +572,7 @@ struct Numbers {
   int64_t n;
 };
 
-// The maps that a part of the output sees.
+// The maps that a part of the output reads.
 Numbers SeenBy(const Geometry& of, const float* images, const Part& part) {
   const int64_t first = part.row * of.row_stride - of.top, row = of.width * of.pixel();
   const int64_t begin = std::clamp<int64_t>(first, 0, of.height);
@@ -580,8 +580,8 @@ Numbers SeenBy(const Geometry& of, const float* images, const Part& part) {
   return {images + part.image * of.image() + begin * row, (part.images - 1) * of.image() + (end - begin) * row};
 }
 
-// The output's gradient, `pixel` floats for each pixel, in blocks of features: (block, pixel, feature), with zeros behind
-// the last one.
+// Packs the output's gradient, `pixel` floats per pixel, into blocks of features: (block, pixel, feature), the last one
+// padded with zeros.
 const float* Blocks(const Geometry& of, const float* from, int64_t pixels, int64_t pixel, int64_t begin, int64_t end) {
   if (of.features == pixel && of.features == of.block(0)) return from;
   float* to = Scratch(gradient_memory, pixels * (RoundUp(end) - begin));
@@ -596,24 +596,24 @@ const float* Blocks(const Geometry& of, const float* from, int64_t pixels, int64
   return to;
 }
 
-// Adds what a piece gives of the kernel's gradient for the features from begin to end. `next` are the numbers that the
-// next piece is made of.
+// Adds a piece's share of the kernel's gradient for the features from begin to end, and prefetches `next`, the numbers
+// of the next piece.
 void AddGradients(const Geometry& of, const Piece& piece, const Part& part, const float* blocks, int64_t begin,
                   int64_t end, const std::array<Numbers, 2>& next, float* sums) {
   const int64_t depth = of.depth(), width = RoundUp(of.features), pixels = part.images * part.rows * of.output_width;
   const int64_t most = of.gradient_rows(of.block(begin)), tiles = CeilDiv(depth, most);
-  // Maps that several blocks of features meet are packed: pixels of many channels lie in the same few places of a cache.
+  // Maps that several blocks of features use are packed: pixels with many channels fall into the same few cache sets.
   const bool packed = !of.depthwise && end - begin > of.block(begin);
   const int64_t together = std::clamp<int64_t>(kPackedFloats / (pixels * most), 1, tiles) * most;
   const int64_t calls = of.kernel_height * tiles * CeilDiv(end - begin, of.block(begin));
   const int64_t step = std::min<int64_t>(kLine, CeilDiv(next[0].n + next[1].n, calls * pixels));
   int64_t fetched = 0;
   for (int64_t i = 0; i < of.kernel_height; ++i) {
-    // Of the output rows, those for which this kernel row sees the image, not its padding.
+    // The output rows for which this kernel row meets the image, not its padding.
     const int64_t above = of.top - i - part.row * of.row_stride;
     const auto row_from = [&](int64_t y) { return std::min(part.rows, CeilDiv(std::max<int64_t>(y, 0), of.row_stride)); };
     const int64_t first = row_from(above), last = row_from(above + of.height);
-    const int64_t seen = (last - first) * of.output_width;  // pixels of an image
+    const int64_t seen = (last - first) * of.output_width;  // pixels per image
     for (int64_t d = 0; d < depth; d += most) {
       const int64_t tile = std::min(most, depth - d);
       const float* data = piece.data + (first * of.row_stride + i) * piece.row + (of.depthwise ? d * of.step() : d);
@@ -621,7 +621,7 @@ void AddGradients(const Geometry& of, const Piece& piece, const Part& part, cons
                 of.output_width};
       if (packed) {
         float* memory = Scratch(tile_memory, pixels * together);
-        // Blocks are wide, but for the last one.
+        // All blocks but the last are wide.
         if (d % together == 0) Pack<kGradientRows<2, false>>(x, std::min(together, depth - d), memory);
         x = {memory + d % together * part.images * seen, seen * most, 0, most, part.images, 1, seen};
       }
@@ -652,7 +652,7 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
   const Geometry of = narrow.joined(neighbours);
   const int64_t depth = of.depth(), width = RoundUp(of.features), floats = of.packed(), pixel = of.groups * of.features;
   const int64_t pixels = of.output_height * of.output_width;
-  // Pieces are rows of an image, or images.
+  // Pieces are rows of an image, or whole images.
   const int64_t wanted = std::min(of.images * pixels / kTasks, kPieceFloats / (of.step() + of.features));
   const int64_t piece_pixels = std::clamp<int64_t>(wanted, kLeastPixels, kMostPixels);
   const int64_t piece_rows = std::clamp<int64_t>(piece_pixels / of.output_width, 1, of.output_height);

@@ -1,12 +1,12 @@
-"""Convolutions on a CPU by compiled code of our own, `convolution.cc`, built when they are first needed.
+"""CPU convolutions in C++, `convolution.cc`, compiled on first use.
 
-A convolution y = conv(x, k) belongs to a trilinear form: with any g of the shape of y, the number sum(g·conv(x, k)) is
-linear in x, in k and in g. Its derivative with respect to one of them is a bilinear function of the other two: y
-itself (with respect to g), the input's gradient (x), the kernel's gradient (k). Each is the transpose of the others,
-so one JAX primitive with three parts is closed under differentiation of any order and mode.
+A convolution y = conv(x, k) belongs to a trilinear form: for any g of y's shape, sum(g·conv(x, k)) is linear in x, in k
+and in g. Its derivative with respect to one of them is a bilinear function of the other two: y itself (for g), the
+input's gradient (for x), the kernel's gradient (for k). Each is the transpose of the others, so one JAX primitive with
+three parts is closed under differentiation of any order and mode.
 
-The code is built with the system's C++ compiler, for the processor at hand, into the cache folder (`$CNN_JAX_CACHE`).
-Without a compiler `available` is false, and convolutions take the forms of `cnn_jax.ops.portable`.
+The system's C++ compiler builds the code for this machine's processor, into the cache folder (`$CNN_JAX_CACHE`).
+Without a compiler, `available` returns False and convolutions fall back on `cnn_jax.ops.portable`.
 """
 
 import atexit
@@ -33,7 +33,7 @@ from cnn_jax.storage.cache import cache_folder
 
 _SOURCE = Path(__file__).with_name("convolution.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
-# Parts of the trilinear form, by what they are the gradient of, and what each is computed from.
+# Operands of each part of the trilinear form.
 _OPERANDS = {"output": ("input", "kernel"), "input": ("output", "kernel"), "kernel": ("input", "output")}
 
 
@@ -47,17 +47,17 @@ def convolve(
         kernel_HxWxCxF: filters, float32.
         strides: rows and columns between neighbouring outputs.
         pads: zeros added (above, below) and (left, right).
-        groups: convolutions side by side: the kernel has C / groups channels, and features of each group in turn.
+        groups: number of feature groups: the kernel has C / groups channels, and its features are ordered by group.
 
     Returns:
         Maps of shape (B, (H + pads - kernel) // stride + 1, …, F).
 
     Raises:
-        RuntimeError: `available()` is false.
-        ValueError: the kernel does not have the channels of the maps, or features for each group.
+        RuntimeError: `available()` is False.
+        ValueError: the kernel's channels do not match the maps, or `groups` does not divide its features.
     """
     if not available():
-        raise RuntimeError(status())
+        raise RuntimeError(f"no compiled convolutions: {status()}")
     channels, features = kernel_HxWxCxF.shape[2:]
     if x_BxHxWxC.shape[3] != channels * groups or features % groups:
         raise ValueError(f"maps {x_BxHxWxC.shape} and kernel {kernel_HxWxCxF.shape} do not fit in {groups} groups")
@@ -68,17 +68,17 @@ def convolve(
 
 
 def available() -> bool:
-    """Whether the compiled code can be used; the first call builds it if need be."""
+    """Whether the compiled code can be used; the first call compiles it if necessary."""
     return _load()[0]
 
 
 def status() -> str:
-    """The compiler and its version, or why there is no compiled code."""
+    """Returns the compiler and its version, or the reason why there is no compiled code."""
     return _load()[1]
 
 
 def _lower(context: Any, one: Any, other: Any, *, part: str, window: tuple[int, ...], **static: Any) -> Any:
-    if any(0 in aval.shape for aval in (*context.avals_in, *context.avals_out)):  # from a vmap over nothing
+    if any(0 in aval.shape for aval in (*context.avals_in, *context.avals_out)):  # from a vmap over an empty axis
         return _lower_by_xla(context, one, other, part=part, window=window, **static)
     return jax.ffi.ffi_lowering(_target(part))(context, one, other, window=np.array(window, np.int64))
 
@@ -137,7 +137,7 @@ def _batch(
     window: tuple[int, ...],
 ) -> tuple[jax.Array, int]:
     (size,) = {x.shape[axis] for x, axis in zip(arrays, axes) if axis is not None}
-    if part != "kernel" and axes[0] is not None and axes[1] is None:  # one kernel: there are more images
+    if part != "kernel" and axes[0] is not None and axes[1] is None:  # shared kernel: the axis becomes more images
         images = jnp.moveaxis(arrays[0], axes[0], 1)
         merged = images.reshape(images.shape[0], -1, *images.shape[3:])
         more = (shape[0], size * shape[1], *shape[2:])
@@ -158,7 +158,7 @@ def _make_primitive() -> Primitive:
     compiled = jax.jit(primitive.bind, static_argnames=("part", "shape", "window"))
 
     def evaluate(one: jax.Array, other: jax.Array, **static: Any) -> jax.Array:
-        with jax.disable_jit(False):  # else it would come back here
+        with jax.disable_jit(False):  # else `compiled` would call `evaluate` again
             return compiled(one, other, **static)
 
     primitive.def_impl(evaluate)
@@ -166,7 +166,7 @@ def _make_primitive() -> Primitive:
     ad.defbilinear(primitive, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
     batching.primitive_batchers[primitive] = _batch
     mlir.register_lowering(primitive, _lower, platform="cpu")
-    mlir.register_lowering(primitive, _lower_by_xla)  # of programs for elsewhere
+    mlir.register_lowering(primitive, _lower_by_xla)  # for programs lowered for other platforms
     return primitive
 
 
@@ -184,25 +184,25 @@ def _hash(content: bytes) -> str:
 
 @functools.cache
 def _load() -> tuple[bool, str]:
-    """Builds and registers the code, once a process; whether it is there, and what is to be said of it."""
+    """Compiles and registers the code, once per process; returns (available, status)."""
     if os.environ.get("CNN_JAX_NATIVE") == "0":
-        return False, "since CNN_JAX_NATIVE=0"
+        return False, "CNN_JAX_NATIVE=0"
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
-        return False, "since no C++ compiler was found"
-    functions, said = _functions(compiler)
+        return False, "no C++ compiler found"
+    functions, description = _functions(compiler)
     for part, function in functions.items():
         jax.ffi.register_ffi_target(_target(part), jax.ffi.pycapsule(function), platform="cpu")
-    return bool(functions), said
+    return bool(functions), description
 
 
 def _functions(compiler: str) -> tuple[dict[str, Any], str]:
-    """The compiled function of each part, none if that fails, and what is to be said of it."""
+    """Returns the compiled function of each part, or none if compilation fails, and the status."""
     try:
         path, version = _build(compiler)
         try:
             library = ctypes.CDLL(str(path))
-        except OSError:  # what a full disk or a crash left
+        except OSError:  # damaged by a full disk or a crash
             path.unlink()
             path, version = _build(compiler)
             library = ctypes.CDLL(str(path))
@@ -212,14 +212,14 @@ def _functions(compiler: str) -> tuple[dict[str, Any], str]:
         reason = next((line for line in lines if "error" in line), lines[0])
     except (OSError, ValueError, AttributeError, subprocess.TimeoutExpired) as error:
         reason = str(error)
-    return {}, f"since {compiler} failed: {reason}"
+    return {}, f"{compiler} failed: {reason}"
 
 
 def _build(compiler: str) -> tuple[Path, str]:
-    """The library, compiled if it is not in the cache yet, and the compiler's version."""
+    """Returns the library, compiled unless it is in the cache, and the compiler's version."""
     command = [*shlex.split(compiler), *_FLAGS, "-I", jax.ffi.include_dir()]
     run = functools.partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True, timeout=300)
-    # These macros name the compiler and what the processor can do: a folder that machines share has a file for each.
+    # These macros identify the compiler and the processor's features, so machines can share a folder.
     macros = run([*command, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     key = _hash(_SOURCE.read_bytes() + macros + " ".join([*command, jax.__version__]).encode())
     path = cache_folder() / "native" / f"convolution-{key}.so"
@@ -228,22 +228,22 @@ def _build(compiler: str) -> tuple[Path, str]:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             unfinished = Path(folder) / path.name
             run([*command, str(_SOURCE), "-o", str(unfinished)])
-            unfinished.replace(path)  # at once: another process may want it, or have made it
+            unfinished.replace(path)  # atomic: another process may be using it, or have just built it
     version = re.search(rb'#define __VERSION__ "(.*?)"', macros)
     return path, version[1].decode() if version else ""
 
 
 def _folder() -> Path:
-    """Where the library is kept; a folder of this process where the cache cannot be written."""
+    """Returns the library's folder in the cache or, if that is not writable, a temporary one."""
     folder = cache_folder() / "native"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return _own_folder()
-    return folder if os.access(folder, os.W_OK) else _own_folder()
+        return _temporary_folder()
+    return folder if os.access(folder, os.W_OK) else _temporary_folder()
 
 
-def _own_folder() -> Path:
+def _temporary_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="cnn_jax-native-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)

@@ -11,11 +11,11 @@ from cnn_jax.ops.plain import are_plain
 def batch_moments(x_BxHxWxC: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of each channel over all other axes, (C,) each, float32 or wider.
 
-    The variance is E[x²] - E[x]², never negative: both sums can be taken in one pass.
+    The variance is E[x²] - E[x]², clipped at 0, so that one pass computes both sums.
 
     Args:
         x_BxHxWxC: any maps or features, channels last.
-        axis_name: of `pmap`, `vmap` or `shard_map`, over which the statistics are taken, too.
+        axis_name: axis of `pmap`, `vmap` or `shard_map` to average over as well.
     """
     x = x_BxHxWxC.astype(jnp.promote_types(x_BxHxWxC.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
@@ -35,16 +35,16 @@ def normalize(
 ) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon)·scale + bias (Ioffe and Szegedy 2015, algorithm 1), as one a·x + b.
 
-    So the derivatives of a and b are sums over the gradient, and over the gradient times x. Those of the usual form
-    need x - mean and the gradient times a for one more sum each, and XLA writes both out in full: a step reads and
-    writes maps 18 times in place of 13.
+    This way the derivatives of a and b are sums over the gradient, and over the gradient times x. The usual form needs
+    x - mean and the gradient times a for one more sum each, and XLA materialises both: a step reads and writes maps 18
+    times instead of 13.
 
     Args:
         x_BxHxWxC: any maps or features, channels last.
-        mean_C, variance_C: of each channel, float32 or wider.
-        scale_C, bias_C: of each channel, None for 1 and 0.
-        epsilon: keeps the denominator from 0.
-        dtype: of the result; None: of the maps, the scale and the bias together. The arithmetic is float32 at least.
+        mean_C, variance_C: per channel, float32 or wider.
+        scale_C, bias_C: per channel; None for 1 and 0.
+        epsilon: keeps the denominator above 0.
+        dtype: of the result; None promotes the types of maps, scale and bias. The arithmetic is at least float32.
 
     >>> normalize(jnp.array([[1.0], [3.0]]), jnp.array([2.0]), jnp.array([4.0]), None, None, 0.0, "float32").tolist()
     [[-0.5], [0.5]]

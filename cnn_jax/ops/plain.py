@@ -1,4 +1,4 @@
-"""Operations in the plain forms of JAX and Flax, on demand."""
+"""Switches the operations of this package to those of JAX and Flax."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ _PLAIN = ContextVar("plain", default=False)
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Within it convolutions, pools and norms are traced as such, without faster forms: for readers of the program."""
+    """Context that traces convolutions, pools and norms as JAX's own, so that the jaxpr can be analysed or exported."""
     token = _PLAIN.set(True)
     try:
         yield
@@ -18,5 +18,5 @@ def plain_operations() -> Iterator[None]:
 
 
 def are_plain() -> bool:
-    """Whether this is within `plain_operations`."""
+    """Whether the caller is inside `plain_operations`."""
     return _PLAIN.get()

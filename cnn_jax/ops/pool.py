@@ -1,10 +1,10 @@
-"""Pooling over windows. Small windows become slices, whose gradient is cheap.
+"""Pooling. Small windows are computed from slices, whose gradient is cheap.
 
 XLA's gradient of a windowed maximum (select-and-scatter) is slow on CPU: 34 ms against 1.4 ms for 2×2 windows on
-128×28×28×32 maps. Windows that lie side by side are slices everywhere; those that overlap, maxima on CPU only.
+128×28×28×32 maps. Non-overlapping windows use slices on all platforms; overlapping ones only for maxima on CPU.
 
 In all functions `padding` is "VALID", "SAME" or ((above, below), (left, right)). With `ceil_mode` the last windows may
-overhang the lower and right edge, beyond the padding, if they begin before it (Caffe's and PyTorch's pooling).
+extend beyond the lower and right padding if they begin before it, as in Caffe and PyTorch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +34,9 @@ def max_pool(
     padding: Padding,
     ceil_mode: bool = False,
 ) -> jax.Array:
-    """Maximum over each window, per channel; NaN if the window holds one. Padding is never the maximum.
+    """Maximum over each window, per channel; NaN if the window contains one. Padding is never the maximum.
 
-    Where several elements of a window are the maximum, the first one (rows before columns) gets the whole gradient, as
-    in XLA's own pooling.
+    Of several equal maxima the first one in row-major order gets the whole gradient, as in XLA's own pooling.
 
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), (2, 2), "VALID").ravel().tolist()
     [5.0, 7.0, 13.0, 15.0]
@@ -78,8 +77,8 @@ def avg_pool(
 ) -> jax.Array:
     """Mean over each window, per channel.
 
-    Padding counts as zeros, or not at all without `count_include_pad`; the overhang of `ceil_mode` never counts. So it
-    is in PyTorch.
+    As in PyTorch, padding counts as zeros, or not at all without `count_include_pad`, and the overhang of `ceil_mode`
+    never counts.
 
     >>> avg_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), (2, 2), "VALID").ravel().tolist()
     [2.5, 4.5, 10.5, 12.5]
@@ -98,7 +97,7 @@ def avg_pool(
 def window_pads(
     size: tuple[int, ...], window: tuple[int, int], strides: tuple[int, int], padding: Padding, ceil_mode: bool
 ) -> Pads:
-    """Padding as ((above, below), (left, right)), the overhang of `ceil_mode` included.
+    """Returns the padding as ((above, below), (left, right)), including the overhang of `ceil_mode`.
 
     >>> window_pads((6, 7), (3, 3), (2, 2), "VALID", True)
     ((0, 1), (0, 0))
@@ -115,17 +114,18 @@ def window_pads(
 
 
 def _elements(n: int, k: int, stride: int, pads: tuple[int, int], counted: tuple[int, int]) -> np.ndarray:
-    """How many positions each window along an axis holds from `counted[0]` before its beginning to after its end."""
+    """Number of positions of each window along an axis that lie in the input or in the padding `counted`."""
     start = np.arange(output_size(n, k, stride, pads, rounding="floor")) * stride - pads[0]
     return np.minimum(start + k, n + counted[1]) - np.maximum(start, -counted[0])
 
 
 @dataclass(frozen=True)
 class _Windows:
-    """Small windows over maps of one size; `pads` must leave at least one.
+    """Small windows over maps of one size; with `pads`, at least one window must fit.
 
-    The maps are cut into squares as large as the strides. Then an element of all windows is a slice: of the maps that
-    one place in the squares makes up. To add something to it is to add a slice, and the maps are put together once.
+    The maps are cut into blocks of the size of the strides. The pixels at one position in all blocks form a smaller
+    map, and a given element of all windows is a slice of that map. So scattering to an element is adding to a slice,
+    and the maps are reassembled once.
     """
 
     size: tuple[int, int]
@@ -142,27 +142,27 @@ class _Windows:
         return rows, columns
 
     @property
-    def squares(self) -> tuple[int, int]:
-        """How many squares of strides the windows cover."""
+    def blocks(self) -> tuple[int, int]:
+        """Number of blocks that the windows cover."""
         rows, columns = (n + (k - 1) // stride for n, k, stride in zip(self.outputs, self.window, self.strides))
         return rows, columns
 
     def elements(self) -> Iterator[tuple[int, tuple[int, int], tuple[int, int]]]:
-        """Of each element of a window: its number, its place in a square, and the square, from the window's first."""
+        """Yields each window element's number, its position in a block, and the block, from the window's first."""
         for number in range(self.window[0] * self.window[1]):
             i, j = divmod(number, self.window[1])
             yield number, (i % self.strides[0], j % self.strides[1]), (i // self.strides[0], j // self.strides[1])
 
     def corners(self, x: jax.Array, padding_value: float) -> list[jax.Array]:
-        """The first, second, … element of every window: slices of the maps of one place in all squares."""
-        squares, strides, (rows, columns) = self.squares, self.strides, self.outputs
-        ends = [(before, squares[a] * strides[a] - self.size[a] - before, 0) for a, (before, _) in enumerate(self.pads)]
+        """Returns the first, second, … element of every window."""
+        blocks, strides, (rows, columns) = self.blocks, self.strides, self.outputs
+        ends = [(before, blocks[a] * strides[a] - self.size[a] - before, 0) for a, (before, _) in enumerate(self.pads)]
         x = lax.pad(x, jnp.asarray(padding_value, x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-        x = x.reshape(len(x), squares[0], strides[0], squares[1], strides[1], x.shape[3])
+        x = x.reshape(len(x), blocks[0], strides[0], blocks[1], strides[1], x.shape[3])
         return [x[:, row : row + rows, y, column : column + columns, z] for _, (y, z), (row, column) in self.elements()]
 
     def maximum(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The first of the greatest elements of each window, and its number, uint8."""
+        """Returns the maximum of each window and the number, uint8, of the first element that has it."""
         least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
         first, *others = self.corners(x, least)
         greatest, where = first, jnp.zeros(first.shape, jnp.uint8)
@@ -173,21 +173,21 @@ class _Windows:
         return greatest, where
 
     def pick(self, x: jax.Array, where: jax.Array) -> jax.Array:
-        """The elements with the given numbers."""
+        """Returns the element of each window whose number is `where`."""
         zero = jnp.zeros((), x.dtype)
         return reduce(jnp.add, (jnp.where(where == t, corner, zero) for t, corner in enumerate(self.corners(x, 0.0))))
 
     def place(self, g: jax.Array, where: jax.Array) -> jax.Array:
-        """Adds what belongs to each window to its element of that number: the transpose of `pick`."""
-        squares, strides, (rows, columns), zero = self.squares, self.strides, self.outputs, jnp.zeros((), g.dtype)
+        """Adds `g` of each window to its element number `where`: the transpose of `pick`."""
+        blocks, strides, (rows, columns), zero = self.blocks, self.strides, self.outputs, jnp.zeros((), g.dtype)
         sums: dict[tuple[int, int], jax.Array] = {}
         for number, place, (row, column) in self.elements():
-            ends = [(0, 0, 0), (row, squares[0] - rows - row, 0), (column, squares[1] - columns - column, 0), (0, 0, 0)]
+            ends = [(0, 0, 0), (row, blocks[0] - rows - row, 0), (column, blocks[1] - columns - column, 0), (0, 0, 0)]
             part = lax.pad(jnp.where(where == number, g, zero), zero, ends)
             sums[place] = sums[place] + part if place in sums else part
-        none = jnp.zeros((len(g), *squares, g.shape[3]), g.dtype)  # of a place in no window
+        none = jnp.zeros((len(g), *blocks, g.shape[3]), g.dtype)  # for a position in no window
         lines = [jnp.stack([sums.get((y, z), none) for z in range(strides[1])], axis=3) for y in range(strides[0])]
-        x = jnp.stack(lines, axis=2).reshape(len(g), squares[0] * strides[0], squares[1] * strides[1], g.shape[3])
+        x = jnp.stack(lines, axis=2).reshape(len(g), blocks[0] * strides[0], blocks[1] * strides[1], g.shape[3])
         ends = [(-before, self.size[a] + before - x.shape[1 + a], 0) for a, (before, _) in enumerate(self.pads)]
         return lax.pad(x, zero, [(0, 0, 0), *ends, (0, 0, 0)])
 
@@ -195,7 +195,7 @@ class _Windows:
 def _sliced(
     x: jax.Array, window: tuple[int, int], strides: tuple[int, int], pads: Pads, *, overlapping: bool
 ) -> _Windows | None:
-    """The windows, if they are small and fit; without `overlapping`, if they lie side by side, too."""
+    """Returns the windows if they are small and fit and, without `overlapping`, do not overlap; else None."""
     size = x.shape[1], x.shape[2]
     fits = all(n + sum(ends) >= k for n, ends, k in zip(size, pads, window, strict=True))
     small = max(window[0] * window[1], strides[0] * strides[1]) <= 16
@@ -212,13 +212,13 @@ def _maximum(x: jax.Array, windows: _Windows) -> jax.Array:
 @_maximum.defjvp
 def _maximum_jvp(windows: _Windows, primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
-    # Kept apart: fused with what reads it, XLA would compute the numbers anew for each element of a window.
+    # The barrier keeps XLA from fusing the numbers with their readers and recomputing them for each window element.
     y, where = lax.optimization_barrier(windows.maximum(x))
     return y, _pick.bind(dx, where, windows=windows)
 
 
 def _linear(name: str, method: Callable[..., jax.Array], transpose: Callable[[], Primitive]) -> Primitive:
-    """A primitive of maps and of `where`, linear in the maps, whose transpose is another one."""
+    """Makes a primitive of maps and `where` that is linear in the maps; `transpose` returns its transpose."""
     primitive = Primitive(name)
 
     def call(x: jax.Array, where: jax.Array, *, windows: _Windows) -> jax.Array:

@@ -73,8 +73,8 @@ class TorchvisionFile:
     Attributes:
         architecture: a key of `ARCHITECTURES`.
         file: name at download.pytorch.org/models.
-        top1, top5: accuracies on ImageNet's 50,000 validation images in %, by torchvision's own evaluation.
-        preprocess: used in this evaluation.
+        top1, top5: accuracy on ImageNet's 50,000 validation images in %, as torchvision reports it.
+        preprocess: used in that evaluation.
     """
 
     architecture: str
@@ -85,6 +85,7 @@ class TorchvisionFile:
 
     @property
     def url(self) -> str:
+        """Download address."""
         return f"https://download.pytorch.org/models/{self.file}"
 
 
@@ -93,7 +94,7 @@ def _imagenet(resize: int = 256, size: int = 224, interpolation: str = "bilinear
 
 
 def _half(resize: int = 256, size: int = 224) -> PublishedPreprocess:
-    """torchvision's Inceptions rescale their input to [-1, 1] within the network, ours before it."""
+    """torchvision's Inceptions rescale their input to [-1, 1] inside the network, ours before it."""
     return PublishedPreprocess((size, size, 3), HALF, HALF, resize)
 
 
@@ -138,8 +139,8 @@ _ROWS: tuple[tuple[str, str, float, float, PublishedPreprocess], ...] = (
     ("convnext_base", "convnext_base-6075fbad.pth", 84.062, 96.870, _NEW),
 )
 
-# What `torchvision/NAME` means: torchvision's current weights, or with ".v1" the first ones where these are others.
-# Files, sizes and accuracies are torchvision 0.29's.
+# `torchvision/NAME`: torchvision's current weights; NAME.v1 are the original ones, where they differ. Files, sizes and
+# accuracies are those of torchvision 0.29.
 TORCHVISION: dict[str, TorchvisionFile] = {
     name: TorchvisionFile(name.removesuffix(".v1"), file, top1, top5, preprocess)
     for name, file, top1, top5, preprocess in _ROWS

@@ -1,7 +1,7 @@
 """Converts weights between PyTorch's names and axis order and ours.
 
-A family's naming (`cnn_jax/weights/FAMILY.py`) is a pure function from the path of our module, such as
-"stage1_block1/conv1", to PyTorch's, such as "layer1.0.conv1". The leaves are the same for all:
+A family's naming (`cnn_jax/weights/names/FAMILY.py`) is a pure function from the path of our module, such as
+"stage1_block1/conv1", to PyTorch's, such as "layer1.0.conv1". The leaves are the same for all families:
 
 | ours | PyTorch's | order of the axes |
 |---|---|---|
@@ -9,9 +9,9 @@ A family's naming (`cnn_jax/weights/FAMILY.py`) is a pure function from the path
 | scale, bias | weight, bias | |
 | mean, var | running_mean, running_var | |
 
-For any other leaf (ConvNeXt's layer scale), the naming function gets its full path and returns the full name. PyTorch
-flattens maps channels first, we channels last: `flattened_maps` finds the affected layers. `num_batches_tracked` counts
-steps and is dropped, since nothing here needs it.
+For any other leaf (ConvNeXt's layer scale), the naming function gets the full path and returns the full name. PyTorch
+flattens maps channels first, we flatten them channels last: `flattened_maps` finds the affected layers.
+`num_batches_tracked`, a step counter, is dropped: nothing here needs it.
 """
 
 import math
@@ -26,6 +26,7 @@ import numpy as np
 from flax import traverse_util
 
 from cnn_jax.errors import UserError
+from cnn_jax.inspect.tracer import trace_layers
 from cnn_jax.storage.weights_file import check_same_structure
 
 Names = Callable[[str], str]
@@ -51,16 +52,16 @@ def from_torch(
         state: arrays by PyTorch name; any floating type.
         like: our variables, or their shapes, such as `jax.eval_shape` of a model's `init`.
         names: maps our module paths to PyTorch's.
-        flattened: our dense layers that read a flattened map, and its (C, H, W); see `flattened_maps`.
+        flattened: our dense layers that read a flattened map, with its (C, H, W); see `flattened_maps`.
         ignore: regular expressions searched in PyTorch's names; matching arrays that the model lacks are skipped.
-        given, wanted: what messages call the two.
+        given, wanted: names for `state` and `like` in messages.
 
     Returns:
         Nested dictionaries of NumPy arrays, with the names, shapes and types of `like`.
 
     Raises:
-        UserError: the names or shapes differ, or a number is not finite as the model's type; all differences are in one
-            message.
+        UserError: the names or shapes differ, or a value is not finite in the model's dtype; one message lists all
+            differences.
     """
     leaves = traverse_util.flatten_dict(dict(like), sep="/")
     wants = {name: path for path, name in _torch_names(leaves, names, given).items()}
@@ -80,11 +81,11 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """Converts our variables to a PyTorch state dict: the inverse of `from_torch`.
 
-    Dense layers become PyTorch's `Linear`. The counters `num_batches_tracked` are left out: `load_state_dict` starts
-    them at 0, and they matter with `momentum=None` only.
+    Dense layers become PyTorch's `Linear`. The counters `num_batches_tracked` are omitted: `load_state_dict` starts
+    them at 0, and they matter only with `momentum=None`.
 
     Raises:
-        UserError: two arrays get the same name, as in a network deeper than its naming allows.
+        UserError: two arrays get the same name, as in a network deeper than the published one.
     """
     leaves = traverse_util.flatten_dict(dict(variables), sep="/")
     named = _torch_names(leaves, names, given)
@@ -92,20 +93,20 @@ def to_torch(
 
 
 def _torch_names(paths: Iterable[str], names: Names, given: str) -> dict[str, str]:
-    """PyTorch's name of each of our arrays."""
+    """Maps each of our paths to PyTorch's name; names must differ."""
     named = {path: torch_name(path, names) for path in paths}
     ours: dict[str, str] = {}
     for path, name in named.items():
         if (first := ours.setdefault(name, path)) != path:
             raise UserError(
-                f"given {given}, whose {first} and {path} get the same name {name} in PyTorch's form; expected a "
-                "network of the published depth; take our own names (--names plain)"
+                f"{first} and {path} of {given} get the same name {name}, since PyTorch's names cover only the "
+                "published depth: set `names` to plain"
             )
     return named
 
 
 def torch_name(path: str, names: Names) -> str:
-    """PyTorch's name of one of our arrays, `path` such as "params/stage1_block1/conv1/kernel".
+    """Returns PyTorch's name of one of our arrays; `path` is such as "params/stage1_block1/conv1/kernel".
 
     >>> torch_name("params/fc/kernel", lambda module: f"head.{module}")
     'head.fc.weight'
@@ -116,41 +117,29 @@ def torch_name(path: str, names: Names) -> str:
 
 
 def flattened_maps(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> dict[str, Map]:
-    """Finds the dense layers that read a flattened map, and the (C, H, W) of the map. Computes no activations.
+    """Finds the dense layers that read a flattened map, and the (C, H, W) of that map.
 
     >>> from cnn_jax.models import build
     >>> flattened_maps(build("lenet5", 10), (28, 28, 1))
     {'fc1': (16, 5, 5)}
     """
-    height, width, channels = input_shape_HWC
-    last, found = (height, width, channels), {}
-
-    def watch(next_function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        nonlocal last
-        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            if args[0].ndim == 2 and args[0].shape[-1] == math.prod(last) and math.prod(last[:2]) > 1:
-                found["/".join(context.module.path)] = (last[2], last[0], last[1])
-        y = next_function(*args, **kwargs)
-        if isinstance(y, jax.Array) and y.ndim == 4:
-            last = y.shape[1:]
-        return y
-
-    def init() -> Any:
-        with nn.intercept_methods(watch):
-            return model.init(jax.random.key(0), jnp.zeros((1, *input_shape_HWC)), train=False)
-
-    jax.eval_shape(init)
+    last, found = input_shape_HWC, {}
+    for call in trace_layers(model, input_shape_HWC):
+        if issubclass(call.kind, nn.Dense) and call.input_shape == (1, math.prod(last)) and math.prod(last[:2]) > 1:
+            found[call.name] = (last[2], last[0], last[1])
+        if len(call.output_shape) == 4:
+            last = call.output_shape[1:]
     return found
 
 
 def _torch_form(path: str, leaf: Any, flattened: Mapping[str, Map]) -> Any:
-    """`leaf`'s shape in PyTorch, as a shape struct."""
+    """Returns shape and dtype of `leaf` in PyTorch."""
     return jax.eval_shape(lambda: _theirs(jnp.zeros(leaf.shape, leaf.dtype), path, flattened))
 
 
 def _theirs(array: Any, path: str, flattened: Mapping[str, Map]) -> Any:
     module, _, leaf = path.partition("/")[2].rpartition("/")
-    if leaf == "layer_scale":  # torchvision's ConvNeXt multiplies maps in its own order
+    if leaf == "layer_scale":  # torchvision's ConvNeXt scales channels-first maps
         return array.reshape(-1, 1, 1)
     if leaf != "kernel":
         return array

@@ -1,4 +1,4 @@
-"""Writes the weights of a run as a PyTorch state dict, which PyTorch reads and `load_pretrained` reads back."""
+"""Exports the weights of a run as a PyTorch state dict, which PyTorch and `load_pretrained` read."""
 
 import json
 from dataclasses import asdict
@@ -18,19 +18,19 @@ def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:
     Args:
         run: folder of a finished run.
         path: the `.safetensors` file. In PyTorch, `safetensors.torch.load_file(path)` returns the state dict. Its
-            header stores model, preprocessing and class names, so that `load_pretrained(path)` needs nothing else.
-        names: "torchvision" or "timm", if they have such a model, or "plain": our names with dots. Default: the first
-            one available.
+            header stores model, preprocessing and class names, so `load_pretrained(path)` needs nothing else.
+        names: "torchvision" or "timm" if they have the model, or "plain", our names with dots. Default: the first one
+            available.
 
     Returns:
         The path.
 
     Raises:
-        UserError: `run` is not a finished run of one network, `names` has no names for its model, or `path` does not
-            end in `.safetensors`.
+        UserError: `run` is not a finished run of one network, its model has no such `names`, or `path` does not end in
+            `.safetensors`.
     """
     if Path(path).suffix != ".safetensors":
-        raise UserError(f"given {path}; expected a file ending in .safetensors, which is what is written; name another")
+        raise UserError(f"{path} does not end in .safetensors, the only format written: choose another name")
     network, variables, preprocess = load_run(run)
     known = namings(network)
     if names is not None and names not in known:

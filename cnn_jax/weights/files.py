@@ -1,4 +1,4 @@
-"""Reads weight files: `.safetensors`, and PyTorch's `.pth` without PyTorch and without executing any code in them.
+"""Reads weights files: `.safetensors`, and PyTorch's `.pth` without PyTorch and without executing any code in them.
 
 A `.pth` file is a pickle, which can call arbitrary code. This reader allows only about a dozen globals (ordered
 dictionaries and tensor descriptions) and rejects all others. It reads both formats: the zip archive that `torch.save`
@@ -48,11 +48,11 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 
 def read_state(path: str | Path) -> tuple[State, dict[str, str]]:
-    """Reads the arrays of a weights file by name, and its metadata (of `.safetensors`; otherwise empty).
+    """Returns the arrays of a weights file by name, and its metadata (empty except for `.safetensors`).
 
     Args:
         path: `.safetensors`, or a state dict saved by `torch.save`, bare or in a checkpoint under "state_dict",
-            "model_state_dict" or "model"; a "module." prefix of all names is removed.
+            "model_state_dict" or "model"; a prefix "module." or "_orig_mod." of all names is removed.
 
     Raises:
         UserError: the file is missing, truncated, in another format, or holds more than tensors. No code in it runs.
@@ -63,7 +63,7 @@ def read_state(path: str | Path) -> tuple[State, dict[str, str]]:
         flat: Any = traverse_util.flatten_dict(tree, sep="/")
         return flat, metadata
     if path.suffix not in _PICKLES:
-        raise UserError(f"given weights {path}; expected a file ending in {', '.join(SUFFIXES)}; name another")
+        raise UserError(f"{path} is not a weights file: its name must end in {', '.join(SUFFIXES)}")
     return _state_dict(_read_pickled(path), path), {}
 
 
@@ -87,11 +87,11 @@ class _Tensor(NamedTuple):
         whole = (self.offset, *self.shape, *self.strides)
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if not all(type(n) is int and n >= 0 for n in whole) or math.prod(self.shape) > self.storage.count:
-            raise _Damaged("a tensor that is not part of its storage")
+            raise _Damaged("tensor outside its storage")
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, self.storage.type)
         if last >= self.storage.count:
-            raise _Damaged("a tensor that is not part of its storage")
+            raise _Damaged("tensor outside its storage")
         numbers = self.storage.numbers()[self.offset :]
         strides = tuple(stride * numbers.itemsize for stride in self.strides)
         return np.array(np.lib.stride_tricks.as_strided(numbers, self.shape, strides), order="C")
@@ -106,7 +106,7 @@ class _Forbidden(Exception):
 
 
 class _Callable:
-    """A function that a pickle may call; it has no attributes to modify."""
+    """A function that a pickle may call but not modify: it has no writable attributes."""
 
     __slots__ = ("_function",)
 
@@ -114,7 +114,7 @@ class _Callable:
         object.__setattr__(self, "_function", function)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise _Damaged(f"a change of {name}")
+        raise _Damaged(f"attempt to set {name}")
 
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)
@@ -122,7 +122,7 @@ class _Callable:
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise _Damaged("a tensor without a storage")
+        raise _Damaged("tensor without a storage")
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -153,9 +153,9 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or pid[1] not in _TYPES:
-            raise _Damaged("a storage of unknown kind")
+            raise _Damaged("storage of unknown type")
         if type(pid[4]) is not int or pid[4] < 0:
-            raise _Damaged("a storage without a size")
+            raise _Damaged("storage without a size")
         return self._storage(pid)
 
 
@@ -166,20 +166,15 @@ def _read_pickled(path: Path) -> Any:
             file.seek(0)
             return _arrays(read(file))
     except OSError as error:
-        raise UserError(
-            f"given weights {path}: {error.strerror or error}; expected a weights file; correct the path"
-        ) from error
+        raise UserError(f"cannot read {path} ({error.strerror or error}): check the path") from error
     except _Forbidden as error:
         raise UserError(
-            f"given weights {path}, which want to run {error}; nothing was run; expected tensors alone; "
-            "save model.state_dict() anew, or take a .safetensors file"
+            f"{path} would run {error} when loaded (nothing was run): save only model.state_dict(), or use a "
+            ".safetensors file"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"given weights {path}, which cannot be read ({reason}); expected a whole file of torch.save; "
-            "copy or write it again"
-        ) from error
+        raise UserError(f"{path} cannot be read as a file of torch.save ({reason}): copy or write it again") from error
 
 
 def _arrays(value: Any) -> Any:
@@ -189,13 +184,13 @@ def _arrays(value: Any) -> Any:
 
 
 def _read_zip(file: BinaryIO) -> Any:
-    """NAME/data.pkl, and NAME/data/KEY for each storage."""
+    """Reads the zip format: NAME/data.pkl, and NAME/data/KEY for each storage."""
     if not zipfile.is_zipfile(file):  # the member list at the end is missing
         raise _Damaged("cut short")
     with zipfile.ZipFile(file) as archive:
         members = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
         if "data.pkl" not in members:
-            raise _Damaged("no data.pkl in it")
+            raise _Damaged("no data.pkl")
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise _Damaged("written by a big-endian machine")
         read = functools.cache(archive.read)  # tensors may share a storage
@@ -205,7 +200,7 @@ def _read_zip(file: BinaryIO) -> Any:
             dtype = np.dtype(_TYPES[kind])
             member = members.get(f"data/{key}")
             if member is None or member.file_size != count * dtype.itemsize:
-                raise _Damaged(f"storage {key} absent or of another size")
+                raise _Damaged(f"storage {key} is missing or has another size")
             numbers = np.frombuffer(read(member.filename), dtype)
             return _Storage(dtype, count, lambda: numbers)
 
@@ -213,24 +208,24 @@ def _read_zip(file: BinaryIO) -> Any:
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    """Pickles of magic number, version, machine, object and storage keys, followed by the storages."""
+    """Reads the older format: pickles of magic number, version, machine, object and storage keys, then the storages."""
     kinds: dict[str, tuple[np.dtype, int]] = {}
     storages: dict[str, np.ndarray] = {}
 
     def storage(pid: Any) -> _Storage:
         _, kind, key, _, count = pid[:5]
         if len(pid) > 5 and pid[5] is not None:
-            raise _Damaged("a storage that is a view of another")
+            raise _Damaged("storage that is a view of another")
         dtype = np.dtype(_TYPES[kind])
         if kinds.setdefault(key, (dtype, count)) != (dtype, count):
-            raise _Damaged(f"storage {key} of two kinds")
+            raise _Damaged(f"storage {key} has two types or sizes")
         return _Storage(dtype, count, lambda: storages[key])
 
     def pickled() -> Any:
         return _Reader(file, storage).load()
 
     if pickled() != _LEGACY_MAGIC or pickled() != _LEGACY_PROTOCOL:
-        raise _Damaged("no file of PyTorch's")
+        raise _Damaged("not a PyTorch file")
     if not pickled().get("little_endian", True):
         raise _Damaged("written by a big-endian machine")
     value, keys = pickled(), pickled()
@@ -244,7 +239,7 @@ def _read_legacy(file: BinaryIO) -> Any:
 
 
 def _state_dict(value: Any, path: Path) -> State:
-    """Finds the state dict in a file's contents."""
+    """Finds the state dict in a file's contents and removes wrappers' prefixes."""
     for name in _INSIDE:
         if isinstance(value, dict) and isinstance(value.get(name), dict):
             value = value[name]
@@ -252,8 +247,7 @@ def _state_dict(value: Any, path: Path) -> State:
     arrays = value.items() if isinstance(value, dict) else ()
     if not arrays or not all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in arrays):
         raise UserError(
-            f"given weights {path}, which hold no state dict; expected tensors by name, bare or under "
-            f"{', '.join(_INSIDE)}; save model.state_dict()"
+            f"{path} holds no state dict, neither bare nor under {', '.join(_INSIDE)}: save model.state_dict()"
         )
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in value):

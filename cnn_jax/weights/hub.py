@@ -1,6 +1,6 @@
-"""Downloads published weights: from the Hugging Face hub (extra `hub`), torchvision's over plain HTTPS.
+"""Downloads published weights: timm's from the Hugging Face hub (extra `hub`), torchvision's over plain HTTPS.
 
-Offline it fails at once, and the error says where to place files by hand.
+Offline, it fails at once, and the error says where to place files by hand.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class HubFiles(NamedTuple):
 
 
 def hand_folder(name: str) -> Path:
-    """Folder searched for the published weights `name` before downloading: $CNN_JAX_CACHE/weights/NAME."""
+    """Returns the folder searched for the weights `name` before downloading: $CNN_JAX_CACHE/weights/NAME."""
     return cache_folder() / "weights" / name
 
 
@@ -39,10 +39,10 @@ def hub_files(name: str) -> HubFiles:
     """Returns config.json and model.safetensors of a repository: placed by hand, cached or downloaded.
 
     Args:
-        name: OWNER/REPOSITORY, such as "timm/resnet50.a1_in1k"; "@REVISION" after it: a commit, tag or branch.
+        name: OWNER/REPOSITORY, such as "timm/resnet50.a1_in1k", optionally with "@" and a commit, tag or branch.
 
     Raises:
-        UserError: `huggingface_hub` is not installed, there is no network, or no such repository or file.
+        UserError: `huggingface_hub` is not installed, there is no network, or the repository or file does not exist.
     """
     config = _hub_file(name, CONFIG)
     return HubFiles(_hub_file(name, WEIGHTS), read_config(config))
@@ -52,17 +52,17 @@ def read_config(path: Path) -> dict[str, Any]:
     """Returns a timm model's config.json.
 
     Raises:
-        UserError: the file is something else.
+        UserError: the file is missing or something else.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(config["architecture"], str) and isinstance(config["pretrained_cfg"], dict):
             return config
-        raise TypeError("other types")
+        raise TypeError("architecture or pretrained_cfg has the wrong type")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"given {path}, which is no config.json of timm's ({error}); expected JSON with architecture and "
-            "pretrained_cfg; name the repository of a timm model"
+            f"{path} is not the config.json of a timm model ({error}): name a timm model, whose config has "
+            "architecture and pretrained_cfg"
         ) from error
 
 
@@ -72,31 +72,35 @@ def _hub_file(name: str, file: str) -> Path:
         return by_hand
     repository, _, revision = name.partition("@")
     url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{file}"
-    other_way = f"bring {url} to {by_hand}, {CONFIG} and {WEIGHTS} both, or give a local file"
+    other_way = f"download {url} to {by_hand} by hand ({CONFIG} and {WEIGHTS} both), or give a local file"
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"given {name}, no file or folder here; from the hub it comes with the package huggingface_hub; "
-            f"pip install 'cnn_jax[hub]', or {other_way}"
+            f"there is no file or folder {name}, and the hub needs the package huggingface_hub: "
+            f"pip install 'cnn_jax[hub]', {other_way}"
         ) from error
     where: dict[str, Any] = {"repo_id": repository, "filename": file, "revision": revision or None}
     try:
         kept = hub.try_to_load_from_cache(**where)
         if isinstance(kept, str):
             return Path(kept)
-        # One request, not tried again: asked for a file at once, the library would try for half a minute.
+        # Asking for the file at once would retry for half a minute without a network; this request is not retried.
         hub.get_hf_file_metadata(hub.hf_hub_url(**where), timeout=_SECONDS)
         return Path(hub.hf_hub_download(**where))
-    except Exception as error:  # of the library, of either HTTP client it has had, or of the disk
+    except Exception as error:  # from the library, its HTTP client or the disk
         raise UserError(
-            f"given {name}, no file or folder here, and not to be fetched ({_reason(error)}); expected a timm model on "
-            f"the hub, and a network; {other_way}"
+            f"there is no file or folder {name}, and it cannot be downloaded from the hub ({_reason(error)}): "
+            f"check the name and the network, {other_way}"
         ) from error
 
 
 def torchvision_file(name: str, entry: TorchvisionFile) -> Path:
     """Returns a torchvision weights file: placed by hand, cached, or downloaded and verified.
+
+    Args:
+        name: the NAME in "torchvision/NAME", for messages.
+        entry: the file.
 
     Raises:
         UserError: there is no network, or the checksum does not match the file name.
@@ -116,10 +120,10 @@ def torchvision_file(name: str, entry: TorchvisionFile) -> Path:
         if not digest.hexdigest().startswith(expected):
             raise OSError(f"its SHA-256 begins with {digest.hexdigest()[:8]} instead of {expected}")
         os.replace(partial, path)
-    except OSError as error:  # of the network, too
+    except OSError as error:  # network errors are OSErrors, too
         raise UserError(
-            f"given torchvision/{name}, which cannot be fetched ({_reason(error)}); expected a network; "
-            f"bring {entry.url} to {path}, or give a local file"
+            f"torchvision/{name} cannot be downloaded ({_reason(error)}): check the network, download "
+            f"{entry.url} to {path} by hand, or give a local file"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -136,5 +140,5 @@ def _download(url: str) -> Iterator[bytes]:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(getattr(error, "reason", error)).strip()  # urllib's errors have one
+    text = str(getattr(error, "reason", error)).strip()  # urllib's errors have a reason
     return (text.partition("\n")[0] or type(error).__name__).rstrip(".")

@@ -1,4 +1,4 @@
-"""PyTorch's names for the weights of a model of ours, of whichever source."""
+"""Names of our models' weights in torchvision and timm."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class Naming:
     """How a source names a model's weights.
 
     Attributes:
-        names: from our module paths to the source's.
-        ignore: regular expressions for the source's arrays that the model may lack: side heads.
-        prepare: brings a state dict of an older form into today's.
+        names: maps our module paths to the source's.
+        ignore: regular expressions for arrays of the source that the model may lack, such as side heads.
+        prepare: converts a state dict with outdated names to current ones.
     """
 
     names: Names
@@ -45,7 +45,7 @@ class Naming:
 
 
 def plain(path: str) -> str:
-    """The naming of models that PyTorch's libraries do not have: our own names, with dots.
+    """Names a module of a model that torchvision and timm do not have: our own path, with dots.
 
     >>> plain("block1/conv")
     'block1.conv'
@@ -54,7 +54,7 @@ def plain(path: str) -> str:
 
 
 def namings(model: nn.Module) -> dict[str, Naming]:
-    """Returns the sources that have such a model, the preferred first: "torchvision", "timm", and always "plain"."""
+    """Returns the namings of a model, preferred first: "torchvision" and "timm" if they have it, then "plain"."""
     match model:
         case AlexNet():
             known = {"torchvision": Naming(alexnet.torchvision)}
@@ -89,11 +89,11 @@ def namings(model: nn.Module) -> dict[str, Naming]:
 
 
 def recognise(model: nn.Module, paths: list[str], state: Mapping[str, Any]) -> Naming:
-    """Returns the naming of `model` under which most of its arrays are in `state`.
+    """Returns the naming under which most arrays of `model` are in `state`.
 
     Args:
         model: ours.
-        paths: of its arrays, such as "params/conv1/kernel".
+        paths: our paths of its arrays, such as "params/conv1/kernel".
         state: arrays by the source's names.
     """
 

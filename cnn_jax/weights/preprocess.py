@@ -20,13 +20,16 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 @dataclass(frozen=True)
 class PublishedPreprocess(Preprocess):
-    """Preprocessing of a published evaluation: the shorter side to `resize`, then the middle of the image.
+    """Preprocessing of a published evaluation: resize the shorter side to `resize`, then crop the centre.
 
-    Pillow's filters are what torchvision and timm evaluate with; those of other libraries cost up to 1 % of accuracy.
+    torchvision and timm evaluate with Pillow's filters; those of other libraries cost up to 1 % of accuracy.
 
     Attributes:
-      resize: pixels of the shorter side before the middle is cut out; at least the larger side of `image_shape`.
+      resize: pixels of the shorter side before the crop; at least the larger side of `image_shape`.
       interpolation: "bilinear" or "bicubic".
+
+    Raises:
+      UserError: `resize` is too small, or the interpolation unknown; also as `Preprocess`.
 
     >>> preprocess = PublishedPreprocess((4, 4, 3), IMAGENET_MEAN, IMAGENET_STD, resize=5)
     >>> preprocess.fit(Image.new("L", (10, 20), 128)).shape
@@ -40,20 +43,24 @@ class PublishedPreprocess(Preprocess):
         super().__post_init__()
         if self.interpolation not in _FILTERS or self.resize < max(self.image_shape[:2]):
             raise UserError(
-                f"given resize {self.resize} and interpolation {self.interpolation!r} for {self.image_shape} images; "
-                f"expected at least their larger side, and one of {', '.join(_FILTERS)}; correct them"
+                f"resize is {self.resize} and interpolation {self.interpolation!r} for {self.image_shape} images: "
+                f"resize must be at least {max(self.image_shape[:2])}, interpolation one of {', '.join(_FILTERS)}"
             )
 
     def read(self, path: str | Path) -> np.ndarray:
-        """Reads an image file; returns uint8 HxWxC. Otherwise as `cnn_jax.data.preprocess.read_image`."""
+        """Reads, resizes and crops an image file; returns uint8 HxWxC.
+
+        Raises:
+          UserError: the file cannot be read; names it.
+        """
         try:
             with Image.open(path) as image:
                 return self.fit(ImageOps.exif_transpose(image))
-        except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        except Exception as error:  # Pillow raises a dozen kinds of error on damaged files
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"given image {str(path)!r} that cannot be read ({reason}); expected a whole JPEG, PNG, WebP, BMP or "
-                "PGM file; replace it, or leave it out"
+                f"image {str(path)!r} cannot be read ({reason}): replace it with a complete JPEG, PNG, WebP, BMP or "
+                "PGM file, or leave it out"
             ) from error
 
     def fit(self, image: Image.Image) -> np.ndarray:
@@ -61,7 +68,7 @@ class PublishedPreprocess(Preprocess):
         height, width, channels = self.image_shape
         pixels = fit_image(image, (image.height, image.width, channels))  # colours and transparency only
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-        # The shorter side exactly; the longer one rounded down, as torchvision does.
+        # The shorter side is exact, the longer one rounded down, as in torchvision.
         width_of, height_of = (self.resize * side // min(image.size) for side in image.size)
         resized = np.asarray(image.resize((width_of, height_of), _FILTERS[self.interpolation]))
         top, left = round((height_of - height) / 2), round((width_of - width) / 2)
@@ -69,33 +76,39 @@ class PublishedPreprocess(Preprocess):
 
     @classmethod
     def from_json(cls, text: str, file: str | Path = "preprocessing") -> Preprocess:
-        """Reads what `to_json` of this class, or of `Preprocess`, gave.
+        """Reads the output of `to_json`, of this class or of `Preprocess`.
+
+        Args:
+          text: the JSON.
+          file: where it was read from, for the error.
 
         Raises:
-          UserError: naming `file`, when `text` is something else.
+          UserError: `text` is something else.
         """
         try:
             fields: dict[str, Any] = json.loads(text)
             own = {name: fields.pop(name) for name in ("resize", "interpolation") if name in fields}
         except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"given {file} that cannot be read ({error}); expected what to_json gives; write it again"
-            ) from error
+            raise UserError(f"{file} cannot be read ({error}): write it again with to_json") from error
         plain = Preprocess.from_json(json.dumps(fields), file)
         try:
             return cls(plain.image_shape, plain.mean, plain.std, **own) if own else plain
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"given {file} with {own} for {plain.image_shape} images; expected a resize of at least their larger "
-                f"side, and one of {', '.join(_FILTERS)}; write it again"
+                f"{file} has {own} for {plain.image_shape} images: resize must be at least their larger side, "
+                f"interpolation one of {', '.join(_FILTERS)}"
             ) from error
 
 
 def from_timm(config: Mapping[str, Any], given: str = "weights") -> PublishedPreprocess:
-    """Reads the `pretrained_cfg` of a timm model on the hub, as timm's own evaluation at the size of training does.
+    """Converts the `pretrained_cfg` of a timm model: timm's own evaluation, at the image size of training.
+
+    Args:
+        config: the `pretrained_cfg`.
+        given: name of the model in messages.
 
     Raises:
-        UserError: a value is missing or not known here.
+        UserError: a value is missing or not supported.
     """
     try:
         channels, height, width = config["input_size"]
@@ -109,8 +122,8 @@ def from_timm(config: Mapping[str, Any], given: str = "weights") -> PublishedPre
             interpolation=config["interpolation"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        reason = str(error).partition(";")[0].removeprefix("given ")  # of a UserError: what was given
+        reason = str(error).partition(": ")[0] if isinstance(error, UserError) else error  # without its advice
         raise UserError(
-            f"given {given}, whose pretrained_cfg cannot be used ({reason}); expected input_size, crop_pct, "
-            f"interpolation ({', '.join(_FILTERS)}), mean, std and a central crop; correct config.json"
+            f"the pretrained_cfg of {given} cannot be used ({reason}): it needs input_size, crop_pct, "
+            f"interpolation ({', '.join(_FILTERS)}), mean, std and a centre crop"
         ) from error

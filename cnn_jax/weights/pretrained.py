@@ -28,23 +28,23 @@ from cnn_jax.weights.naming import Naming, recognise
 from cnn_jax.weights.preprocess import PublishedPreprocess, from_timm
 from cnn_jax.weights.trained import load_trained
 
-Maker = Callable[[int | None], nn.Module]  # from K, or None for the usual number
+Maker = Callable[[int | None], nn.Module]  # number of classes, or None for the default → model
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _CLASSIFIER = "params/output/kernel"
-RUNS = "runs"  # where runs lie by default
-METADATA = "cnn_jax"  # key of our record in a weights file, see `cnn_jax.weights.export`
+RUNS = "runs"  # default folder of runs
+METADATA = "cnn_jax"  # key of our record in the header of a weights file; see `cnn_jax.weights.export`
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """Weights that have been read.
+    """Weights read from a source, before conversion.
 
     Attributes:
-        where: what to call them in messages.
-        state: arrays by their source's names; or, if `ours`, by our paths.
-        make: the model they were published for, if that is known.
-        preprocess: what they want images to be, if that is known.
-        ours: whether the names are ours.
+        where: the source, for messages.
+        state: arrays by the source's names, or by our paths if `ours`.
+        make: builds the model they are for, if known.
+        preprocess: the preprocessing they expect, if known.
+        ours: whether `state` uses our paths.
     """
 
     where: str
@@ -65,34 +65,33 @@ def load_pretrained(
     """Loads a model with weights.
 
     Args:
-        source: a run folder; a weights file (`.safetensors`, `.pth`), PyTorch's names or ours; a folder with a timm
+        source: a run folder; a weights file (`.safetensors`, `.pth`) with PyTorch's names or ours; a folder with a timm
             model's config.json and model.safetensors; "torchvision/NAME", see `cnn_jax.weights.catalog.TORCHVISION`; or
             "OWNER/NAME" for a timm model on the Hugging Face hub, such as "timm/resnet50.a1_in1k".
-        model: a name of `cnn_jax.models.MODELS` or a module. Needed for a file that does not tell what it is for.
-        num_classes: K; default: the number that the weights have.
-        classifier: "keep" it, which wants the weights to have `num_classes` classes, "replace" it by a freshly
-            initialised one, or "auto": kept if the numbers of classes agree.
-        seed: of a new classifier.
+        model: a name in `cnn_jax.models.MODELS` or a module; required if the source does not name its model.
+        num_classes: default: as many as the weights have.
+        classifier: "keep" requires weights for `num_classes` classes; "replace" initialises a new classifier; "auto"
+            keeps it if the numbers of classes agree.
+        seed: initialises a new classifier.
 
     Returns:
-        The module; its variables, NumPy arrays of float32; the preprocessing of the weights' own evaluation (None if
-        nothing says what it was).
+        The module; its variables, NumPy arrays of float32; the preprocessing that the weights were evaluated with, None
+        if unknown.
 
     Raises:
-        UserError: weights that cannot be had or read, of another architecture or number of classes, or not finite.
+        UserError: the weights are unavailable or unreadable, belong to another architecture or number of classes, or
+            are not finite.
     """
     if classifier not in ("keep", "replace", "auto"):
         raise unknown("classifier", classifier, ("keep", "replace", "auto"))
     if num_classes is None and classifier != "keep" or num_classes is not None and num_classes < 1:
-        raise UserError(
-            f"given num_classes={num_classes} and classifier={classifier!r}; expected at least 1 class; change it"
-        )
+        raise UserError(f"num_classes is {num_classes} with classifier={classifier!r}: it must be 1 or more")
     opened = _open(source)
     make = opened.make if model is None else _maker(model)
     if make is None:
         raise UserError(
-            f"given weights {opened.where}, which do not tell their network; expected model=NAME; see "
-            "python -m cnn_jax models"
+            f"the weights {opened.where} do not say which model they are for: pass model=NAME "
+            "(python -m cnn_jax models lists the names)"
         )
     network: Any = make(None)
     shape = opened.preprocess.image_shape if opened.preprocess else network.input_shape
@@ -105,13 +104,13 @@ def load_pretrained(
         classifier = "keep" if classes == num_classes else "replace"
     if classifier == "keep" and classes not in (None, num_classes):
         raise UserError(
-            f"given weights {opened.where} for {classes} classes; expected {num_classes}; "
-            f"take num_classes={classes}, or a new classifier by classifier='replace' (--init-head replace)"
+            f"the weights {opened.where} are for {classes} classes, not {num_classes}: set `init_head` to replace "
+            f"(classifier='replace' in load_pretrained) for a new classifier, or use num_classes={classes}"
         )
     if num_classes != network.num_classes:
         network = make(num_classes)
         like = _shapes(network, shape)
-    # Side heads have an output, too.
+    # The classifiers of side heads are called "output", too.
     head = [path for path in like if classifier == "replace" and "output" in path.split("/")]
     kept = {path: leaf for path, leaf in like.items() if path not in head}
     arrays = _converted(opened, naming, network, shape, kept, head) | _initialised(network, shape, head, seed)
@@ -119,7 +118,7 @@ def load_pretrained(
 
 
 def _classes(state: Mapping[str, np.ndarray], naming: Naming | None) -> int | None:
-    """Number of classes of the weights; None if they have no classifier."""
+    """Returns the number of classes of the weights; None if they have no classifier."""
     if naming is None:
         kernel = state.get(_CLASSIFIER)
         return None if kernel is None else kernel.shape[-1]
@@ -135,7 +134,7 @@ def _converted(
     kept: Mapping[str, Any],
     head: Sequence[str],
 ) -> dict[str, Any]:
-    """The arrays `kept` of the network, and exactly these, from weights that may have a `head`."""
+    """Converts the weights to the arrays `kept` of the network, which they must match exactly apart from `head`."""
     size = "x".join(map(str, shape))
     wanted = f"weights of {type(network).__name__} for {size} images and {network.num_classes} classes"
     if naming is None:
@@ -172,19 +171,20 @@ def _open(source: str | Path) -> _Opened:
         entry = TORCHVISION[name]
         state, _ = read_state(torchvision_file(name, entry))
         return _Opened(str(source), state, _factory(entry.architecture), entry.preprocess)
-    # OWNER/NAME, but not a path that was mistyped, nor a run that is yet to be trained.
+    # OWNER/NAME on the hub, unless it looks like a mistyped path or a run yet to be trained.
     is_path = owner == RUNS or Path(owner).exists() or path.suffix in SUFFIXES
     if _HUB.fullmatch(str(source)) and not is_path:
         return _open_timm(hub_files(str(source)), str(source))
-    todo = f"train it first: python -m experiments.{name}" if owner == RUNS and _is_experiment(name) else "correct it"
+    if owner == RUNS and _is_experiment(name):
+        raise UserError(f"no run {source}: train it first with python -m experiments.{name}")
     raise UserError(
-        f"given weights {source}; no such file or folder; expected a run folder, a weights file, torchvision/NAME or "
-        f"OWNER/NAME on the hub; {todo}"
+        f"no file or folder {source}: name a run folder, a weights file, torchvision/NAME, or OWNER/NAME on the "
+        "Hugging Face hub"
     )
 
 
 def _is_experiment(name: str) -> bool:
-    """Whether runs/NAME is where an experiment puts its run."""
+    """Whether runs/NAME is the default folder of an experiment."""
     try:
         return name.isidentifier() and importlib.util.find_spec(f"experiments.{name}") is not None
     except ModuleNotFoundError:  # installed without the experiments
@@ -192,10 +192,10 @@ def _is_experiment(name: str) -> bool:
 
 
 def load_run(run: str | Path) -> tuple[Any, dict[str, Any], Preprocess]:
-    """Opens a finished run of one network: module, variables, preprocessing.
+    """Opens a finished run of one network; returns module, variables and preprocessing.
 
     Raises:
-        UserError: no finished run, or one of several networks.
+        UserError: the run is not finished, or has several members.
     """
     members = run_folder.read_config(run).train.members
     if members > 1:
@@ -215,8 +215,8 @@ def _open_timm(files: HubFiles, where: str) -> _Opened:
         raise unknown("architecture", architecture, ARCHITECTURES)
     if files.config.get("model_args"):
         raise UserError(
-            f"given {where}, a {architecture} with model_args {files.config['model_args']}; expected one without; "
-            "take other weights"
+            f"{where} is a {architecture} with model_args {files.config['model_args']}, which are not supported: "
+            "choose other weights"
         )
     state, _ = read_state(files.weights)
     return _Opened(where, state, _factory(architecture), from_timm(files.config["pretrained_cfg"], where))
@@ -236,7 +236,7 @@ def _open_file(path: Path) -> _Opened:
 
 
 def _record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `cnn_jax.weights.export` wrote into the header of a file; None if something else wrote the file."""
+    """Returns the record that `cnn_jax.weights.export` wrote to the header; None if the file is not from it."""
     try:
         match json.loads(metadata[METADATA]):
             case {"model": str(), "model_args": [*args], "preprocess": {}} as record:
@@ -268,7 +268,7 @@ def _shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
 def _initialised(
     network: nn.Module, shape: tuple[int, int, int], paths: Sequence[str], seed: int
 ) -> dict[str, np.ndarray]:
-    """Some freshly initialised arrays of a model. Compiled, so that all others are not even drawn."""
+    """Initialises the arrays `paths` of a model. Compiled, so that XLA drops the work for all others."""
 
     @jax.jit
     def init(key: jax.Array) -> dict[str, jax.Array]:

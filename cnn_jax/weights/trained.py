@@ -1,4 +1,4 @@
-"""The trained model of a finished run, opened from its folder alone."""
+"""Opens the trained model of a finished run; its folder is all that is needed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,12 @@ class Trained:
     """A trained model and what it needs.
 
     Attributes:
-        model: a Linen module; of a run of several members, a `Committee` of it.
-        variables: NumPy arrays; of several members, each with a first axis more.
-        preprocess: what turns an image into the model's input.
+        model: a Linen module; for a run with several members, a `Committee` of it.
+        variables: NumPy arrays; with several members, each has a leading member axis.
+        preprocess: turns an image into the model's input.
         task: what it was trained for.
-        config: of the run.
-        classes: names in the order of the logits.
+        config: the run's.
+        classes: class names in the order of the logits.
     """
 
     model: Network
@@ -44,11 +44,11 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
 
     Args:
         run: its folder.
-        model: the module, for a run that was given an object; else it is made from the config.
-        task: the same of a task.
+        model: the module, required if the run was trained with a module object; default: built from the config.
+        task: likewise for the task.
 
     Raises:
-        UserError: no run folder, an unfinished run, an unknown model, or weights that are not of this model.
+        UserError: `run` is not a run folder or not finished, its model is unknown, or the weights do not fit the model.
     """
     config = files.read_config(run)
     path = Path(run) / files.WEIGHTS
@@ -76,14 +76,14 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
 
 
 def read_preprocess(run: str | Path) -> Preprocess:
-    """Returns what turns an image into the model's input."""
+    """Returns the run's preprocessing, which turns an image into the model's input."""
     path = Path(run) / files.PREPROCESS
     return Preprocess.from_json(files.read_text(path, "the preprocessing of a run"), path)
 
 
 def _task(config: Config, classes: tuple[str, ...], run: str | Path) -> Task:
     if config.optim.task.startswith("<"):
-        raise UserError(f"{run} was trained with a task given as an object, {config.optim.task}: pass it to load")
+        raise UserError(f"{run} was trained with a task object, {config.optim.task}: pass it, as in load(run, task=…)")
     return make_task(config.optim, classes)
 
 
@@ -91,7 +91,7 @@ def _module(config: Config, task: Task, run: str | Path) -> nn.Module:
     name = config.model.model
     if name.startswith("<"):
         raise UserError(
-            f"{run} was trained with a module given as an object, {name}, which its config cannot make again: "
-            "pass it, as in load(run, model=…)"
+            f"{run} was trained with a module object, {name}, which its config cannot rebuild: pass it, as in "
+            "load(run, model=…)"
         )
     return make_model(name, task.outputs, dtype=jnp.dtype(config.model.precision), args=config.model.model_args)

@@ -1,21 +1,23 @@
-"""CIFAR-10 in seconds: the speed records' recipes as one compiled program, timed by the protocol of the records.
+"""CIFAR-10 in seconds: the recipes of the speed records as one compiled program, timed by the records' protocol.
 
     python -m experiments.cifar10_speedrun --preset smoke       # a tiny network, about a minute on two CPU cores
     python -m experiments.cifar10_speedrun --require gpu        # 50 runs of muon94, on 45,000 of the training images
     python -m experiments.cifar10_speedrun --require gpu --split full --recipe sgd96
     python -m experiments.cifar10_speedrun --require gpu --torch-script ~/cifar10-airbench/airbench94_muon.py
 
-Recipes, with the mean accuracy and the time that were published for an A100: muon94 (94.01 %, 2.59 s), hiverge94
-(94.01 %, 2.02 s), sgd94 (94.01 %, 3.83 s), sgd95 (95.01 %, 10.4 s), sgd96 (96.03 %, 34.7 s), hardest96 (96.00 %,
-27.3 s); see `experiments.cifar10_speedrun.recipe`. Here every recipe computes in bfloat16 with float32 weights.
+Recipes, with their published mean accuracy and time on an A100: muon94 (94.01 %, 2.59 s), hiverge94 (94.01 %, 2.02 s),
+sgd94 (94.01 %, 3.83 s), sgd95 (95.01 %, 10.4 s), sgd96 (96.03 %, 34.7 s), hardest96 (96.00 %, 27.3 s); see
+`experiments.cifar10_speedrun.recipe`. Here every recipe computes in bfloat16 with float32 weights.
 
-The clock runs from the bytes on the device to the accuracy on the host. The program is compiled before, and warmed up
-by a run on random labels. Images that do not fit the device are streamed from the host; the command says so.
-`--split tune` trains on 45,000 training images and tests on the other 5,000: for choices, and where the test set is not
-whole. `--split full` gives the official figure, with a t-test against the target.
+The clock starts with the images as bytes on the device and stops with the accuracy on the host. Before that, the
+program is compiled and warmed up by a run on random labels. Images that do not fit on the device are streamed from the
+host; the command says so. `--split tune` trains on 45,000 training images and tests on the other 5,000: use it to make
+choices, and where the test set is incomplete. `--split full` gives the official figure, with a t-test against the
+target.
 
-`--torch-script` names scripts of github.com/KellerJordan/cifar10-airbench or github.com/hiverge/cifar10-speedrun on
-this machine. Each runs unmodified in a process of its own, on the same images and device, in turns with our program.
+`--torch-script` takes the paths of scripts from github.com/KellerJordan/cifar10-airbench or
+github.com/hiverge/cifar10-speedrun. Each runs unmodified in its own process, on the same images and device, alternating
+with our program.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Batches of the speed records: images stay on the device as bytes, and every draw derives from (seed, name, index).
 
-An image is mirrored in every second epoch, from the first or from the second on by chance ("alternating flip", Jordan
-2024, §3.6): two epochs show every image in both forms. It is shifted at random in every epoch, the border mirrored.
+An image is mirrored in every other epoch, starting at random in the first or the second ("alternating flip", Jordan
+2024, §3.6), so any two successive epochs show it in both forms. In every epoch it is shifted at random, with reflected
+borders.
 """
 
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from experiments.cifar10_speedrun.recipe import MEAN, STD, Plan, Recipe
 
 
 def padded(images_NxHxWxC: jax.Array, pixels: int) -> jax.Array:
-    """Adds `pixels` on every side, mirrored at the border, which is not repeated: (N, H + 2·pixels, …)."""
+    """Pads by `pixels` on every side by reflection, without repeating the edge: (N, H + 2·pixels, …)."""
     sides = (pixels, pixels)
     return jnp.pad(images_NxHxWxC, ((0, 0), sides, sides, (0, 0)), mode="reflect")
 
 
 def batch_rows(seed: jax.Array, images: int, batch_size: int, plan: Plan) -> jax.Array:
-    """Images of every step, (S, B) int32: a permutation an epoch, less the last images if they fill no batch."""
+    """Returns the images of every step, (S, B) int32: one permutation per epoch; an incomplete batch is dropped."""
 
     def permutation(epoch: jax.Array) -> jax.Array:
         return jnp.argsort(jax.random.bits(stream(seed, "order", epoch), (images,)))
@@ -32,17 +33,17 @@ def batch_rows(seed: jax.Array, images: int, batch_size: int, plan: Plan) -> jax
 
 
 def first_flips(seed: jax.Array, images: int) -> jax.Array:
-    """Whether each image is mirrored in the even epochs, (N,) bool; in the odd ones it is the other way round."""
+    """Returns whether each image is mirrored in even epochs, (N,) bool; in odd ones the others are."""
     return jax.random.bernoulli(stream(seed, "flip"), 0.5, (images,))
 
 
 def mirrored(images_BxHxWxC: jax.Array, which_B: jax.Array) -> jax.Array:
-    """Left and right exchanged in those images."""
+    """Mirrors the selected images left to right."""
     return jnp.where(which_B.reshape(-1, 1, 1, 1), images_BxHxWxC[:, :, ::-1], images_BxHxWxC)
 
 
 def crop(key: jax.Array, images_BxHxWxC: jax.Array, pixels: int) -> jax.Array:
-    """Cuts (H - 2·pixels, W - 2·pixels) out of each padded image, at a random place of its own."""
+    """Crops each padded image to (H - 2·pixels, W - 2·pixels) at its own random place."""
     batch, height, width, channels = images_BxHxWxC.shape
     size = (height - 2 * pixels, width - 2 * pixels, channels)
 
@@ -54,7 +55,7 @@ def crop(key: jax.Array, images_BxHxWxC: jax.Array, pixels: int) -> jax.Array:
 
 
 def cutout(key: jax.Array, images_BxHxWxC: jax.Array, side: int) -> jax.Array:
-    """Replaces a square, wholly inside and at a random place of each image, by the mean colour; pixels in [0, 1]."""
+    """Fills a square at a random place inside each image with the mean colour; pixels in [0, 1]."""
     batch, height, width, channels = images_BxHxWxC.shape
 
     def inside(key: jax.Array, length: int) -> jax.Array:
@@ -68,8 +69,11 @@ def cutout(key: jax.Array, images_BxHxWxC: jax.Array, side: int) -> jax.Array:
 
 
 def jitter(key: jax.Array, images_BxHxWxC: jax.Array, brightness: float, contrast: float) -> jax.Array:
-    """Shifts the normalized pixels of each image by one number within ±brightness, and multiplies them by one within
-    1 ± contrast. Pixels are given and returned in the units of [0, 1], which they may leave."""
+    """Shifts the normalized pixels of each image by a random number in ±brightness, then scales them by one in
+    1 ± contrast.
+
+    Pixels are passed and returned on the scale [0, 1]; results may exceed it.
+    """
     keys, shape = jax.random.split(key), (len(images_BxHxWxC), 1, 1, 1)
     shift = jax.random.uniform(keys[0], shape, minval=-brightness, maxval=brightness)
     factor = jax.random.uniform(keys[1], shape, minval=1.0 - contrast, maxval=1.0 + contrast)
@@ -83,8 +87,8 @@ Augment = Callable[..., tuple[jax.Array, jax.Array]]
 def make_augment(recipe: Recipe, num_classes: int) -> Augment:
     """Returns `augment(key, padded images_BxHxWxC uint8, labels_B, first_index=0)`.
 
-    It gives images float32, in [0, 1] where colours stay, shifted and perhaps with a square cut out or with other
-    brightness and contrast, and one-hot targets.
+    `augment` returns float32 images, shifted and, if the recipe says so, with cutout and jitter, and one-hot targets.
+    Pixels are in [0, 1] unless there is jitter.
     """
 
     def augment(

@@ -1,6 +1,6 @@
-"""The command of the speed run: its flags, the contest that they describe, and what it prints.
+"""The command of the speed run: its flags, the contest they describe, and what it prints.
 
-No JAX is imported before the flags are known to be right.
+JAX is imported only after the flags have been checked.
 """
 
 import argparse
@@ -22,52 +22,52 @@ from experiments.cifar10_speedrun.recipe import RECIPES, Recipe
 if TYPE_CHECKING:
     from experiments.cifar10_speedrun.contest import Run
 
-Presets = Mapping[str, Mapping[str, Any]]  # name → flag → another default
+Presets = Mapping[str, Mapping[str, Any]]  # name → flag → default
 
-_RECIPE_FLAGS = ("epochs", "batch_size", "width_factor", "precision")  # that replace a field of the recipe
+_RECIPE_FLAGS = ("epochs", "batch_size", "width_factor", "precision")  # override the recipe's field of that name
 
 
 def make_parser(doc: str | None, recipe: str, presets: Presets) -> ArgumentParser:
-    """The flags, with their defaults.
+    """Makes the parser of the flags.
 
     Args:
-        doc: what `--help` shows first.
-        recipe: name of the usual one.
-        presets: to choose from by `--preset`.
+        doc: shown first by `--help`.
+        recipe: name of the default recipe.
+        presets: the choices of `--preset`.
     """
     parser = ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=presets, help="other defaults of the flags below")
+    parser.add_argument("--preset", choices=presets, help="sets other defaults for the flags below")
     parser.add_argument("--recipe", choices=RECIPES, default=recipe, help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=50, help="timed runs of each contender (default %(default)s)")
     parser.add_argument("--split", choices=("tune", "full"), default="tune", help="default: %(default)s")
-    parser.add_argument("--torch-script", type=Path, nargs="+", default=[], metavar="PATH", help="to compare with")
+    parser.add_argument("--torch-script", type=Path, nargs="+", default=[], metavar="PATH", help="scripts to race")
     parser.add_argument(
         "--torch-python", default=sys.executable, metavar="PATH", help="Python that has PyTorch (default: this one)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the first run; the next ones count up")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first run; later ones count up")
     parser.add_argument("--require", choices=("cpu", "gpu", "tpu"), help="refuse to run on another platform")
     parser.add_argument("--data-dir", help="folder of TFDS sets (default: TFDS_DATA_DIR)")
-    parser.add_argument("--train-images", type=int, help="train on the first so many only")
-    parser.add_argument("--test-images", type=int, help="test on the first so many only")
+    parser.add_argument("--train-images", type=int, help="train only on this many, the first")
+    parser.add_argument("--test-images", type=int, help="test only on this many, the first")
     parser.add_argument("--epochs", type=float, help="default: the recipe's")
     parser.add_argument("--batch-size", type=int, help="default: the recipe's")
-    parser.add_argument("--width-factor", type=float, help="of the filters of each group (default 1)")
+    parser.add_argument("--width-factor", type=float, help="multiplies the filters of each group (default 1)")
     parser.add_argument("--precision", choices=("bfloat16", "float16", "float32"), help="default: bfloat16")
-    parser.add_argument("--unroll", type=int, default=1, help="steps in a turn of the compiled loop (default 1)")
+    parser.add_argument("--unroll", type=int, default=1, help="steps per iteration of the compiled loop (default 1)")
     parser.add_argument(
         "--stream",
         type=int,
         metavar="STEPS",
-        help="send images of so many steps at a time from the host (default: only if the device cannot hold them all)",
+        help="stream images from the host, this many steps at a time (default: only if the device cannot hold them)",
     )
     return parser
 
 
 def parse(parser: ArgumentParser, presets: Presets, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; a preset gives defaults.
+    """Parses the command line; a preset changes the defaults.
 
     Raises:
-        UserError: a value that no run can have.
+        UserError: a value is out of range.
     """
     preset = parser.parse_args(argv).preset
     parser.set_defaults(**presets.get(preset, {}))
@@ -76,24 +76,24 @@ def parse(parser: ArgumentParser, presets: Presets, argv: Sequence[str] | None =
     for name in positive:
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"given --{name.replace('_', '-')} {value}; expected a number greater than 0; change it")
+            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be a finite number above 0")
     if not 0 <= arguments.seed < 2**32 - arguments.runs:
-        raise UserError(f"given --seed {arguments.seed}; expected 0 or more, and less than 2**32; change it")
+        raise UserError(f"--seed is {arguments.seed}: it must be at least 0, and below 2**32 in the last run")
     names = [script.name for script in arguments.torch_script]
     if len(set(names)) < len(names):
-        raise UserError(f"given --torch-script {' '.join(names)}; expected files of different names; leave one out")
+        raise UserError(f"--torch-script has two files of the same name ({' '.join(names)}): rename or drop one")
     return arguments
 
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the recipe that flags change."""
+    """Returns the fields of the recipe that the flags override."""
     given = {name: getattr(arguments, name) for name in _RECIPE_FLAGS}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[str]]":
-    """Measures and prints; returns the runs of each contender by its name, ours first, and versions for the table."""
-    if arguments.torch_script:  # JAX must leave room on the device for the others
+    """Measures and prints; returns the runs of each contender by name, ours first, and versions for the table."""
+    if arguments.torch_script:  # JAX must leave memory on the device for the scripts
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from cnn_jax.training import runtime
     from experiments.cifar10_speedrun.contest import Contender, Program, accelerator, alternate, busy, machine
@@ -107,7 +107,7 @@ def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[
     print(f"{arguments.recipe}, {arguments.split} split: {sizes}\n{machine()}", flush=True)
     facts = accelerator()
     if busy():
-        print("warning: others use the GPU; times are not comparable; wait until it is idle", flush=True)
+        print("warning: the GPU is in use by others, so times are not comparable: wait until it is idle", flush=True)
     with ExitStack() as scripts:
         contenders: list[Contender] = []
         for script in arguments.torch_script:
@@ -117,20 +117,20 @@ def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[
             facts.append(f"{other.name}: {other.versions}")
         ours = Program(arguments.recipe, recipe, data, arguments.seed, unroll=arguments.unroll, stream=arguments.stream)
         if ours.streamed is not None:
-            why = "the device cannot hold all images" if arguments.stream is None else "as was asked for"
-            print(f"{ours.name}: {why}; streaming them from the host, {ours.streamed} steps at a time", flush=True)
-        done = f"compiled and warm in {ours.ready_seconds:.1f} s"
-        print(f"{ours.name}: {done}, {ours.flops / 1e15:.3g} PFLOP a run", flush=True)
+            why = "the device cannot hold all images" if arguments.stream is None else "as --stream says"
+            print(f"{ours.name}: {why}: streaming them from the host, {ours.streamed} steps at a time", flush=True)
+        done = f"compiled and warmed up in {ours.ready_seconds:.1f} s"
+        print(f"{ours.name}: {done}, {ours.flops / 1e15:.3g} PFLOP per run", flush=True)
         contenders.insert(0, ours)
         runs = dict(zip((contender.name for contender in contenders), alternate(contenders, arguments.runs)))
-    report(arguments, recipe, ours.flops, runs, len(data.beside[0]) if data.beside else 0)
+    report(arguments, recipe, ours.flops, runs, len(data.extra[0]) if data.extra else 0)
     return runs, facts
 
 
 def report(
-    arguments: argparse.Namespace, recipe: Recipe, flops: int, runs: "dict[str, list[Run]]", beside: int
+    arguments: argparse.Namespace, recipe: Recipe, flops: int, runs: "dict[str, list[Run]]", extra_images: int
 ) -> None:
-    """Prints what the runs say; the last line is the ratio, where there is another contender."""
+    """Prints the results; the last line is the time ratio, if there is another contender."""
     import jax
 
     from cnn_jax.training.runtime import peak_flops
@@ -143,17 +143,17 @@ def report(
     for title, each in runs.items():
         print(describe(title, each))
     print(f"{name}: {rate / 1e12:.3g} TFLOP/s{share}")
-    if beside:
-        percent = [100 * run.beside for run in ours if run.beside is not None]
+    if extra_images:
+        percent = [100 * run.extra_accuracy for run in ours if run.extra_accuracy is not None]
         mean = statistics.mean(percent)
-        error = (mean * (100 - mean) / beside) ** 0.5
+        error = (mean * (100 - mean) / extra_images) ** 0.5
         print(
-            f"{name}: {mean:.2f} % (std {spread(percent):.2f}) of the first {beside:,} official test images, a choice "
-            f"that has itself a standard error of {error:.1f}"
+            f"{name}: {mean:.2f} % (std {spread(percent):.2f}) on the first {extra_images:,} official test images; a "
+            f"sample of this size has a standard error of {error:.1f}"
         )
     if arguments.split == "full" and len(ours) > 1:
         p = p_below([100 * run.accuracy for run in ours], recipe.target)
-        print(f"{name}: p = {p:.2g} of this mean if the true one were {recipe.target:.2f} % (one-sided t-test)")
+        print(f"{name}: p = {p:.2g} for a mean this high if the true one were {recipe.target:.2f} % (one-sided t-test)")
     for title, theirs in others:
         percent, other = ([100 * run.accuracy for run in each] for each in (ours, theirs))
         error = ((spread(percent) ** 2 + spread(other) ** 2) / len(percent)) ** 0.5
@@ -162,7 +162,7 @@ def report(
         found = ratios(ours, theirs)
         walls = [run.wall for run in theirs if run.wall is not None]
         if walls:
-            print(f"{title}: {statistics.median(walls):.4g} s by our clock, with what its own leaves out (median)")
+            print(f"{title}: {statistics.median(walls):.4g} s by our clock, including what its own leaves out (median)")
         low, high = interval(ours, theirs)
         print(f"{name} / {title}: ratio of mean times between {low:.3f} and {high:.3f} (95 %, bootstrap)")
         print(f"{name} / {title}: time ratio {statistics.median(found):.3f} ({min(found):.3f}–{max(found):.3f})")

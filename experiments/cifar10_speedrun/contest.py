@@ -1,9 +1,9 @@
-"""Timed runs in turns: our program and PyTorch scripts, on the same images and the same device.
+"""Alternating timed runs of our program and PyTorch scripts, on the same images and the same device.
 
-Our clock starts with the bytes on the device, or on the host where they do not fit the device, and stops with the
-accuracy on the host; compilation, and a first run with random labels, come before. A script's time is the one it
-prints. Those of github.com/KellerJordan/cifar10-airbench and github.com/hiverge/cifar10-speedrun count with CUDA
-events, and leave out the validation after every epoch and making the network, so theirs is not the wider measure.
+Our clock starts with the images as bytes on the device, or on the host if they do not fit there, and stops with the
+accuracy on the host; compilation and a first run on random labels come before. A script's time is the one it prints.
+Those of github.com/KellerJordan/cifar10-airbench and github.com/hiverge/cifar10-speedrun count with CUDA events and
+leave out the validation after every epoch and the creation of the network, so our clock covers no less than theirs.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from experiments.cifar10_speedrun.program import Resident, Runner, count_run_flo
 from experiments.cifar10_speedrun.recipe import Recipe
 from experiments.cifar10_speedrun.streaming import Streamed, chunk_steps
 
-_BLOCK = 10  # runs of one contender before the next one's turn
+_BLOCK = 10  # runs of one contender before the next one takes its turn
 
 
 @dataclass(frozen=True)
@@ -35,34 +35,34 @@ class Run:
     """One training run.
 
     Attributes:
-        seconds: see the head of this module.
+        seconds: see the module's docstring.
         accuracy: share of the test images.
-        beside: share of `Data.beside`, None where it was not scored.
-        losses: mean training loss of each epoch, where it is known.
-        wall: of a script, seconds by our clock from the word to go to its accuracy: with its validation after every
-            epoch, and the making of the network.
+        extra_accuracy: share of `Data.extra`; None if it was not scored.
+        losses: mean training loss of each epoch, if known.
+        wall: of a script, seconds by our clock from the start signal to its accuracy, including validation after every
+            epoch and creation of the network.
     """
 
     seconds: float
     accuracy: float
-    beside: float | None = None
+    extra_accuracy: float | None = None
     losses: tuple[float, ...] = ()
     wall: float | None = None
 
 
 class Contender(Protocol):
-    """What can run again and again."""
+    """A program that can train again and again."""
 
     @property
     def name(self) -> str: ...
 
     def run(self) -> Run:
-        """Trains once more, from other random numbers."""
+        """Trains once more, with other random numbers."""
         ...
 
 
 class DoesNotFit(UserError):
-    """The device has not enough memory for a run."""
+    """The device does not have enough memory for a run."""
 
 
 class Program:
@@ -70,9 +70,9 @@ class Program:
 
     Attributes:
         name: of the recipe.
-        ready_seconds: of tracing, compilation and a first run.
-        flops: of a run, see `program.count_run_flops`.
-        streamed: steps whose images are sent from the host at a time; None: all images are on the device.
+        ready_seconds: for tracing, compilation and a first run.
+        flops: per run, see `program.count_run_flops`.
+        streamed: number of steps whose images are sent from the host at a time; None if all are on the device.
     """
 
     def __init__(self, name: str, recipe: Recipe, data: Data, seed: int, *, unroll: int = 1, stream: int | None = None):
@@ -80,17 +80,17 @@ class Program:
 
         Args:
             name: of the recipe.
-            recipe: what to do.
-            data: to train and be tested on.
+            recipe: what to train, and how.
+            data: to train and test on.
             seed: of the first run that counts.
-            unroll: steps in one turn of the compiled loop.
-            stream: steps whose images are sent at a time; default: images are sent only if the device cannot hold them.
+            unroll: steps per iteration of the compiled loop.
+            stream: number of steps whose images are sent at a time; default: stream only if the device cannot hold all.
 
         Raises:
-            UserError: it cannot even hold the activations of a batch; or too few images for one.
+            UserError: too few images for a batch, or the device cannot even hold the activations of one.
         """
         self.name = name
-        self._seed, self._beside = seed, data.beside
+        self._seed, self._extra = seed, data.extra
         self._steps_per_epoch = recipe.plan(len(data.train[0])).steps_per_epoch
         height, width, channels = data.train[0].shape[1:]
         self.flops = count_run_flops(recipe, (height, width, channels), len(data.train[0]), len(data.test[0]))
@@ -99,7 +99,7 @@ class Program:
         self.ready_seconds = time.perf_counter() - began
 
     def run(self) -> Run:
-        """The next seed's run."""
+        """Trains with the next seed."""
         seed = jax.block_until_ready(jnp.uint32(self._seed))
         self._seed += 1
         began = time.perf_counter()
@@ -108,12 +108,12 @@ class Program:
         seconds = time.perf_counter() - began
         losses = np.asarray(outcome.losses_S)
         epochs = (losses[i : i + self._steps_per_epoch] for i in range(0, len(losses), self._steps_per_epoch))
-        beside = None if self._beside is None else self._runner.score(outcome.variables, self._beside)
-        return Run(seconds, accuracy, beside, tuple(float(epoch.mean()) for epoch in epochs))
+        extra_accuracy = None if self._extra is None else self._runner.score(outcome.variables, self._extra)
+        return Run(seconds, accuracy, extra_accuracy, tuple(float(epoch.mean()) for epoch in epochs))
 
 
 def _warm_runner(recipe: Recipe, data: Data, seed: int, unroll: int, stream: int | None) -> tuple[Runner, int | None]:
-    """A runner that has run on random labels, and the steps whose images it sends at a time, if it does."""
+    """Returns a runner warmed up on random labels, and how many steps of images it streams at a time, if it does."""
     noise = np.random.default_rng(seed).integers(0, 10, data.train[1].shape, np.int32)
 
     def warm(make: Callable[[], Runner]) -> Runner:
@@ -125,27 +125,27 @@ def _warm_runner(recipe: Recipe, data: Data, seed: int, unroll: int, stream: int
     if stream is None:
         with contextlib.suppress(DoesNotFit):
             return warm(lambda: Resident(recipe, data.train, data.test, unroll)), None
-        gc.collect()  # what that left on the device
+        gc.collect()  # frees what the failed attempt left on the device
     steps = stream or chunk_steps(recipe, data.train[0])
     return warm(lambda: Streamed(recipe, data.train, data.test, steps, unroll)), steps
 
 
 @contextlib.contextmanager
 def enough_memory(recipe: Recipe) -> Iterator[None]:
-    """Says in one line, as `DoesNotFit`, that the device has not enough memory."""
+    """Context that turns the device's lack of memory into `DoesNotFit`."""
     try:
         yield
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFit(
-            f"given batches of {recipe.batch_size}; expected a device that holds the activations of one; lower "
-            "--batch-size or --width-factor"
+            f"the device cannot hold the activations of a batch of {recipe.batch_size}: lower `batch_size` or "
+            "`width_factor`"
         ) from error
 
 
 def alternate(contenders: Sequence[Contender], runs: int, block: int = _BLOCK) -> list[list[Run]]:
-    """So many runs of each, in blocks in turns; in every second turn the order is reversed."""
+    """Makes `runs` runs of each contender in alternating blocks; every other turn reverses the order."""
     results: list[list[Run]] = [[] for _ in contenders]
     for turn, done in enumerate(range(0, runs, block)):
         pairs = list(zip(contenders, results))
@@ -155,7 +155,7 @@ def alternate(contenders: Sequence[Contender], runs: int, block: int = _BLOCK) -
 
 
 def ratios(ours: Sequence[Run], theirs: Sequence[Run], block: int = _BLOCK) -> list[float]:
-    """Our seconds over theirs, of the medians of each block."""
+    """Returns our seconds over theirs for each block, by its medians."""
     medians = [
         [statistics.median(run.seconds for run in runs[i : i + block]) for i in range(0, len(runs), block)]
         for runs in (ours, theirs)
@@ -164,7 +164,7 @@ def ratios(ours: Sequence[Run], theirs: Sequence[Run], block: int = _BLOCK) -> l
 
 
 def interval(ours: Sequence[Run], theirs: Sequence[Run], draws: int = 2000) -> tuple[float, float]:
-    """The middle 95 % of our mean seconds over theirs, in samples drawn again from the runs ("bootstrap")."""
+    """Returns the 95 % bootstrap interval of our mean seconds over theirs."""
     random = np.random.default_rng(0)
     means = [
         np.array([run.seconds for run in runs])[random.integers(len(runs), size=(draws, len(runs)))].mean(axis=1)
@@ -175,12 +175,14 @@ def interval(ours: Sequence[Run], theirs: Sequence[Run], draws: int = 2000) -> t
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation (n - 1 below); 0 of a single value."""
+    """Returns the standard deviation (divided by n - 1); 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def p_below(values: Sequence[float], target: float) -> float:
-    """One-sided t-test: chance of a mean at least this high if the true one were `target`. Needs two values or more.
+    """One-sided t-test: the probability of a mean at least this high if the true one were `target`.
+
+    Needs at least two values.
 
     >>> round(p_below([94.1, 94.0, 94.2, 94.1], 94.0), 3)
     0.046
@@ -194,7 +196,7 @@ def p_below(values: Sequence[float], target: float) -> float:
 
 
 def describe(name: str, runs: Sequence[Run]) -> str:
-    """Times and accuracies in one line.
+    """Describes times and accuracies in one line.
 
     >>> describe("muon94", [Run(0.8, 0.94), Run(0.9, 0.942)])
     'muon94: 0.85 s (std 0.071, median 0.85, least 0.8), accuracy 94.10 % (std 0.14), 2 runs'
@@ -210,27 +212,27 @@ def describe(name: str, runs: Sequence[Run]) -> str:
 
 
 def busy() -> bool:
-    """Whether a GPU works for others: to be asked before we use it. False where nobody can tell."""
+    """Returns whether a GPU is in use; call it before using it ourselves. False if that is unknown."""
     with contextlib.suppress(ValueError):
         return any(int(said) > 5 for said in _ask_gpus("utilization.gpu", "csv,noheader,nounits"))  # per cent
     return False
 
 
 def machine() -> str:
-    """What the times depend on: device, versions, XLA's flags, driver and state of the GPU."""
+    """Describes what the times depend on: device, versions, XLA's flags, driver and state of the GPU."""
     parts = [f"{len(jax.devices())} x {jax.devices()[0].device_kind}", *_versions("jax", "jaxlib", "flax")]
     return ", ".join([*parts, f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}", *accelerator()])
 
 
 def accelerator() -> list[str]:
-    """Of that, what the table of speeds does not have anyway: cuDNN's version, driver and state of the first GPU."""
+    """Returns what the table of speeds does not record anyway: cuDNN's version, driver and state of the first GPU."""
     query = "driver_version,utilization.gpu,memory.used,clocks.sm,power.limit"
     states = [f"{query}: {said}" for said in _ask_gpus(query, "csv,noheader")]
     return [*_versions("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"), *states[:1]]
 
 
 def _versions(*packages: str) -> list[str]:
-    """Names and versions of those distributions that are installed."""
+    """Returns names and versions of those packages that are installed."""
     found = []
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -239,7 +241,7 @@ def _versions(*packages: str) -> list[str]:
 
 
 def _ask_gpus(query: str, form: str) -> list[str]:
-    """What nvidia-smi says of each GPU; nothing where there is none."""
+    """Returns a line of nvidia-smi for each GPU; empty without one."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["nvidia-smi", f"--query-gpu={query}", f"--format={form}"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()

@@ -1,4 +1,4 @@
-"""CIFAR-10 for a contest: what to train on, what to be scored on, and what is scored beside."""
+"""CIFAR-10 for a contest: images to train on, to score within the clock, and to score outside it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from cnn_jax.data import default_splits, materialize, open_source
 from cnn_jax.errors import UserError
 
-TEST_IMAGES = 10_000  # of the whole official set
+TEST_IMAGES = 10_000  # in the complete official test set
 
 Split = tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W, 3), labels int32 (N,)
 
@@ -18,14 +18,14 @@ class Data:
 
     Attributes:
         train: to train on.
-        test: to be scored on, within the clock.
-        beside: more of them, scored by our program only, outside the clock; None for none.
+        test: to score, within the clock.
+        extra: more images, scored by our program only and outside the clock, or None.
         class_names: name of class k at position k.
     """
 
     train: Split
     test: Split
-    beside: Split | None
+    extra: Split | None
     class_names: tuple[str, ...]
 
 
@@ -35,13 +35,13 @@ def load_data(
     """Reads CIFAR-10.
 
     Args:
-        split: "tune": 45,000 training images, scored on the other 5,000, and beside on the test images there are;
-            "full": all 50,000, scored on the 10,000 test images.
+        split: "tune" trains on 45,000 training images and scores the other 5,000, with the test images as extra ones;
+            "full" trains on all 50,000 and scores the 10,000 test images.
         data_dir: folder of TFDS sets, see `cnn_jax.data.open_source`.
-        train_images, test_images: take only the first so many.
+        train_images, test_images: take only this many, the first.
 
     Raises:
-        UserError: the set is not there, or for "full" not whole.
+        UserError: the set is not prepared, or for "full" the test set is incomplete.
     """
 
     def read(name: str) -> Split:
@@ -58,8 +58,8 @@ def load_data(
     if split == "full":
         if len(official[0]) < TEST_IMAGES:
             raise UserError(
-                f"given --split full, but the test split there has {len(official[0]):,} images; expected "
-                f"{TEST_IMAGES:,}; give --split tune, or prepare the whole set"
+                f"the test split has {len(official[0]):,} images, and the split full needs {TEST_IMAGES:,}: choose the "
+                "split tune, or prepare the complete set"
             )
         return Data(first(read("train"), train_images), first(official, test_images), None, class_names)
     train, validation = first(read(usual.train), train_images), first(read(usual.validation), test_images)

@@ -1,7 +1,7 @@
-"""Training on the hardest images of each batch, chosen by a small network that is trained beside (airbench96_faster).
+"""Training on the hardest images of each batch, chosen by a small network trained alongside (airbench96_faster).
 
-There the small network trains first, and its choices are kept; here both take each step together, which is the same,
-since the small one does not know of the other.
+In the original, the small network trains first and its choices are stored. Here both take each step together, which is
+equivalent, because the small network does not depend on the other.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ Choose = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, jax.Arra
 def make_choose(recipe: Recipe, plan: Plan, hardest: Hardest) -> Choose:
     """Returns `choose(state, images_BxHxWxC, targets_BxK) -> (state, rows_N int32)`.
 
-    The rows are those of the small network's greatest losses. In every `hardest.every`-th step it is trained on them,
-    with the norms' statistics of the whole batch; in the others only those statistics move.
+    The rows are those with the small network's largest losses. In every `hardest.every`-th step it is trained on them,
+    with the norms' statistics of the whole batch; in the other steps only those statistics are updated.
     """
     small = recipe.small(hardest)
     model, tx = network(small).clone(train_whitening_bias=False), make_optimizer(small, plan, stride=hardest.every)

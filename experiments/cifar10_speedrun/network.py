@@ -1,4 +1,4 @@
-"""The networks of a recipe, and what they see."""
+"""The network of a recipe, and the normalization of its inputs."""
 
 import math
 from typing import Any
@@ -12,13 +12,13 @@ from experiments.cifar10_speedrun.recipe import MEAN, STD, Recipe
 
 NUM_CLASSES = 10
 
-normalize = Preprocess((32, 32, 3), MEAN, STD).normalize  # of images of any size
+normalize = Preprocess((32, 32, 3), MEAN, STD).normalize  # takes images of any size
 
 
 def network(recipe: Recipe) -> SpeedNet:
-    """The model of a recipe."""
+    """Builds the model of a recipe."""
     dtype = jnp.dtype(recipe.precision)
     model: Any = build(recipe.model, NUM_CLASSES, dtype=dtype, args=recipe.model_args)
     widths = tuple(math.ceil(recipe.width_factor * width) for width in model.widths)
-    # Where the classifier starts with deviation 1, its sums are divided by the number of their terms.
+    # A classifier initialised with standard deviation 1 divides its sums by the number of their terms.
     return model.clone(widths=widths, logit_scale=1 / widths[-1] if model.unit_output else model.logit_scale)

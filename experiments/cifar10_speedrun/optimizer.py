@@ -1,8 +1,8 @@
-"""Optimizers of the speed records, in PyTorch's form, made of Optax's parts; and Muon.
+"""Optimizers of the speed records, with PyTorch's definitions, built from Optax's parts; and Muon.
 
-`optax.contrib.muon` cannot express this Muon: it averages gradients with bias correction, which weighs the first ones
-differently from buffer = momentum·buffer + gradient; it does not rescale the weights before each step; it computes in
-the type of the gradient, one matrix at a time. So only its iteration would be left, which is five lines.
+`optax.contrib.muon` cannot express this Muon. It averages gradients with bias correction, which weights the first ones
+differently from buffer = momentum·buffer + gradient; it does not rescale the weights before each step; and it computes
+in the type of the gradient, one matrix at a time. All that could be reused is its iteration, which is five lines.
 """
 
 from collections.abc import Callable, Hashable
@@ -26,20 +26,22 @@ _LOOKAHEAD_KEEP = 0.95**_LOOKAHEAD_EVERY
 
 
 def newton_schulz(x_MxRxC: jax.Array, dtype: Any, quintic: tuple[float, float, float] = QUINTIC) -> jax.Array:
-    """Brings the singular values of each of M matrices near 1 (to 0.5 … 1.5 if they were not tiny), and keeps the rest.
+    """Orthogonalises M matrices approximately: moves their singular values near 1, and keeps the singular vectors.
+
+    Singular values end in 0.5 … 1.5 unless they were tiny.
 
     Args:
         x_MxRxC: matrices, float32. They are divided by their Frobenius norm first.
-        dtype: of the iteration.
-        quintic: a, b and c: the iteration takes each singular value s to a·s + b·s³ + c·s⁵.
+        dtype: type in which to iterate.
+        quintic: a, b and c: one iteration maps each singular value s to a·s + b·s³ + c·s⁵.
 
     Returns:
-        (M, R, C), of that type.
+        (M, R, C), of type `dtype`.
     """
     a, b, c = quintic
     x = (x_MxRxC / (jnp.linalg.norm(x_MxRxC, axis=(1, 2), keepdims=True) + 1e-7)).astype(dtype)
     wide = x.shape[1] < x.shape[2]
-    x = x.mT if wide else x  # so that the square matrices are small ones
+    x = x.mT if wide else x  # keeps the square matrices small
     for _ in range(_QUINTIC_STEPS):
         gram = x.mT @ x
         x = a * x + x @ (b * gram + c * (gram @ gram))
@@ -47,7 +49,7 @@ def newton_schulz(x_MxRxC: jax.Array, dtype: Any, quintic: tuple[float, float, f
 
 
 def orthogonalized(kernels: Tree, dtype: Any, quintic: tuple[float, float, float] = QUINTIC) -> Tree:
-    """`newton_schulz` of each kernel (h, w, C, F) as a matrix (h·w·C, F); those of one shape go through it together."""
+    """Applies `newton_schulz` to each kernel (h, w, C, F) as a matrix (h·w·C, F), batching those of equal shape."""
     leaves, structure = jax.tree.flatten(kernels)
     matrices = [leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves]
     results: dict[int, jax.Array] = {}
@@ -70,9 +72,9 @@ def muon(
 
     Args:
         rate: step → learning rate.
-        momentum: buffer = momentum·buffer + gradient.
+        momentum: of buffer = momentum·buffer + gradient.
         dtype, quintic: see `newton_schulz`.
-        rescaled: step → whether the norms are set.
+        rescaled: step → whether to set the norms.
         decay: after the step, kernels are multiplied by 1 - rate·decay.
     """
     return optax.chain(
@@ -84,7 +86,7 @@ def muon(
 
 
 def _rescaled_and_decayed(rescaled: Factor, shrink: Factor) -> optax.GradientTransformation:
-    """Kernel + update becomes shrink·(scale·kernel + update)."""
+    """Changes the step so that the new kernel is shrink·(scale·kernel + update)."""
 
     def init(params: Tree) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
@@ -102,7 +104,7 @@ def _rescaled_and_decayed(rescaled: Factor, shrink: Factor) -> optax.GradientTra
 
 
 def rescaled_steps(recipe: Recipe, plan: Plan) -> np.ndarray:
-    """Whether Muon sets the norms before each step, (S,) bool: see `Recipe.rescale_every`.
+    """Returns the steps before which Muon sets the norms, as (S,) bool: see `Recipe.rescale_every`.
 
     >>> from experiments.cifar10_speedrun.recipe import RECIPES
     >>> np.flatnonzero(rescaled_steps(RECIPES["hiverge94"], Plan(4, 30, 1))).tolist()
@@ -117,7 +119,7 @@ def rescaled_steps(recipe: Recipe, plan: Plan) -> np.ndarray:
 
 
 def sgd(rate: Factor, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """Nesterov momentum of the gradient plus weight_decay·weights."""
+    """SGD with Nesterov momentum on the gradient plus weight_decay·weights."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.trace(momentum, nesterov=True),
@@ -126,7 +128,7 @@ def sgd(rate: Factor, momentum: float, weight_decay: float) -> optax.GradientTra
 
 
 def schedule(recipe: Recipe, plan: Plan) -> Factor:
-    """Step → factor of the rates; the first step is 0, so that the end is not quite reached."""
+    """Returns step → factor of the rates. Steps count from 0, so the last one does not quite reach `Recipe.end`."""
     warmup = int(recipe.warmup * plan.total_steps)
     up = optax.linear_schedule(recipe.start, 1.0, warmup)
     down = optax.linear_schedule(1.0, recipe.end, plan.total_steps - warmup)
@@ -134,7 +136,7 @@ def schedule(recipe: Recipe, plan: Plan) -> Factor:
 
 
 def whitening_schedule(recipe: Recipe, plan: Plan) -> Factor:
-    """The same of the whitening bias: 0 from `plan.whitening_steps` on, where it is not trained any more."""
+    """The same for the whitening bias: 0 from `plan.whitening_steps` on, when it is no longer trained."""
     if recipe.whitening_falls:
         return optax.linear_schedule(1.0, 0.0, plan.whitening_steps)
     shared = schedule(recipe, plan)
@@ -142,12 +144,12 @@ def whitening_schedule(recipe: Recipe, plan: Plan) -> Factor:
 
 
 def make_optimizer(recipe: Recipe, plan: Plan, stride: int = 1) -> optax.GradientTransformation:
-    """The optimizer of a speednet's parameters, each group of them with its own rate.
+    """Makes the optimizer of a speednet, with a rate for each group of parameters.
 
     Args:
-        recipe: whose rates.
+        recipe: holds the rates.
         plan: of the run.
-        stride: steps of the run from one update to the next.
+        stride: steps of the run between two updates.
     """
     decay = recipe.weight_decay * recipe.batch_size
     usual, dtype = schedule(recipe, plan), jnp.dtype(recipe.precision)
@@ -179,7 +181,7 @@ def make_optimizer(recipe: Recipe, plan: Plan, stride: int = 1) -> optax.Gradien
 
 
 def _group(path: tuple[Any, ...], leaf: jax.Array) -> str:
-    """Which of the groups a parameter of a speednet is in."""
+    """Returns the group of a speednet's parameter."""
     if path[0].key == "whiten":
         return "whitening"
     if path[0].key == "output":
@@ -188,10 +190,10 @@ def _group(path: tuple[Any, ...], leaf: jax.Array) -> str:
 
 
 def lookahead(state: TrainState, total_steps: int) -> TrainState:
-    """Every 5th step moves `state.ema` towards the weights, and puts the weights there (Jordan 2024, §3.4).
+    """In every 5th step, moves `state.ema` towards the weights and sets the weights to it (Jordan 2024, §3.4).
 
-    After step t of T, ema ← d·ema + (1 − d)·weights with d = 0.95⁵·(t/T)³, and the same for running statistics. The
-    run ends with `state.ema` for its weights.
+    After step t of T, ema ← d·ema + (1 − d)·weights with d = 0.95⁵·(t/T)³; running statistics likewise. The final
+    weights of the run are `state.ema`.
     """
     keep = _LOOKAHEAD_KEEP * (state.step.astype(jnp.float32) / total_steps) ** 3
     due = state.step % _LOOKAHEAD_EVERY == 0

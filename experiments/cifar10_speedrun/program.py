@@ -1,7 +1,7 @@
-"""A whole run as one pure function, to be compiled once: bytes and labels in, accuracy out.
+"""A whole run as one pure function, compiled once: bytes and labels in, accuracy out.
 
-Whitening, all steps in two `lax.scan`s (with the whitening bias trained, and without), evaluation. No Python runs and
-nothing is sent to the host in between.
+It holds whitening, all steps in two `lax.scan`s (one that trains the whitening bias, one that does not) and evaluation.
+In between, no Python runs and nothing goes to the host.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,16 +27,16 @@ from experiments.cifar10_speedrun.network import NUM_CLASSES, network, normalize
 from experiments.cifar10_speedrun.optimizer import lookahead, make_optimizer
 from experiments.cifar10_speedrun.recipe import Plan, Recipe
 
-VIEWS = 6  # of an image in evaluation
+VIEWS = 6  # per image in evaluation
 EVAL_BATCH = 2000
 
 
 class Networks(NamedTuple):
-    """What a step changes.
+    """The states that a step updates.
 
     Attributes:
-        main: the network that the run is about.
-        small: the one that chooses its images; None: it sees all of them.
+        main: the network that is trained for its accuracy.
+        small: the one that chooses its images; None if it trains on all of them.
     """
 
     main: TrainState
@@ -49,11 +49,11 @@ Predict = Callable[[bool, Any], jax.Array]  # (in six views?, rows or None for a
 
 
 class Outcome(NamedTuple):
-    """What a run gives.
+    """The result of a run.
 
     Attributes:
         accuracy: share of the test images, float32 scalar.
-        losses_S: mean training loss an example of every step, before its update.
+        losses_S: mean training loss per example of each step, before its update.
         variables: of the trained network.
     """
 
@@ -63,14 +63,14 @@ class Outcome(NamedTuple):
 
 
 class Runner(Protocol):
-    """A run, compiled, with the images that it trains and is tested on."""
+    """A compiled run with its training and test images."""
 
     def __call__(self, seed: jax.Array, labels: np.ndarray | None = None) -> Outcome:
-        """Runs from a seed, with the true training labels or others."""
+        """Runs from a seed; `labels` replace the true training labels."""
         ...
 
     def score(self, variables: dict[str, Any], split: Split) -> float:
-        """Share of other images that is classified correctly."""
+        """Returns the accuracy on other images, in [0, 1]."""
         ...
 
 
@@ -107,11 +107,11 @@ def speedrun(
     """Trains a network from scratch and tests it.
 
     Args:
-        recipe: what to do.
-        seed: uint32 scalar, of all draws.
+        recipe: what to train, and how.
+        seed: uint32 scalar, for all draws.
         train_images, test_images: uint8 (N, H, W, 3).
         train_labels, test_labels: int32 (N,), in [0, 10).
-        unroll: steps in one turn of the compiled loop.
+        unroll: steps per iteration of the compiled loop.
 
     Raises:
         UserError: too few training images for a batch.
@@ -136,12 +136,12 @@ def speedrun(
 
 
 def random_numbers() -> Any:
-    """The context that all draws are made in: XLA's own generator, quicker than JAX's default, above all to compile."""
+    """Context for all draws: uses XLA's own generator, which is faster than JAX's default, above all to compile."""
     return jax.default_prng_impl("rbg")
 
 
 def start(recipe: Recipe, plan: Plan, seed: jax.Array, images_NxHxWxC: jax.Array) -> Networks:
-    """The networks with the whitening of these images, before the first step."""
+    """Returns the initial networks, with the whitening of these images."""
 
     def one(recipe: Recipe, draws: str) -> TrainState:
         (height, width, channels), model = images_NxHxWxC.shape[1:], network(recipe)
@@ -156,7 +156,7 @@ def start(recipe: Recipe, plan: Plan, seed: jax.Array, images_NxHxWxC: jax.Array
 
 
 def make_gather(recipe: Recipe, plan: Plan, seed: jax.Array, images_NxHxWxC: jax.Array, labels_N: jax.Array) -> Gather:
-    """Returns `gather(step, rows_B) -> batch`: padded images as bytes, mirrored as the epoch of the step has it."""
+    """Returns `gather(step, rows_B) -> batch`: padded images as bytes, mirrored according to the step's epoch."""
     pixels, flips_N = padded(images_NxHxWxC, recipe.translate), first_flips(seed, len(images_NxHxWxC))
 
     def gather(step: jax.Array, rows_B: jax.Array) -> Batch:
@@ -166,13 +166,13 @@ def make_gather(recipe: Recipe, plan: Plan, seed: jax.Array, images_NxHxWxC: jax
 
 
 def oriented(plan: Plan, step: jax.Array, images_BxHxWxC: jax.Array, flips_B: jax.Array) -> jax.Array:
-    """Mirrors the images as the epoch of the step has it; `flips_B`: see `augment.first_flips`."""
+    """Mirrors images according to the step's epoch; for `flips_B` see `augment.first_flips`."""
     odd = step // plan.steps_per_epoch % 2 == 1
     return mirrored(images_BxHxWxC, flips_B ^ odd)
 
 
 class SummedLoss(Classification):
-    """Classification whose loss is the sum over the batch; its batches bring their targets."""
+    """Classification with the loss summed over the batch, on batches that already hold targets."""
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:
         """Adds nothing."""
@@ -181,29 +181,29 @@ class SummedLoss(Classification):
     def loss(
         self, outputs: Any, batch: Batch, *, train: bool, auxiliary: Mapping[str, Any] = {}
     ) -> tuple[jax.Array, Sums]:
-        """The sum, and the same sums as those of the mean."""
+        """Computes the summed loss, and the same sums as `Classification`."""
         mean, sums = super().loss(outputs, batch, train=train, auxiliary=auxiliary)
         return len(outputs) * mean, sums
 
 
 def _bare(tx: optax.GradientTransformation) -> Optimizer:
-    """An optimizer of a transformation that has its rates inside."""
+    """Wraps a transformation that has its rates built in."""
     return Optimizer(tx, None, None, lambda rate: tx, (), "speed run")
 
 
 def make_step(recipe: Recipe, plan: Plan, seed: jax.Array, *, train_whitening_bias: bool) -> Step:
-    """Returns `step(networks, batch) -> (networks, mean loss)`: augmentation, the choice of the hardest images if the
-    recipe has one, the step of `cnn_jax.training`, the lookahead.
+    """Returns `step(networks, batch) -> (networks, mean loss)`.
 
-    Rates are meant for the loss summed over the batch. In float16 it must be summed, too: gradients of the mean would
-    be lost below the smallest number.
+    It augments, chooses the hardest images if the recipe says so, takes the step of `cnn_jax.training`, and applies the
+    lookahead. Rates are for the loss summed over the batch. In float16 a sum is also necessary: gradients of the mean
+    would underflow.
     """
 
     one = make_train_step(
         network(recipe).clone(train_whitening_bias=train_whitening_bias),
         SummedLoss(tuple(map(str, range(NUM_CLASSES))), label_smoothing=recipe.label_smoothing),
         _bare(make_optimizer(recipe, plan)),
-        lambda key, batch, first_index: batch,  # augmented before
+        lambda key, batch, first_index: batch,  # already augmented
         lambda batch: {**batch, "image": normalize(batch["image"])},
     )
     augment = make_augment(recipe, NUM_CLASSES)
@@ -225,7 +225,7 @@ def make_step(recipe: Recipe, plan: Plan, seed: jax.Array, *, train_whitening_bi
 
 
 def evaluate(recipe: Recipe, variables: dict[str, Any], images_NxHxWxC: jax.Array, labels_N: jax.Array) -> jax.Array:
-    """Share of images that are classified correctly, in the views of the recipe (see `accuracy`)."""
+    """Returns the accuracy on images, in the views of the recipe (see `accuracy`)."""
 
     def predict(six_views: bool, rows: jax.Array | None) -> jax.Array:
         images = images_NxHxWxC if rows is None else images_NxHxWxC[rows]
@@ -241,10 +241,10 @@ def evaluate(recipe: Recipe, variables: dict[str, Any], images_NxHxWxC: jax.Arra
 
 
 def accuracy(recipe: Recipe, predict: Predict, labels_N: jax.Array) -> jax.Array:
-    """Share of images that are classified correctly, float32 scalar.
+    """Returns the share of images classified correctly, float32 scalar.
 
-    Each is seen in six views; or each in one, and the least certain ones, of which the greatest probability is least,
-    in six: that share of them that `recipe.uncertain` says.
+    Each image is classified in six views. If `recipe.uncertain` is below 1, only that share of them is, the images
+    whose largest probability in one view is lowest; the others keep their one view.
     """
     if recipe.uncertain == 1.0:
         logits_NxK = predict(True, None)
@@ -257,7 +257,7 @@ def accuracy(recipe: Recipe, predict: Predict, labels_N: jax.Array) -> jax.Array
 
 
 def batch_logits(recipe: Recipe, six_views: bool, variables: Any, images_BxHxWxC: jax.Array) -> jax.Array:
-    """Logits (B, K) of images uint8, in one view or six."""
+    """Returns the logits (B, K) of uint8 images, in one view or six."""
     model, x_BxHxWxC = cast(committee.Network, network(recipe)), normalize(images_BxHxWxC)
     if six_views:
         return view_logits(model, variables, x_BxHxWxC, recipe.centre)
@@ -265,8 +265,11 @@ def batch_logits(recipe: Recipe, six_views: bool, variables: Any, images_BxHxWxC
 
 
 def view_logits(model: committee.Network, variables: Any, x_BxHxWxC: jax.Array, centre: float = 0.5) -> jax.Array:
-    """Mean of the logits of six views: the weight `centre` on the image, the rest on it moved a pixel either way along
-    the diagonal; each of the three as it is and mirrored (Jordan 2024, §3.5)."""
+    """Averages the logits of six views (Jordan 2024, §3.5).
+
+    The image has the weight `centre`; the rest goes to the image shifted by a pixel either way along the diagonal. Each
+    of the three counts as it is and mirrored.
+    """
 
     def both_sides(x: jax.Array) -> jax.Array:
         (mirror,) = committee.flip(x)
@@ -277,9 +280,10 @@ def view_logits(model: committee.Network, variables: Any, x_BxHxWxC: jax.Array, 
 
 
 def count_run_flops(recipe: Recipe, image_shape: tuple[int, int, int], train_images: int, test_images: int) -> int:
-    """FLOPs of a run, two a multiply-add: convolutions and the classifier, whose gradients cost twice their value.
+    """Counts the FLOPs of a run, two per multiply-add.
 
-    The fixed whitening is not counted. Once its bias is fixed, too, the first convolution needs no input gradient.
+    Convolutions and the classifier count, with gradients at twice the forward pass; the fixed whitening does not. Once
+    its bias is fixed as well, the first convolution needs no input gradient.
     """
 
     def forward(recipe: Recipe) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Recipes of the CIFAR-10 speed records: all their numbers. Nothing here imports JAX.
+"""Recipes of the CIFAR-10 speed records, with all their numbers. Nothing here imports JAX.
 
     name        published as           accuracy   time on an A100
     muon94      airbench94_muon        94.01 %    2.59 s
@@ -8,10 +8,10 @@
     sgd96       legacy/airbench96      96.03 %    34.7 s
     hardest96   airbench96_faster      96.00 %    27.3 s
 
-The code is that of github.com/KellerJordan/cifar10-airbench, at commit f1c599c, and for hiverge94 of
-github.com/hiverge/cifar10-speedrun, at 5cd49b1; the paper is Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single
-GPU". Weights are kept in float32 here, in float16 there. Of hardest96, batches there run on over the end of an epoch,
-and here the last images of an epoch that fill no batch are left out, as in all others.
+The original code is github.com/KellerJordan/cifar10-airbench at commit f1c599c, and for hiverge94
+github.com/hiverge/cifar10-speedrun at 5cd49b1; the paper is Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single
+GPU". Two things differ. Weights are float32 here and float16 there. The batches of hardest96 span the ends of epochs
+there; here an incomplete last batch is dropped, as in all other recipes.
 """
 
 import math
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from cnn_jax.errors import UserError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's pixels in [0, 1], by channel
-# Of a·s + b·s³ + c·s⁵: the steepest slope at 0 that keeps singular values s near 1 (Jordan 2024, "Muon").
+# Of a·s + b·s³ + c·s⁵, with the steepest slope at 0 that keeps singular values s near 1 (Jordan 2024, "Muon").
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -29,9 +29,9 @@ class Plan:
     """Lengths of a run in steps.
 
     Attributes:
-        steps_per_epoch: whole batches; what is left over of an epoch is dropped.
+        steps_per_epoch: whole batches; the rest of an epoch is dropped.
         total_steps: of the run; its last epoch may be cut short.
-        whitening_steps: the first ones, in which the whitening bias is trained.
+        whitening_steps: the number of first steps, in which the whitening bias is trained.
     """
 
     steps_per_epoch: int
@@ -40,24 +40,24 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Epochs that are at least begun."""
+        """Number of epochs, counting a last one that is cut short."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
     @property
     def phases(self) -> list[tuple[slice, bool]]:
-        """Steps, and whether the whitening bias is trained in them; those that are not empty."""
+        """The non-empty ranges of steps, each with whether the whitening bias is trained in it."""
         parts = [(slice(0, self.whitening_steps), True), (slice(self.whitening_steps, self.total_steps), False)]
         return [(steps, bias) for steps, bias in parts if steps.start < steps.stop]
 
 
 @dataclass(frozen=True)
 class Hardest:
-    """A small network, trained beside, chooses the images of a batch: those of its greatest loss.
+    """A small network, trained alongside, keeps the images of a batch with its largest losses.
 
     Attributes:
         share: of the batch that is kept.
-        widths: of its groups, each of two convolutions.
-        every: it is trained, on the images that it keeps, in every so many-th step only.
+        widths: of its groups of two convolutions each.
+        every: the small network is trained, on the images that it keeps, once in this many steps.
     """
 
     share: float
@@ -65,51 +65,51 @@ class Hardest:
     every: int
 
     def count(self, images: int) -> int:
-        """Images of a batch that are kept, one at least."""
+        """Returns how many images of a batch are kept, at least one."""
         return max(1, int(self.share * images))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on besides its images and its seed.
+    """Everything that a run depends on besides its images and its seed.
 
-    Rates are those of the loss summed over the batch, and reached where the schedule's factor is 1. The factor goes
-    linearly from `start` to 1 over the share `warmup` of the steps, then linearly to `end`.
+    Rates are for the loss summed over the batch, at the peak of the schedule. The schedule's factor rises linearly from
+    `start` to 1 over the share `warmup` of the steps, then falls linearly to `end`.
 
     Attributes:
         model: a speednet of `cnn_jax.models`.
         model_args: its arguments, each key=value.
-        target: mean accuracy in per cent that was published.
+        target: published mean accuracy, in per cent.
         epochs: passes over the training images.
-        batch_size: images a step.
-        filter_rate: of the convolutions, by `muon_momentum`'s optimizer.
+        batch_size: images per step.
+        filter_rate: of the convolutions, under Muon or SGD (see `muon_momentum`).
         output_rate: of the linear classifier.
         norm_rate: of the norms' biases.
         whitening_rate: of the whitening bias.
-        weight_decay: L2 decay a step and an example of the batch, at the factor 1 and the same for every rate. Muon's
-            filters have another, see `muon_decay`.
-        momentum: of SGD, Nesterov's.
-        muon_momentum: of Muon, Nesterov's; None: the convolutions are trained by SGD as well.
-        muon_decay: the convolutions decay under Muon, too: by `weight_decay` times their rate.
+        weight_decay: L2 decay per step and example of the batch at the peak of the schedule, the same for every rate.
+            Filters under Muon differ, see `muon_decay`.
+        momentum: of SGD, Nesterov.
+        muon_momentum: of Muon, Nesterov; None trains the convolutions by SGD as well.
+        muon_decay: whether the convolutions decay under Muon, by `weight_decay` times their rate.
         quintic: a, b, c of Muon's iteration, see `optimizer.newton_schulz`.
-        rescale_every: first and growth: Muon sets the norms of the convolutions where first + int(growth·progress)
-            steps have gone since it last did, or since the start; progress goes to 1 at the last step.
+        rescale_every: (first, growth): Muon sets the norms of the convolutions when first + int(growth·progress) steps
+            have passed since it last did, or since the start; progress reaches 1 at the last step.
         start, warmup, end: see above.
-        whitening_images: the first ones, from which the whitening is taken.
-        whitening_epochs: after them the whitening bias stays as it is.
-        whitening_falls: the whitening bias's rate falls linearly to 0 over its own epochs, instead of following the
-            schedule of the others.
+        whitening_images: number of training images, the first, that the whitening is computed from.
+        whitening_epochs: epochs in which the whitening bias is trained; after them it is fixed.
+        whitening_falls: whether the rate of the whitening bias falls linearly to 0 over these epochs, instead of
+            following the common schedule.
         lookahead: see `optimizer.lookahead`.
-        label_smoothing: share of the target spread over all classes.
-        translate: images are shifted by up to so many pixels.
-        cutout: side in pixels of the square that is blanked; 0 for none.
-        brightness: up to so much is added to the normalized pixels of an image, or taken off.
-        contrast: then they are multiplied by 1 and up to so much more or less.
-        hardest: choice of the images of a batch that the network is trained on; None: all of them.
-        centre: weight in evaluation of an image that is not moved, see `program.view_logits`.
-        uncertain: share of the test images that is seen in six views, see `program.accuracy`.
-        width_factor: of the filters of each group, for a smaller network of the same form.
-        precision: type in which convolutions and Muon's iteration are computed; weights and norms are float32.
+        label_smoothing: share of the target that is spread over all classes.
+        translate: images are shifted by up to this many pixels.
+        cutout: side of the blanked square in pixels; 0 for none.
+        brightness: normalized pixels are shifted by a number drawn per image from ±brightness.
+        contrast: after that, they are scaled by one from 1 ± contrast.
+        hardest: how to choose the images of a batch to train on; None trains on all.
+        centre: weight of the unshifted image in evaluation, see `program.view_logits`.
+        uncertain: share of the test images that are classified in six views, see `program.accuracy`.
+        width_factor: multiplies the filters of each group, for a smaller network of the same form.
+        precision: type of the convolutions and of Muon's iteration; weights and norms are float32.
     """
 
     model: str
@@ -146,7 +146,7 @@ class Recipe:
     precision: str = "bfloat16"
 
     def plan(self, images: int) -> Plan:
-        """Returns the steps of a run on so many training images.
+        """Returns the lengths of a run on `images` training images.
 
         Raises:
             UserError: they do not fill a batch.
@@ -156,16 +156,14 @@ class Recipe:
         """
         steps_per_epoch = images // self.batch_size
         if steps_per_epoch == 0:
-            raise UserError(
-                f"given {images} training images; expected at least a batch of {self.batch_size}; lower --batch-size"
-            )
+            raise UserError(f"{images} training images do not fill a batch of {self.batch_size}: lower `batch_size`")
         total_steps, whitening_steps = (
             math.ceil(epochs * steps_per_epoch) for epochs in (self.epochs, self.whitening_epochs)
         )
         return Plan(steps_per_epoch, total_steps, min(whitening_steps, total_steps))
 
     def small(self, hardest: Hardest) -> "Recipe":
-        """The recipe of the small network of such a choice. Its whitening bias stays 0."""
+        """Returns the recipe of the small network, whose whitening bias stays 0."""
         widths = "/".join(map(str, hardest.widths))
         return replace(
             self, model="speednet94", model_args=(f"widths={widths}", "momentum=0.9"), lookahead=False, hardest=None
@@ -184,7 +182,7 @@ def _sgd(
     translate: int = 2,
     cutout: int = 0,
 ) -> Recipe:
-    """A recipe whose rate and decay are for 1,024 examples and independent of the momentum, as its code has them."""
+    """Makes a recipe from a rate and decay for 1,024 examples, independent of momentum, as in the original code."""
     momentum = 0.85
     scale = 1024 * (1 + 1 / (1 - momentum))
     return Recipe(
@@ -251,7 +249,7 @@ RECIPES: dict[str, Recipe] = {
     "sgd94": _sgd("speednet94", 94.0, epochs=9.9, rate=11.5, decay=0.0153, warmup=0.23, end=0.07),
     "sgd95": _sgd("speednet95", 95.0, epochs=15, rate=10.0, decay=0.0153, warmup=0.23, end=0.07),
     "sgd96": _SGD96,
-    # Its code means to fix the whitening bias after three epochs, but never does.
+    # The original code means to fix the whitening bias after three epochs, but never does.
     "hardest96": replace(
         _SGD96, epochs=45, whitening_epochs=45, hardest=Hardest(share=0.5, widths=(32, 64, 64), every=4)
     ),

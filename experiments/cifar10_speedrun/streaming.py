@@ -1,7 +1,7 @@
 """The run with its images in the host's memory, for a device that cannot hold them.
 
-The same steps on the same batches, as many in one call of a compiled program as are sent at a time. While it computes,
-the next ones are sent.
+It takes the same steps on the same batches, in chunks: the images of several steps are sent together, and one call of a
+compiled program takes these steps. The next chunk is sent while the device computes.
 """
 
 from functools import partial
@@ -27,11 +27,11 @@ from experiments.cifar10_speedrun.program import (
 )
 from experiments.cifar10_speedrun.recipe import Plan, Recipe
 
-_CHUNK_BYTES = 2**26  # of images; two chunks lie on the device
+_CHUNK_BYTES = 2**26  # of images; the device holds two chunks
 
 
 def chunk_steps(recipe: Recipe, images_NxHxWxC: np.ndarray) -> int:
-    """Steps whose images are sent at a time."""
+    """Returns the number of steps whose images are sent at a time."""
     return max(1, _CHUNK_BYTES // (recipe.batch_size * images_NxHxWxC[0].nbytes))
 
 
@@ -39,13 +39,13 @@ class Streamed:
     """The run with all images on the host; a `program.Runner`."""
 
     def __init__(self, recipe: Recipe, train: Split, test: Split, steps: int, unroll: int = 1):
-        """Compiles nothing yet: the first run does.
+        """Prepares the run, which is compiled in its first call.
 
         Args:
-            recipe: what to do.
+            recipe: what to train, and how.
             train, test: images and labels.
-            steps: whose images are sent at a time.
-            unroll: steps in one turn of the compiled loop.
+            steps: number of steps whose images are sent at a time.
+            unroll: steps per iteration of the compiled loop.
         """
         self._recipe, self._train, self._test, self._steps = recipe, train, test, steps
         self._plan = plan = recipe.plan(len(train[0]))
@@ -69,7 +69,7 @@ class Streamed:
                 for part in (rows[i : i + self._steps] for i in range(0, len(rows), self._steps)):
                     sent = jax.device_put((images[part], labels[part], flips_N[part]))
                     networks, some = self._chunks[bias](seed, networks, *sent)
-                    if losses:  # the chunk before this one: the host must not send many ahead
+                    if losses:  # wait for the previous chunk, so that the host does not send too far ahead
                         jax.block_until_ready(losses[-1])
                     losses.append(some)
         variables = variables_for_evaluation(networks.main)
@@ -105,7 +105,7 @@ def _chunk(
     labels_SxB: jax.Array,
     flips_SxB: jax.Array,
 ) -> tuple[Networks, jax.Array]:
-    """Some steps; returns their losses, too."""
+    """Takes the steps of one chunk; returns the networks and the losses."""
     step = make_step(recipe, plan, seed, train_whitening_bias=train_whitening_bias)
 
     def one(networks: Networks, sent: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Networks, jax.Array]:

@@ -1,4 +1,4 @@
-"""A public PyTorch script as a contender: run unmodified, in a process of its own, a training run at a time."""
+"""A public PyTorch script as a contender: unmodified, in its own process, one training run at a time."""
 
 import contextlib
 import subprocess
@@ -17,7 +17,7 @@ from experiments.cifar10_speedrun.data import Data
 
 
 class TorchScript:
-    """A PyTorch script in a process of its own, which waits while others run. To be used in a `with` statement.
+    """A PyTorch script in its own process, which waits while others run. Use it in a `with` statement.
 
     Attributes:
         name: of its file.
@@ -25,18 +25,18 @@ class TorchScript:
     """
 
     def __init__(self, script: Path, data: Data, python: str = sys.executable):
-        """Starts the script, and waits for its first run, which is not counted: in it, it compiles and warms up.
+        """Starts the script and waits for its first run, in which it compiles and warms up; that run does not count.
 
         Args:
             script: its path.
             data: what it reads instead of downloading CIFAR-10.
-            python: the Python that has PyTorch.
+            python: an interpreter that has PyTorch.
 
         Raises:
-            UserError: there is no such file or Python, or it ends early, for want of PyTorch or of a GPU for example.
+            UserError: there is no such file or interpreter, or the script ends early, for example without a GPU.
         """
         if not script.is_file():
-            raise UserError(f"given --torch-script {script}; expected a file; check the path")
+            raise UserError(f"no file {script}: check `torch_script`")
         self.name, self.versions = script.name, ""
         self._columns: list[str] = []
         self._folder = TemporaryDirectory(prefix="cnn_jax-torch-")
@@ -56,7 +56,7 @@ class TorchScript:
             raise
 
     def _start(self) -> None:
-        """Starts the script, and waits for its first run, which is not counted."""
+        """Starts the script and waits for its first run, which does not count."""
         try:
             with self._errors.open("w") as errors:
                 self._process = subprocess.Popen(
@@ -69,7 +69,7 @@ class TorchScript:
                 )
         except OSError as error:
             python = self._command[0]
-            raise UserError(f"given --torch-python {python}: {error.strerror}; expected a Python; check it") from error
+            raise UserError(f"cannot run the Python {python} ({error.strerror}): check `torch_python`") from error
         if self._finished() is None:
             self._fail()
 
@@ -85,7 +85,7 @@ class TorchScript:
         self._folder.cleanup()
 
     def _end(self) -> int | None:
-        """Ends the process, if there is one that has not ended; returns its exit status."""
+        """Ends the process, if one is running; returns its exit status."""
         if self._process is None:
             return None
         process, self._process = self._process, None
@@ -97,10 +97,10 @@ class TorchScript:
         return process.returncode
 
     def run(self) -> Run:
-        """Lets it train once more. A script that has made all its runs is started again, with a first run to warm up.
+        """Trains once more. A script that has made all its runs is restarted, with a first run to warm up.
 
         Raises:
-            UserError: it failed instead.
+            UserError: the script failed.
         """
         run = self._next()
         if run is None and self._end() == 0:
@@ -109,7 +109,7 @@ class TorchScript:
         return self._fail() if run is None else run
 
     def _next(self) -> Run | None:
-        """Lets it train once more; None: it has ended."""
+        """Trains once more; returns None if the script has ended."""
         assert self._process is not None and self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended
             self._process.stdin.write("\n")
@@ -117,7 +117,7 @@ class TorchScript:
         return self._finished()
 
     def _finished(self) -> Run | None:
-        """Reads on to the end of a run; None: it has ended before."""
+        """Reads the output up to the end of a run; returns None if the script ends before that."""
         assert self._process is not None and self._process.stdout is not None
         started = time.perf_counter()
         for line in self._process.stdout:
@@ -133,30 +133,30 @@ class TorchScript:
     def _fail(self) -> NoReturn:
         said = self._errors.read_text().strip().splitlines() or ["it said nothing"]
         raise UserError(
-            f"given --torch-script {self.name}, which ended early: {said[-1][:200]}; expected a script that trains on "
-            "CIFAR-10 with PyTorch on a GPU and prints a table; run it by itself, and give --torch-python the Python "
-            "that has NumPy, torch and torchvision (pip install numpy torch torchvision)"
+            f"the script {self.name} ended early ({said[-1][:200]}): run it by itself to see why; it needs a GPU, must "
+            "print a table, and `torch_python` must name a Python that has NumPy, torch and torchvision (pip install "
+            "numpy torch torchvision)"
         )
 
 
 def parse_row(row: Mapping[str, str], wall: float | None = None) -> Run:
-    """Reads the last row of a run in a script's table, by the names of its columns.
+    """Parses the last row of a run in a script's table.
 
     Args:
         row: column → cell.
         wall: see `Run`.
 
     >>> parse_row({"run": "", "epoch": "eval", "tta_val_acc": "0.9402", "time_seconds": "2.5871"}, wall=2.75)
-    Run(seconds=2.5871, accuracy=0.9402, beside=None, losses=(), wall=2.75)
+    Run(seconds=2.5871, accuracy=0.9402, extra_accuracy=None, losses=(), wall=2.75)
 
     Raises:
-        UserError: there are other columns.
+        UserError: a column is missing, or not a number.
     """
     try:
         seconds = row["time_seconds"] if "time_seconds" in row else row["total_time_seconds"]
         return Run(float(seconds), float(row["tta_val_acc"]), wall=wall)
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"given a script whose table has the columns {', '.join(row)}; expected numbers in tta_val_acc and "
-            "time_seconds; choose another script"
+            f"the script's table has the columns {', '.join(row)}, without numbers in tta_val_acc and time_seconds: "
+            "choose another script"
         ) from error

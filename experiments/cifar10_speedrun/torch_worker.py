@@ -2,10 +2,10 @@
 
     python torch_worker.py SCRIPT, in a folder that holds data.npz
 
-It needs PyTorch and NumPy, and nothing of this package: it may run in another Python. The images become the files that
-the scripts read instead of downloading: cifar10/train.pt and cifar10/test.pt. The scripts print a table; at the end of
-a run, after they have stopped their clock, a row with the word "eval". There the worker waits for a line on its input
-before it lets the script go on, so that between runs the device is idle. After the line "end" it ends.
+It needs PyTorch and NumPy and nothing of this package, so it can run in another Python. It writes the images to the
+files that the scripts look for before they download: cifar10/train.pt and cifar10/test.pt. The scripts print a table
+with a row for each run that has the word "eval", after they have stopped their clock. There the worker waits for a line
+on its input before it lets the script continue, so the device is idle between runs. The line "end" ends it.
 """
 
 import builtins
@@ -22,8 +22,8 @@ import numpy as np
 
 
 def save_data() -> None:
-    """Writes data.npz as the scripts want it."""
-    torch: Any = importlib.import_module("torch")  # may be absent where this is checked
+    """Writes the images of data.npz to the files that the scripts read."""
+    torch: Any = importlib.import_module("torch")  # may be missing where types are checked
 
     os.makedirs("cifar10", exist_ok=True)
     with np.load("data.npz") as data:
@@ -34,13 +34,13 @@ def save_data() -> None:
 
 
 def leave(folder: str) -> None:
-    """Removes the folder and ends, since the process that would have done it is gone."""
+    """Removes the folder and exits; the process that should have removed it is gone."""
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
 def watch(parent: int, folder: str) -> None:
-    """Leaves when that process is gone, however it ended, also in the middle of a run."""
+    """Leaves when the parent process is gone, even in the middle of a run."""
     while os.getppid() == parent:
         time.sleep(0.5)
     leave(folder)
@@ -48,7 +48,7 @@ def watch(parent: int, folder: str) -> None:
 
 def main() -> None:
     """Runs the script whose path is the first argument."""
-    torch: Any = importlib.import_module("torch")  # may be absent where this is checked
+    torch: Any = importlib.import_module("torch")  # may be missing where types are checked
 
     script = sys.argv[1]
     folder = os.getcwd()
@@ -67,7 +67,7 @@ def main() -> None:
 
     plain(f"versions: torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}", flush=True)
     builtins.print = gate
-    sys.path[0] = os.path.dirname(script)  # as Python does with a script; ours would lend it our modules
+    sys.path[0] = os.path.dirname(script)  # as Python does for a script; our own folder would expose our modules
     sys.argv = [script]
     runpy.run_path(script, run_name="__main__")
 

@@ -1,7 +1,7 @@
-"""Names of torchvision's weights of AlexNet; they are for `alexnet_one_tower`. (timm has no AlexNet.)
+"""torchvision's names of the weights of `alexnet_one_tower`; timm has no AlexNet.
 
-The public weights have 56.522 / 79.066 % top-1 / top-5 accuracy, with images resized to 256 and cropped to 224. For
-images whose pool5 is not 6×6 they need `head_map=6`.
+The public weights reach 56.522 / 79.066 % top-1 / top-5 accuracy, with images resized to 256 and cropped to 224. Image
+sizes whose pool5 is not 6×6 need `head_map=6`.
 """
 
 _LAYERS = {

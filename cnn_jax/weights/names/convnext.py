@@ -1,4 +1,4 @@
-"""Names of the weights of ConvNeXt, of any size: torchvision's `convnext_tiny`, timm's of the same name."""
+"""torchvision's and timm's names of the weights of ConvNeXt of any size."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""Names of the weights of DenseNet; timm's are torchvision's. One naming for any depth with the ImageNet stem.
+"""torchvision's names of the weights of DenseNet of any depth, with the ImageNet stem; timm uses the same names.
 
-torchvision's files were written when the layers of a dense layer were called norm.1 and conv.1; now they are norm1 and
-conv1, and so in timm's files. `current` makes the new names of the old ones.
+torchvision's files still have the old names norm.1 and conv.1 inside a dense layer; its code and timm's files have
+norm1 and conv1. `current` renames the old to the new.
 """
 
 import re

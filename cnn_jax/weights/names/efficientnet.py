@@ -1,6 +1,6 @@
-"""Names of the weights of EfficientNet, of any size: torchvision's `efficientnet_b0`, timm's of the same name.
+"""torchvision's and timm's names of the weights of EfficientNet of any size.
 
-Of timm's, those without "tf_" in the name: the others are padded on one side more than on the other, and ours is not.
+timm's models with "tf_" in the name do not fit: they pad asymmetrically, and ours does not.
 """
 
 import re

@@ -1,11 +1,11 @@
-"""Names of torchvision's weights of GoogLeNet; they are for `googlenet_torchvision`. (timm has no GoogLeNet.)
+"""torchvision's names of the weights of `googlenet_torchvision`; timm has no GoogLeNet.
 
 The public weights (69.778 / 89.530 % top-1 / top-5 accuracy, images resized to 256 and cropped to 224) have side heads
-that were never trained. torchvision normalises images as for its other networks and undoes that within this one
-(`transform_input`); ours has no such step and wants `MEAN` and `STD`.
+that were never trained. torchvision normalises images as for its other networks and undoes that inside this one
+(`transform_input`); ours has no such step and expects `MEAN` and `STD`.
 """
 
-# Of pixels in [0, 1], as the network itself sees them: not the usual statistics of ImageNet.
+# For pixels in [0, 1], as the network itself expects them; not the usual ImageNet statistics.
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 

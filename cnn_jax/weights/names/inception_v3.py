@@ -1,14 +1,14 @@
-"""Names of the weights of Inception-v3; timm's are torchvision's.
+"""torchvision's names of the weights of Inception-v3; timm uses the same names.
 
 torchvision's weights (77.294 / 93.450 % top-1 / top-5 accuracy, images resized to 342 and cropped to 299) have the side
-head; it is `AuxLogits`, which timm's tf_in1k, tf_adv_in1k and gluon_in1k lack: load those with `aux_heads=false`.
-torchvision normalises images as for its other networks and undoes that within this one (`transform_input`); ours has no
-such step and wants `MEAN` and `STD`, as timm says of its own, but for gluon_in1k, which has the statistics of ImageNet.
+head `AuxLogits`; timm's tf_in1k, tf_adv_in1k and gluon_in1k lack it: load those with `aux_heads=false`.
+torchvision normalises images as for its other networks and undoes that inside this one (`transform_input`); ours has no
+such step and expects `MEAN` and `STD`. So do timm's weights, except gluon_in1k, which uses the ImageNet statistics.
 """
 
 import re
 
-# Of pixels in [0, 1], as the network itself sees them: not the usual statistics of ImageNet.
+# For pixels in [0, 1], as the network itself expects them; not the usual ImageNet statistics.
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 

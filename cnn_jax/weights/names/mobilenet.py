@@ -1,4 +1,4 @@
-"""Names of the weights of MobileNet-v2 of any width: torchvision's `mobilenet_v2`, timm's `mobilenetv2_100` and kin."""
+"""torchvision's and timm's names of the weights of MobileNet-v2 of any width (timm's `mobilenetv2_100` and others)."""
 
 import re
 
@@ -29,7 +29,7 @@ _TIMM_LAYERS = {
     "project_conv": "conv_pwl",
     "project_bn": "bn3",
 }
-# The blocks of the first stage do not expand; timm counts their norms and names their last convolution otherwise.
+# Blocks of the first stage do not expand, so timm numbers their norms differently and renames their last convolution.
 _TIMM_FIRST_LAYERS = {**_TIMM_LAYERS, "depthwise_bn": "bn1", "project_conv": "conv_pw", "project_bn": "bn2"}
 
 
@@ -57,7 +57,7 @@ def torchvision(path: str) -> str:
 
 
 def timm(path: str) -> str:
-    """Returns timm's name of a module of `cnn_jax.models.mobilenet`, also of an EfficientNet.
+    """Returns timm's name of a module of `cnn_jax.models.mobilenet` or `cnn_jax.models.efficientnet`.
 
     >>> timm("stage1_block1/project_bn"), timm("stage2_block2/se/reduce"), timm("output")
     ('blocks.0.0.bn2', 'blocks.1.1.se.conv_reduce', 'classifier')

@@ -1,4 +1,4 @@
-"""Names of the weights of residual networks; timm's are torchvision's. One naming for ResNet and ResNeXt, any depth."""
+"""torchvision's names of the weights of ResNet and ResNeXt of any depth; timm uses the same names."""
 
 import re
 

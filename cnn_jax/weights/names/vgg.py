@@ -1,8 +1,8 @@
-"""Names of the weights of VGG, torchvision's and timm's.
+"""torchvision's and timm's names of the weights of VGG.
 
-Both number the layers of `features` through, activations and poolings included, so the names depend on the network:
-give the naming functions its fields, by `functools.partial`. timm's dense layers are convolutions, of the same numbers.
-For images other than 224×224 the weights need `head_map=7`.
+Both number all layers of `features` in order, including activations and poolings, so the names depend on the network's
+fields: bind them with `functools.partial`. timm stores dense layers as equivalent convolutions. Images other than
+224×224 need `head_map=7`.
 
 Top-1 / top-5 accuracy of torchvision's public weights in %, images resized to 256 and cropped to 224:
 
@@ -24,9 +24,9 @@ def torchvision(path: str, *, convolutions: Sequence[int], batch_norm: bool = Fa
     """Returns torchvision's name of a module of `cnn_jax.models.vgg`.
 
     Args:
-        path: of the module.
-        convolutions: the network's, of each stage.
-        batch_norm: whether the network has it.
+        path: our path of the module.
+        convolutions: number of convolutions in each stage of the network.
+        batch_norm: whether the network has batch normalization.
 
     >>> torchvision("conv2_1", convolutions=(2, 2, 3, 3, 3)), torchvision("output", convolutions=(2, 2, 3, 3, 3))
     ('features.5', 'classifier.6')
@@ -45,7 +45,7 @@ def timm(path: str, *, convolutions: Sequence[int], batch_norm: bool = False) ->
 
 def _feature(path: str, convolutions: Sequence[int], batch_norm: bool) -> str:
     layer = _LAYER.fullmatch(path)
-    assert layer is not None, f"no module of a VGG: {path}"
+    assert layer is not None, f"not a module of a VGG: {path}"
     kind, stage, number = layer[1], int(layer[2]), int(layer[3])
     layers = 3 if batch_norm else 2  # convolution, normalization, activation
     before = sum(layers * count + 1 for count in convolutions[: stage - 1])  # each stage ends with a pooling
