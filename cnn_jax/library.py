@@ -267,7 +267,7 @@ def load(folder: str | Path, model: nn.Module | None = None, task: Task | None =
 
     Args:
         folder: the run folder.
-        model: the module, if the run was given an object instead of a name.
+        model: the module, if the config records no name for it.
         task: the task, likewise.
 
     Raises:
