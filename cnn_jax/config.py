@@ -1,7 +1,7 @@
-"""An experiment as data: frozen dataclasses that are the defaults, the command line and the saved record at once.
+"""The config of an experiment: frozen dataclasses that define the defaults, the command line and `config.json`.
 
 Each field is defined once, here: its name is the command-line flag (`batch_size` → `--batch-size`), the string below it
-is the help text, and its value goes into `config.json`. Imports no JAX, so that `--help` answers at once.
+is the help text, and its value goes into `config.json`. Imports no JAX, to keep `--help` fast.
 """
 
 import dataclasses
@@ -20,32 +20,32 @@ from cnn_jax.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images: where they come from and how they reach the device."""
+    """The data set, its splits, augmentation and batches."""
 
     dataset: str = "digits"
     """A TFDS name (mnist, cifar10, …), folder:PATH, digits, xo[:args] or synthetic:HxWxC:K."""
     data_dir: str | None = None
     """Folder of prepared TFDS sets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     image_size: int | None = None
-    """Images are resized to this height and width; default: the size the set has."""
+    """Height and width to which images are resized; default: the data's own."""
     channels: Literal[1, 3] | None = None
-    """Colour channels of the images: 1 grey, 3 colour; default: what the data has."""
+    """Channels of the images: 1 grey, 3 colour; default: the data's own."""
     train_split: str | None = None
     """TFDS split syntax, such as train[:55000]; default: the set's usual split."""
     validation_split: str | None = None
-    """Used to select; never the test set."""
+    """Split for choosing the best weights; never the test set."""
     test_split: str | None = None
-    """Read once, at the end."""
+    """Split for the final test; used once, at the end."""
     batch_size: int = 128
-    """Images a step, over all devices together."""
+    """Images per step, over all devices."""
     eval_batch_size: int = 500
-    """Images a forward pass in evaluation."""
+    """Images per forward pass in evaluation."""
     augment: tuple[str, ...] = ()
     """Augmentations in order, each name or name:arg=value,arg=value, such as flip pad_crop:padding=4."""
     normalize: Literal["dataset", "half", "none"] = "dataset"
-    """Per-channel mean and standard deviation: of the training set, 0.5 and 0.5, or 0 and 1."""
+    """Mean and standard deviation per channel: those of the training set, 0.5 and 0.5, or 0 and 1."""
     pipeline: Literal["auto", "resident", "stream"] = "auto"
-    """Whole set on the device, or streamed by Grain; auto: resident up to 1 GiB."""
+    """Keep the whole set on the device, or stream it with Grain; auto: resident up to 1 GiB."""
     workers: int = 0
     """Worker processes that decode when streaming; 0: threads."""
     skip_bad_images: bool = False
@@ -57,15 +57,15 @@ class ModelConfig:
     """The network."""
 
     model: str = "lenet5"
-    """A name of `python -m cnn_jax models`."""
+    """A model listed by `python -m cnn_jax models`."""
     model_args: tuple[str, ...] = ()
     """Arguments of the model, each key=value, such as shortcut=B."""
     init_from: str | None = None
     """Weights to start from: a run folder, a weights file, torchvision/NAME or OWNER/NAME on the hub."""
     init_head: Literal["auto", "keep", "replace"] = "auto"
-    """The classifier of those weights; auto: kept where the number of classes is the same."""
+    """The classifier of those weights; auto: keep it if the number of classes is the same."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; parameters are float32 in any case."""
+    """Type of the computation; parameters are always float32."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,22 @@ class OptimConfig:
     """Task, loss and optimizer."""
 
     task: str = "classification"
-    """classification, reconstruction, or package.module:attribute, a function that makes a task of your own."""
+    """classification, reconstruction, or package.module:attribute, a function that makes your own task."""
 
     optimizer: str = "adam"
     """gradient_descent, momentum, nesterov, adagrad, adadelta, rmsprop, adam, adamax, nadam, or any of optax."""
     optimizer_args: tuple[str, ...] = ()
     """Arguments of the optimizer, each key=value, such as b1=0.95."""
     learning_rate: float | None = None
-    """Peak rate; default: the one of the optimizer's paper."""
+    """Peak rate; default: that of the optimizer's paper."""
     member_learning_rates: tuple[float, ...] = ()
-    """Peak rates, one for each network, all of one seed; they are trained at once as --members are."""
+    """Peak rates, one per network, all from one seed; the networks are trained at once, as with --members."""
     schedule: str = "constant"
     """constant, step, cosine, one_cycle (or triangular) or exponential."""
     schedule_args: tuple[str, ...] = ()
     """Arguments of the schedule, each key=value, such as peak=0.3."""
     warmup_epochs: float = 0.0
-    """Linear warm-up before the schedule."""
+    """Epochs of linear warm-up before the schedule."""
     weight_decay: float = 0.0
     """L2 coefficient (decoupled for optimizers that have their own); not on biases and norms."""
     decay_all: bool = False
@@ -96,51 +96,51 @@ class OptimConfig:
     clip_norm: float | None = None
     """Global norm to which gradients are clipped."""
     accumulate: int = 1
-    """Parts into which a batch is cut to save memory; gradients are averaged."""
+    """Parts into which a batch is split to save memory; their gradients are averaged."""
     ema_decay: float | None = None
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved instead."""
     freeze: str | None = None
-    """Regular expression: parameters whose path matches do not move."""
+    """Regular expression: parameters whose path matches are frozen."""
     freeze_until: tuple[str, ...] = ()
-    """regex=epochs pairs: parameters whose path matches do not move before that epoch (gradual unfreezing)."""
+    """regex=epochs pairs: parameters whose path matches are frozen until that epoch (gradual unfreezing)."""
     head_learning_rate: float | None = None
-    """Peak rate of the classifier; default: the one of all."""
+    """Peak rate of the classifier; default: the same as for all layers."""
     layer_decay: float | None = None
-    """Each layer's rate over that of the layer after it, such as 0.8; default: one rate for all."""
+    """Ratio of each layer's rate to that of the next layer, such as 0.8; default: one rate for all."""
     rate_groups: tuple[str, ...] = ()
-    """regex=multiplier pairs: own learning rate for the parameters whose path matches."""
+    """regex=multiplier pairs: learning-rate multipliers for parameters whose path matches."""
     loss: str | None = None
-    """Of classification cross_entropy (default), mse or hinge; of reconstruction mse (default) or l1."""
+    """For classification cross_entropy (default), mse or hinge; for reconstruction mse (default) or l1."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run: how long, where, on what."""
+    """The run: its length, folder and devices."""
 
     workdir: str | None = None
-    """Run folder; default: runs/EXPERIMENT[-PRESET]. The same command again resumes."""
+    """Run folder; default: runs/EXPERIMENT[-PRESET]. Repeating the command resumes the run."""
     epochs: float | None = 10
     """Passes over the training split."""
     steps: int | None = None
     """Steps instead of epochs."""
     seed: int = 0
-    """Every random draw derives from it."""
+    """Seed of all random draws."""
     members: int = 1
     """Networks trained at once, from seeds SEED, SEED + 1, …; their probabilities are averaged."""
     eval_every: float = 1.0
     """Epochs between validations, each followed by a checkpoint."""
     log_every: int | None = None
-    """Steps between lines of metrics.jsonl; default: about 20 lines an epoch, but at least 10 steps."""
+    """Steps between lines of metrics.jsonl; default: about 20 lines per epoch, but at least 10 steps."""
     select: Literal["best", "last"] = "best"
-    """Weights that are kept: those of the best validation accuracy or the last."""
+    """Weights to keep: the best by validation, or the last."""
     patience: int | None = None
-    """Stop when so many validations in a row have not improved on the best one; default: never."""
+    """Stop after this many validations in a row without improvement; default: never."""
     logger: tuple[str, ...] = ("tensorboard",)
     """Where metrics go besides metrics.jsonl: tensorboard, csv, wandb, mlflow."""
     parallel: Literal["jit", "pmap"] = "jit"
-    """Form of the data-parallel step; the step itself is the same."""
+    """How the step runs on several devices; the step itself is the same."""
     devices: int | None = None
     """Number of devices; default: all (see --require)."""
     require: Literal["cpu", "gpu", "tpu"] | None = None
@@ -148,14 +148,14 @@ class TrainConfig:
     scan_steps: int = 50
     """Steps compiled into one call on GPU and TPU."""
     distributed: bool = False
-    """Call jax.distributed.initialize() first: many hosts."""
+    """Call jax.distributed.initialize() first, for several hosts."""
     deterministic: bool = False
     """Ask XLA for deterministic operations on GPU."""
     fresh: bool = False
-    """Delete the run that the folder holds and start over; other files stay."""
+    """Delete the run in the folder and start over; other files stay."""
 
 
-# Fields that do not change what is computed: a run may be resumed with other values of these.
+# Fields that do not change the result: a resumed run may have other values of these.
 TRANSIENT = frozenset(
     {
         "workdir",
@@ -181,7 +181,7 @@ _MORE_THAN_0 = (
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment."""
+    """The whole config of an experiment."""
 
     experiment: str = "experiment"
     data: DataConfig = field(default_factory=DataConfig)
@@ -195,10 +195,10 @@ class Config:
             object.__setattr__(self, "train", dataclasses.replace(self.train, members=len(rates)))
 
     def override(self, **values: Any) -> Self:
-        """Returns a copy with fields of any group replaced by their (unique) names.
+        """Returns a copy with the named fields replaced; names are unique over the groups.
 
         Raises:
-            UserError: a field that no group has.
+            UserError: no group has such a field.
 
         >>> Config().override(epochs=3, model="resnet20").model.model
         'resnet20'
@@ -215,12 +215,13 @@ class Config:
         return dataclasses.replace(self, **groups)
 
     def resolve(self) -> Self:
-        """Returns a copy that means the same from any folder and that `check` has passed.
+        """Returns a checked copy that does not depend on the current folder.
 
-        `~` is expanded in every path, paths that a resumed run needs are made absolute, and `steps` replaces `epochs`.
+        Expands `~` in every path, makes the paths that a resumed run needs absolute, and drops `epochs` if `steps` is
+        set.
 
         Raises:
-            UserError: a value that no run can have.
+            UserError: a value is invalid, see `check`.
 
         >>> resolved = Config().override(steps=5).resolve()
         >>> resolved.train.steps, resolved.train.epochs
@@ -233,7 +234,7 @@ class Config:
         family, _, path = self.data.dataset.partition(":")
         if family == "folder":
             if not path:
-                raise UserError("`dataset` is folder: without a path; write folder:PATH")
+                raise UserError("`dataset` is folder: without a path: write folder:PATH")
             changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))
         if self.model.init_from is not None:
             source = os.path.expanduser(self.model.init_from)
@@ -245,10 +246,10 @@ class Config:
         return resolved
 
     def check(self) -> None:
-        """Refuses values that no run can have, before anything is loaded.
+        """Rejects invalid values before anything is loaded.
 
         Raises:
-            UserError: naming the field, its value and the range.
+            UserError: names the field, its value and the valid range.
 
         >>> Config().override(epochs=0).check()
         Traceback (most recent call last):
@@ -282,13 +283,13 @@ class Config:
             )
 
     def flat(self) -> dict[str, Any]:
-        """All fields of all groups by name (names are unique over the groups)."""
+        """Returns all fields of all groups by name; names are unique over the groups."""
         return {name: value for group in GROUPS for name, value in dataclasses.asdict(getattr(self, group)).items()}
 
     def difference(self, other: "Config") -> list[str]:
-        """Lines `name: ours, theirs` for the fields that change the result and differ."""
+        """Describes each field that changes the result and differs, as `name: ours here, theirs there`."""
         ours, theirs = self.flat(), other.flat()
-        source = ours["init_from"]  # a path, perhaps of a file that is gone, or the name of something on the hub
+        source = ours["init_from"]  # a path, whose file may be gone, or a name on the hub
         if source is not None and os.path.abspath(source) == theirs["init_from"]:
             theirs["init_from"] = source
         return [
@@ -296,7 +297,7 @@ class Config:
         ]
 
     def to_json(self) -> str:
-        """The config as JSON; `load` reads it from a file."""
+        """Returns the config as JSON, which `load` reads from a file."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -304,10 +305,10 @@ class Config:
         """Reads a file that `to_json` wrote.
 
         Raises:
-            UserError: the file is absent, is not JSON, has an unknown field or a value of the wrong type.
+            UserError: the file is missing, is not JSON, has an unknown field or a value of the wrong type.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors write a byte-order mark
+            record = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors add a byte-order mark
         except OSError as error:
             raise UserError(f"cannot read config {path}: {error.strerror}; give the config.json of a run") from error
         except ValueError as error:
@@ -348,7 +349,7 @@ def _checked(name: str, value: Any, hint: Any, path: str | Path) -> Any:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether `value` has the type `hint` (covers the types used in this file)."""
+    """Whether `value` has the type `hint`; supports only the types used in this file."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is(value, a) for a in args)
@@ -364,7 +365,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    """What `_is` accepts, in the words of JSON, such as "a number or null"."""
+    """Describes what `_is` accepts in JSON's terms, such as "a number or null"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_in_words, args))

@@ -1,4 +1,4 @@
-"""Ending the program at once on a signal."""
+"""Ends the program at once on a signal."""
 
 import multiprocessing
 import os
@@ -6,8 +6,8 @@ from typing import NoReturn
 
 
 def quit_at_once(number: int, frame: object) -> NoReturn:
-    """Handler of a signal: ends the program and the processes that read for it, with code 130; waits for nothing."""
+    """Signal handler: kills the worker processes and exits with code 130, without waiting for anything."""
     os.write(2, b"interrupted\n")
-    for worker in multiprocessing.active_children():  # that read data: they would wait for us for ever
+    for worker in multiprocessing.active_children():  # data readers, which would wait for us forever
         worker.kill()
     os._exit(130)

@@ -1,4 +1,4 @@
-"""The library: train, load and use networks from Python. `cnn_jax` offers these names; nothing is defined twice."""
+"""The Python interface: train, load and use networks. `cnn_jax` re-exports these names."""
 
 import dataclasses
 import html
@@ -42,14 +42,14 @@ class Run:
     """A trained network and the folder it came from.
 
     Attributes:
-        folder: the run folder; a temporary one until `save`, if `fit` was given none.
-        model: the Flax module (of several members, a `Committee`).
+        folder: the run folder; a temporary one until `save`, if `fit` was given no `workdir`.
+        model: the Flax module; a `Committee` for several members.
         variables: its parameters and statistics, NumPy arrays.
         preprocess: turns images into the model's input.
         task: what it was trained for.
-        config: of the run.
-        classes: names, in the order of the outputs of a classifier.
-        interrupted: whether training was stopped by Ctrl-C; then the weights are those of the last step.
+        config: the run's config.
+        classes: class names, in the order of a classifier's outputs.
+        interrupted: whether Ctrl-C stopped the training; then the weights are those of the last step.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Run:
         temporary: bool = False,
     ):
         self.folder, self.interrupted, self._trained = folder, interrupted, trained
-        # A temporary folder goes with the last reference to its run.
+        # A temporary folder is deleted with the last reference to its run.
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True) if temporary else None
 
     @property
@@ -90,19 +90,19 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl: dicts with "kind" ("train", "validation", "test"), "step", "epoch" and metrics."""
+        """The rows of metrics.jsonl: dicts of "kind" ("train", "validation", "test"), "step", "epoch" and metrics."""
         return files.read_metrics(self.folder)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The run in one object, such as "test_accuracy"; of an interrupted run, what its last validation found."""
+        """The results, such as "test_accuracy"; for an interrupted run, those of its last validation."""
         if (self.folder / files.SUMMARY).is_file():
             return files.read_json(self.folder, files.SUMMARY)
         last = [row for row in self.history if row["kind"] == "validation"][-1:]
         return {f"validation_{name}": row[name] for row in last for name in self.task.metrics} | {"finished": False}
 
     def plot(self) -> Any:
-        """Draws the curves of the task's metrics; returns a matplotlib `Figure`, which notebooks show."""
+        """Plots the task's metrics; returns a matplotlib `Figure`, which notebooks show."""
         with figures.style():
             return curves.side_by_side(self.history, self.task.metrics, self.summary.get("best_step"))
 
@@ -111,7 +111,10 @@ class Run:
 
         Args:
             data: (images, labels), a `Source`, or a split of the run's own data set, such as "test" or "train[:500]".
-            batch_size: examples a forward pass.
+            batch_size: examples per forward pass.
+
+        Raises:
+            UserError: an unknown split, or images or classes that do not suit the run.
         """
         if isinstance(data, str):
             if self.config.data.dataset.startswith("<"):
@@ -125,14 +128,14 @@ class Run:
         return evaluate_source(self._trained, source, batch_size=batch_size)
 
     def predict(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
-        """Predicts images: of a classifier the probabilities (N, K), of an auto-encoder normalized images.
+        """Returns predictions: probabilities (N, K) from a classifier, normalized images from an auto-encoder.
 
         Args:
-            images: uint8 (N, H, W, C) of the shape of the training images, or of grey ones (N, H, W).
-            batch_size: images a forward pass.
+            images: uint8 (N, H, W, C) of the shape of the training images; (N, H, W) if these are grey.
+            batch_size: images per forward pass.
 
         Raises:
-            UserError: images of another shape or type.
+            UserError: the images have another shape or type.
         """
         array = np.asarray(images)
         if array.ndim == 3 and self.preprocess.image_shape[-1] == 1:
@@ -141,10 +144,10 @@ class Run:
         return self.task.predict(outputs)
 
     def save(self, folder: str | Path) -> Path:
-        """Copies the run folder, whole or not at all; returns the new path.
+        """Copies the run folder atomically; returns the new path.
 
         Raises:
-            UserError: there is something at that path.
+            UserError: `folder` exists and is not an empty folder.
         """
         target = Path(folder).expanduser()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -194,31 +197,31 @@ def fit(
     config: Config | None = None,
     **fields: Any,
 ) -> Run:
-    """Trains a network; the experiments' commands run the same code.
+    """Trains a network, with the same code as the experiments' commands.
 
-    Ctrl-C (the interrupt of a notebook) stops after the current step and returns the run as it is. The same call with
-    the same `workdir` resumes it. A cell that is run again does not compile again.
+    Ctrl-C (a notebook's interrupt) stops after the current step and returns the run so far; the same call with the same
+    `workdir` resumes it. Running a notebook cell again does not compile again.
 
     Args:
         model: a Flax module whose call takes `train`, a name of `cnn_jax.list_models()`, or `package.module:attribute`.
         train: (images uint8 NxHxWxC, labels), a `Source`, or a data set's name, such as "digits" or "folder:PATH".
-        validation: a share of the training data, other arrays, a `Source` or a split; default: the data set's own, of
-            arrays a tenth.
-        test: read once, at the end: arrays, a `Source` or a split; default: the data set's own; of arrays none.
+        validation: a share of the training data, other arrays, a `Source` or a split; default: the data set's own
+            split, or a tenth of arrays.
+        test: used once, at the end: arrays, a `Source` or a split; default: the data set's own split; none for arrays.
         optimizer: an Optax transformation, a name (see docs/optimizers.md) or `package.module:attribute`; default:
             adam.
         task: "classification" (the default), "reconstruction" or a `Task`.
-        classes: names of the classes of arrays; default: "0" to the largest label.
+        classes: class names for arrays; default: "0" to the largest label.
         workdir: run folder; default: a temporary one, see `Run.save`.
-        callbacks: `on_evaluation(step, metrics, state)` is called after each validation; True stops.
-        config: where the fields start from; default: `Config()`.
-        fields: any field of the config by its name, such as epochs=5, batch_size=64, augment=["flip"], patience=3.
+        callbacks: their `on_evaluation(step, metrics, state)` is called after each validation; True stops training.
+        config: supplies fields that are not given; default: `Config()`.
+        fields: any field of the config by name, such as epochs=5, batch_size=64, augment=["flip"], patience=3.
 
     Returns:
         The run, with the weights that were best by validation.
 
     Raises:
-        UserError: what is wrong, and what to do; nothing is written then.
+        UserError: a mistake in the arguments; nothing has been written then.
     """
     base = (config or Config("fit")).override(**{name: _frozen(value) for name, value in fields.items()})
     named: dict[str, Any] = {}
@@ -260,15 +263,15 @@ def fit(
 
 
 def load(folder: str | Path, model: nn.Module | None = None, task: Task | None = None) -> Run:
-    """Opens a finished run folder.
+    """Opens the folder of a finished run.
 
     Args:
-        folder: of the run.
-        model: the module, if the run was given one that has no name.
-        task: the same of a task.
+        folder: the run folder.
+        model: the module, if the config records no name for it.
+        task: the task, likewise.
 
     Raises:
-        UserError: the folder is no finished run, or its weights do not fit the model.
+        UserError: the folder is not a finished run, or its weights do not fit the model.
     """
     path = Path(folder).expanduser()
     return Run(path, load_trained(path, model, task))
@@ -282,7 +285,7 @@ def _sources(
     classes: Sequence[str] | None,
     named: dict[str, Any],
 ) -> Mapping[str, Source] | None:
-    """Opens what was given as objects; None if all of it has names, which are put into `named`."""
+    """Opens data given as objects; None if all data is named. Adds the config's names for the data to `named`."""
     data = config.data
     if isinstance(train, str):
         named["dataset"] = train
@@ -305,7 +308,7 @@ def _sources(
     else:
         whole = as_source(train, class_names=classes)
         if isinstance(validation, str) or isinstance(test, str):
-            raise UserError("splits are of named data sets, and `train` is arrays: pass arrays for validation and test")
+            raise UserError("`train` is arrays, which have no named splits: pass arrays for validation and test")
     own = {"split": "validation", "class_names": whole.class_names}
     if validation is None or isinstance(validation, float | int):
         whole, held_out = split_off(whole, 0.1 if validation is None else float(validation))
@@ -348,5 +351,5 @@ def _recorded(model: Any) -> dict[str, Any]:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists, which people write, as the tuples of the config."""
+    """Turns a list into a tuple, as in the config."""
     return tuple(value) if isinstance(value, list) else value

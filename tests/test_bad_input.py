@@ -37,7 +37,7 @@ def refused(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--freeze", "("], "--freeze '(' is no regular expression for parameter paths"),
+        (["--freeze", "("], "--freeze '(' is not a regular expression for parameter paths"),
         (["--freeze", "nope"], "--freeze 'nope' matches no parameter (paths: conv1/bias"),
         (["--freeze-until", "nope=1"], "--freeze-until 'nope' matches no parameter (paths: conv1/bias"),
         (
@@ -73,7 +73,7 @@ def test_a_mistake_is_reported_with_its_flag_before_any_image_is_read(argv, said
 
 def test_a_missing_platform_is_refused(monkeypatch, capsys, tmp_path):
     said = refused(["--require", "tpu", "--workdir", str(tmp_path / "run")], monkeypatch, capsys)
-    assert_one_line(said, "given --require tpu; found cpu")
+    assert_one_line(said, "--require is tpu, but JAX found cpu")
     assert os.listdir(tmp_path) == []
 
 
@@ -138,7 +138,7 @@ def test_checkpoints_without_permission_do_not_hang(restricted, tmp_path):
     command = [*restricted, *COMMAND, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert_one_line(done.stderr, "a checkpoint could not be written (Permission denied)")
+    assert_one_line(done.stderr, f"cannot write a checkpoint in {tmp_path / 'run'} (Permission denied)")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -175,10 +175,10 @@ def test_a_full_disk_loses_only_unsaved_work_and_the_same_command_resumes(tmp_pa
     assert done.stdout.split("\n") == ["150k 2", "400k 2", f"64m 0 {disk}/run/summary.json", ""]
     said = {size: (tmp_path / f"disk-{size}.out").read_text() for size in ("400k", "64m")}
     wrong = {size: (tmp_path / f"disk-{size}.err").read_text() for size in ("150k", "400k", "64m")}
-    lost = re.compile(r"warning: no checkpoint of step \d+, which was validated; falling back to step \d+\n")
+    lost = re.compile(r"warning: the checkpoint of step \d+ is missing; falling back to step \d+\n")
     assert lost.match(wrong["400k"])
     wrong = {size: lost.sub("", text) for size, text in wrong.items()}
-    assert_one_line(wrong["150k"], "a checkpoint could not be written (No space left on device); make room")
+    assert_one_line(wrong["150k"], f"cannot write a checkpoint in {disk / 'run'} (No space left on device): make room")
     assert_one_line(wrong["400k"], "No space left on device; check the path")
     assert "resuming   from step 10\n" in said["400k"]
     assert "resuming   from step 40\n" in said["64m"] and "finished" in said["64m"] and wrong["64m"] == ""

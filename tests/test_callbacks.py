@@ -53,5 +53,5 @@ def test_patience_below_one_is_refused(patience):
 
 
 def test_a_metric_that_is_not_measured_is_named():
-    with pytest.raises(UserError, match="'f1': choose one of accuracy, loss"):
+    with pytest.raises(UserError, match="does not report the metric 'f1': choose one of accuracy, loss"):
         EarlyStopping("f1", True, 1).on_evaluation(1, {"loss": 1.0, "accuracy": 0.5}, None)

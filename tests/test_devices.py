@@ -209,7 +209,7 @@ def test_a_split_that_is_evaluated_again_has_one_reader(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("devices", "batch", "said"), [(None, 20, "16 or 24"), (9, 16, "at most 8"), (3, 2, "such as 3;")]
+    ("devices", "batch", "said"), [(None, 20, "16 or 24"), (9, 16, "JAX found 8"), (3, 2, "such as 3;")]
 )
 def test_a_batch_the_devices_do_not_divide_is_refused(devices, batch, said):
     with pytest.raises(UserError, match=said):

@@ -116,10 +116,11 @@ def test_classes_the_run_does_not_know(run, photos, capsys):
 
 def test_images_of_another_shape(run, capsys):
     line = refuse(capsys, [run, "--dataset", "synthetic:16x16x1:10"])
-    assert "synthetic:16x16x1:10 with 16x16x1 grey images; expected 8x8x1 grey" in line
-    assert line.endswith("; add --image-size 8")
+    assert f"synthetic:16x16x1:10 has 16x16x1 grey images, but {run} was trained on 8x8x1 grey" in line
+    assert line.endswith(": set --image-size to 8")
     line = refuse(capsys, [run, "--dataset", "synthetic:8x8x3:10"])
-    assert "8x8x3 colour images; expected 8x8x1 grey" in line and line.endswith("; give a grey --dataset")
+    assert f"8x8x3 colour images, but {run} was trained on 8x8x1 grey" in line
+    assert line.endswith(": choose a grey --dataset")
 
 
 def test_folder_of_other_channels_is_converted(run, photos, tmp_path, capsys):
@@ -131,7 +132,8 @@ def test_folder_of_other_channels_is_converted(run, photos, tmp_path, capsys):
     command.main(argv)
     assert json.loads((tmp_path / "scores.json").read_text()) == grey
     line = refuse(capsys, [run, "--dataset", f"folder:{photos}", "--image-size", "9"])
-    assert "with 9x9x1 grey images; expected 8x8x1 grey" in line and line.endswith("; add --image-size 8")
+    assert f"has 9x9x1 grey images, but {run} was trained on 8x8x1 grey" in line
+    assert line.endswith(": set --image-size to 8")
 
     for path in photos.rglob("*.png"):
         Image.open(path).convert("L").save(path)

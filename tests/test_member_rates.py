@@ -47,7 +47,7 @@ def test_each_member_matches_a_run_with_its_rate(changes):
     experiment, state, metrics = trained(config.override(member_learning_rates=rates))
     assert metrics["loss"][1] == 2 * 16
     assert "learning rate 0.3" in experiment.optimizer.description
-    assert experiment.optimizer.description.endswith("of the other networks 0.01")
+    assert experiment.optimizer.description.endswith("other networks: 0.01")
     for number, rate in enumerate(rates):
         _, alone, _ = trained(config.override(learning_rate=rate))
         jax.tree.map(
@@ -90,7 +90,7 @@ def test_there_is_a_network_for_each_rate(tmp_path):
     [
         (
             {"member_learning_rates": (0.1, 0.0)},
-            "`member_learning_rates` are 0.1 0.0: make them finite and above 0",
+            "`member_learning_rates` are 0.1 0.0: they must be finite and above 0",
         ),
         (
             {"member_learning_rates": (0.1, 0.2), "head_learning_rate": 0.1},

@@ -143,7 +143,7 @@ def test_every_optimizer_descends_under_jit_scan_and_donation(name: str):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused_with_the_reason(name: str):
-    with pytest.raises(UserError, match=f"^optimizer {name} cannot be used here: .*; (use|give) "):
+    with pytest.raises(UserError, match=f"^optimizer {name} cannot be used here: .*; use "):
         optimizer_of(name, learning_rate=0.1, total_steps=10)
 
 
@@ -200,9 +200,9 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adam", "warmup_steps": 10}, r"the warm-up of 10 steps .* run of 10: lower `warmup_epochs`"),
         (
             {"name": "rprop", "learning_rate": 0.1, "warmup_steps": 2},
-            r"^rprop takes a constant rate: leave the schedule",
+            r"^rprop takes a constant rate: leave out the schedule",
         ),
-        ({"name": "adam", "freeze": "conv["}, r"is no regular expression"),
+        ({"name": "adam", "freeze": "conv["}, r"is not a regular expression"),
         ({"name": "adam", "rate_groups": ["conv"]}, r"is not regex=multiplier"),
         ({"name": "adam", "rate_groups": ["conv=-1"]}, r"is not regex=multiplier"),
     ],

@@ -70,7 +70,7 @@ def test_each_commit_has_its_own_row(tmp_path):
 def test_a_repeated_seed_is_refused(tmp_path, capsys):
     runs = [make_run(tmp_path / name) for name in ("a", "b")]
     line = refuse(capsys, ["collect", *runs, "--output", tmp_path / "x.csv"])
-    assert "seed 3 more than once" in line and str(runs[0]) in line and str(runs[1]) in line
+    assert "seed 3 appears more than once" in line and str(runs[0]) in line and str(runs[1]) in line
     assert not (tmp_path / "x.csv").exists()
 
 
@@ -131,7 +131,7 @@ def test_a_summary_without_its_numbers(runs, tmp_path, capsys):
     shutil.copytree(runs[0], tmp_path / "run")
     (tmp_path / "run" / files.SUMMARY).write_text("{}")
     line = refuse(capsys, ["collect", tmp_path / "run", "--output", tmp_path / "x.csv"])
-    assert "lacks command, commit, dataset" in line and "give the command of the run again" in line
+    assert "lacks command, commit, dataset" in line and "repeat the command of the run" in line
 
 
 def test_table_of_several_files_is_printed(runs, tmp_path, capsys):

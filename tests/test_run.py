@@ -228,7 +228,7 @@ def test_lost_weights_are_rewritten_and_a_lost_checkpoint_is_reported(tmp_path, 
     (folder / files.SUMMARY).unlink()
     capsys.readouterr()
     run.train(CONFIG.override(workdir=str(folder)))
-    told = f"warning: no checkpoint of step {steps[-1]}, which was validated; falling back to step {steps[-2]}"
+    told = f"warning: the checkpoint of step {steps[-1]} is missing; falling back to step {steps[-2]}"
     assert told in capsys.readouterr().err
 
 
@@ -253,7 +253,7 @@ def test_a_new_run_that_cannot_start_leaves_nothing(before, tmp_path, monkeypatc
 def test_an_empty_summary_is_reported_and_rewritten_once_deleted(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / files.SUMMARY).write_text("")
-    with pytest.raises(UserError, match="summary.json: not valid JSON .*; delete it and give the command of the run"):
+    with pytest.raises(UserError, match="summary.json is not valid JSON .*: delete it and repeat the command of the"):
         run.train(CONFIG.override(workdir=str(tmp_path)))
     (tmp_path / files.SUMMARY).unlink()
     again = run.train(CONFIG.override(workdir=str(tmp_path)))
@@ -262,7 +262,7 @@ def test_an_empty_summary_is_reported_and_rewritten_once_deleted(finished, tmp_p
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     config = CONFIG.override(workdir=str(tmp_path / "run"), learning_rate=1e30, model="mlp", ema_decay=None)
-    with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+; .*learning_rate") as stopped:
+    with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+ \(.*\): .*learning_rate") as stopped:
         run.train(config)
     assert stopped.value.code == 1
     assert list((tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")) == [], "a state after a bad loss was saved"
@@ -279,14 +279,14 @@ def test_a_bad_loss_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, at):
         return state, metrics | {"loss": metrics["loss"] * (np.inf if done == at else 1)}
 
     monkeypatch.setattr(TrainStep, "__call__", call)
-    with pytest.raises(TrainingStopped, match=f"loss is inf at step {at}; .* last good checkpoint: step 5 in "):
+    with pytest.raises(TrainingStopped, match=rf"loss is inf at step {at} \(last good checkpoint: step 5 in "):
         run.train(CONFIG.override(workdir=str(tmp_path / "run"), model="mlp", model_args=("hidden=8",)))
     assert [folder.name for folder in (tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")] == ["5"]
 
 
 def test_weights_ruined_by_the_last_update_are_not_saved(tmp_path):
     config = CONFIG.override(model="softmax_regression", ema_decay=None, learning_rate=1e38, steps=1, augment=())
-    with pytest.raises(TrainingStopped, match="validation loss is (nan|inf) at step 1; .* no checkpoint yet"):
+    with pytest.raises(TrainingStopped, match=r"validation loss is (nan|inf) at step 1 \(no checkpoint yet\): "):
         run.train(config.override(optimizer="gradient_descent", workdir=str(tmp_path / "run")))
     assert list((tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")) == []
     assert not (tmp_path / "run" / files.WEIGHTS).exists()
@@ -367,7 +367,7 @@ def test_checkpoints_that_are_all_damaged_are_left_as_they_are(tmp_path, finishe
         if file.is_file():
             file.write_text("{")
     before = sorted(folder.rglob("*"))
-    with pytest.raises(UserError, match="expected a readable checkpoint, none of .* is; give --fresh"):
+    with pytest.raises(UserError, match="none of the checkpoints .* can be read: set `fresh`"):
         run.train(CONFIG.override(workdir=str(folder)))
     assert sorted(folder.rglob("*")) == before
 

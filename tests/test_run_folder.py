@@ -218,19 +218,19 @@ def test_missing_files_are_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "damage", "advice"),
     [
-        (files.METRICS, None, "No such file or directory; expected the metrics of a run; put it back, or train again"),
+        (files.METRICS, None, r"the metrics of a run \(No such file or directory\): put it back, or train again"),
         (
             files.METRICS,
             '{"kind": "train", "step": null}\n',
-            "line 1 is no row of metrics; expected .*; delete that line",
+            "line 1 of .* is not a row of metrics, .*: delete that line",
         ),
         (
             files.ENVIRONMENT,
             "",
-            "not valid JSON .*; expected the environment.json of a run; put it back, or train again",
+            "environment.json is not valid JSON .*: put it back, or train again",
         ),
-        (files.SUMMARY, "", "not valid JSON .*; expected the summary.json of a run; delete it and give the command of"),
-        (files.SUMMARY, "[]", "list; expected a JSON object; delete it and give the command of the run again"),
+        (files.SUMMARY, "", "summary.json is not valid JSON .*: delete it and repeat the command of the run"),
+        (files.SUMMARY, "[]", "list instead of a JSON object: delete it and repeat the command of the run"),
     ],
 )
 def test_damaged_files_are_reported_with_the_remedy(tmp_path, name, damage, advice):

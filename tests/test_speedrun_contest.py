@@ -241,7 +241,7 @@ def test_wrong_flags_are_refused(argv, message):
 
 
 def test_other_platform_is_refused(small_cifar10):
-    with pytest.raises(UserError, match="given --require gpu; found cpu"):
+    with pytest.raises(UserError, match="`require` is gpu, but JAX found cpu"):
         main(["--require", "gpu"])
 
 

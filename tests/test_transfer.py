@@ -78,10 +78,10 @@ def test_head_rate_and_layer_decay_scale_the_first_step():
     [
         ({"freeze_until": ("conv",)}, "^`freeze_until` 'conv' is not regex=epochs"),
         ({"freeze_until": ("convv=1",)}, "^`freeze_until` 'convv' matches no parameter .paths: "),
-        ({"freeze": "("}, r"^`freeze` '\(' is no regular expression for parameter paths .*: correct it"),
-        ({"rate_groups": ("[=2",)}, r"^`rate_groups` '\[' is no regular expression"),
-        ({"init_from": "x", "members": 2}, "all start from the same weights; expected one of the two; train a run for"),
-        ({"optimizer": "lamb", "learning_rate": None, "head_learning_rate": 0.1}, "give --learning-rate"),
+        ({"freeze": "("}, r"^`freeze` '\(' is not a regular expression for parameter paths .*: correct it"),
+        ({"rate_groups": ("[=2",)}, r"^`rate_groups` '\[' is not a regular expression"),
+        ({"init_from": "x", "members": 2}, "all start from the same weights: train one run per `seed`"),
+        ({"optimizer": "lamb", "learning_rate": None, "head_learning_rate": 0.1}, "set `learning_rate`"),
     ],
 )
 def test_mistakes_are_reported(changes, message):
@@ -160,13 +160,13 @@ def test_weights_for_colour_images_take_grey_ones_as_colour(tmp_path):
     weights = str(tmp_path / "colour.safetensors")
     save_weights(weights, {"params": state.params, "batch_stats": state.batch_stats}, {})
     grey = colour.override(dataset="digits", init_from=weights)
-    message = "weights for colour images, and grey images; expected images of the same kind; give --channels 3"
+    message = "has weights for colour images, but the images are grey: set `channels` to 3"
     with pytest.raises(UserError, match=message):
         make_experiment(grey)
     experiment = make_experiment(grey.override(channels=3))
     assert experiment.preprocess.image_shape == (8, 8, 3)
     jax.tree.map(np.testing.assert_array_equal, experiment.state.params, state.params)
-    with pytest.raises(UserError, match="wrong shape: .* take the weights of this very model"):
+    with pytest.raises(UserError, match="wrong shape: .* take the weights of exactly this model"):
         make_experiment(grey.override(model_args=("blocks=1/1/1", "width=2")))
 
 

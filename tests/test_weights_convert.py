@@ -108,7 +108,7 @@ def test_differences_of_both_trees_in_one_message():
     state = {name: array for name, array in STATE.items() if name != "conv.bias"}
     state |= {"stem.weight": numbers(2), "norm.bias": numbers(5), "norm.weight": np.full(4, np.nan)}
     said = message(state, given="odd.pth", wanted="weights of X")
-    assert said.startswith("given odd.pth; expected weights of X;")
+    assert said.startswith("cannot use odd.pth as weights of X: ")
     assert "missing: conv.bias;" in said
     assert "extra: stem.weight;" in said
     assert "wrong shape: norm.bias (5,) instead of (4,);" in said

@@ -158,7 +158,7 @@ def test_check_same_structure_reports_all_differences_in_one_line():
     assert "wrong shape: params/a (3, 2) instead of (2, 3);" in message
     assert "not finite: params/b;" in message
     assert "ok" not in message
-    assert message.startswith("given w.safetensors; expected lenet5;")
+    assert message.startswith("cannot use w.safetensors as lenet5: ")
 
 
 def test_check_same_structure_counts_the_names_it_omits():

@@ -1,7 +1,7 @@
 """Optimizers by name: nine classics with the hyperparameters of their papers, and any other Optax factory.
 
-In order: clipping by global norm, L2 weight decay, the optimizer with its schedule, and per-group learning-rate
-multipliers. Frozen parameters are excluded from all four.
+A gradient passes through, in order: clipping by global norm, L2 weight decay, the optimizer with its schedule, and
+per-group learning-rate multipliers. Frozen parameters are excluded from all four.
 """
 
 import functools
@@ -27,11 +27,11 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What `make_optimizer` returns.
+    """An optimizer, as returned by `make_optimizer`.
 
     Attributes:
         tx: the complete transformation; its state holds only arrays, none shared with the parameters.
-        schedule: step → learning rate, for logging; None for a finished transformation, which has its own.
+        schedule: step → learning rate, for logging; None for a finished transformation, which sets its own.
         learning_rate: the peak rate; None for a finished transformation.
         at: maps a peak rate, which may be traced, to the same transformation with that rate.
         frozen: rules that select frozen parameters; BatchNorm layers among them keep their running statistics.
@@ -85,17 +85,17 @@ METHODS: dict[str, Method] = {
 }
 
 _ANOTHER = "use another, such as adam"
-_NEEDS_LOSS = f"a step here gives it the gradient alone, and it needs more of the loss; {_ANOTHER}"
-_SCHEDULE_FREE = "its weights have to be averaged before every evaluation; use another optimizer with --ema-decay"
+_NEEDS_LOSS = f"it needs more of the loss than its gradient; {_ANOTHER}"
+_SCHEDULE_FREE = "its weights must be averaged before every evaluation; use another optimizer with `ema_decay`"
 REFUSED: dict[str, str] = {
     "lbfgs": _NEEDS_LOSS,
     "polyak_sgd": _NEEDS_LOSS,
     "momo": _NEEDS_LOSS,
     "momo_adam": _NEEDS_LOSS,
     "sophia": _NEEDS_LOSS,
-    "dpsgd": f"it needs the gradient of every example, and a step here gives it their mean; {_ANOTHER}",
-    "noisy_sgd": f"it keeps a random state of its own, and here every draw derives from the run's seed; {_ANOTHER}",
-    "optimistic_adam": "Optax has replaced it; give optimistic_adam_v2",
+    "dpsgd": f"it needs the gradient of every example, not their mean; {_ANOTHER}",
+    "noisy_sgd": f"it keeps its own random state, while every draw here derives from the run's seed; {_ANOTHER}",
+    "optimistic_adam": "Optax has replaced it; use optimistic_adam_v2",
     "schedule_free": _SCHEDULE_FREE,
     "schedule_free_adamw": _SCHEDULE_FREE,
     "schedule_free_sgd": _SCHEDULE_FREE,
@@ -103,11 +103,11 @@ REFUSED: dict[str, str] = {
 
 _OWN_DECAY = ("weight_decay", "weight_decay_rate")
 _OWN_MASK = ("mask", "weight_decay_mask")
-# Set by `make_optimizer` alone, or no matter of text.
+# Set by `make_optimizer`, or impossible to write as text.
 _HIDDEN = ("learning_rate", *_OWN_DECAY, *_OWN_MASK, "adam_weight_decay", "trust_ratio_mask", "base_optimizer")
 
-# Ranges of arguments by their usual names; no other is checked.
-_SHARES = ("b1", "b2", "b3", "beta", "decay", "momentum", "rho")  # in [0, 1): what a moving average keeps in a step
+# Ranges of arguments by their usual names; others are not checked.
+_SHARES = ("b1", "b2", "b3", "beta", "decay", "momentum", "rho")  # in [0, 1): the decay rates of moving averages
 _POSITIVE = ("eps",)
 _NOT_NEGATIVE = ("eps_root", "initial_accumulator_value", "initial_scale")
 
@@ -127,7 +127,7 @@ def optax_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
 
 
 def get_optimizer_spec(name: str) -> Method:
-    """Returns the entry of `METHODS`, or else the factory of Optax of that name.
+    """Returns the entry of `METHODS`, the user's own factory, or the Optax factory of that name.
 
     Raises:
         UserError: there is none, or it cannot be used here.
@@ -151,7 +151,9 @@ def _own_factory(name: str) -> Method:
     if isinstance(factory, optax.GradientTransformation):
         return Method(lambda: factory, "a finished transformation")
     if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:
-        raise UserError(f"{name} is no optimizer: name an Optax transformation, or a factory that takes learning_rate")
+        raise UserError(
+            f"{name} is not an optimizer: name an Optax transformation, or a factory that takes learning_rate"
+        )
     default = inspect.signature(factory).parameters["learning_rate"].default
     made: Callable[..., optax.GradientTransformation] = cast(Any, factory)
     return Method(made, "own", default if isinstance(default, float) else None)
@@ -175,12 +177,12 @@ def make_optimizer(
             or `package.module:attribute`: such a factory, or a finished transformation.
         total_steps: number of steps in the run.
         steps_per_epoch: converts `warmup_epochs` and `freeze_until` to steps.
-        rate_groups: each regex=multiplier, the first that matches a path multiplies the update of that parameter;
-            default: those of the config.
+        rate_groups: each regex=multiplier; the first match of a path multiplies that parameter's update; default:
+            those of the config.
 
     Raises:
-        UserError: an unknown name or argument, or a value of the wrong type or out of range. `tx.init` also raises it
-            when `freeze` or a group matches no parameter.
+        UserError: an unknown name or argument, or a value of the wrong type or out of range. `tx.init` raises it if
+            `freeze` or a group matches no parameter.
 
     >>> adam = OptimConfig(optimizer="adam", optimizer_args=("b1=0.95",), schedule="cosine")
     >>> make_optimizer(adam, total_steps=100).description
@@ -236,7 +238,7 @@ def from_transformation(
     """Wraps a finished Optax transformation, which sets its own learning rate and weight decay.
 
     Raises:
-        UserError: the config also sets a rate, schedule or decay, which would have no effect.
+        UserError: the config also sets a rate, schedule or decay, which would be ignored.
     """
     usual, ignored = OptimConfig(), ("learning_rate", "optimizer_args", "schedule", "weight_decay", "warmup_epochs")
     if given := [field for field in ignored if getattr(config, field) != getattr(usual, field)]:
@@ -264,8 +266,8 @@ def check_update(optimizer: Optimizer, params: Tree) -> None:
         reason = " ".join(str(error).split())[:200]
         needs = "it needs more of the loss than its gradient" if "argument" in reason else "it does not fit the model"
         raise UserError(
-            f"{optimizer.description.partition(',')[0]} cannot be used in this training step, {needs} ({reason}): "
-            "use another optimizer, such as adam"
+            f"{optimizer.description.partition(',')[0]} cannot be used here, as {needs} ({reason}): use another "
+            "optimizer, such as adam"
         ) from error
 
 
@@ -311,7 +313,7 @@ def _build(
     """Calls the factory with the spec's values, overridden by the user's, then by ours."""
     takes_schedule = "Callable" in str(inspect.signature(method.factory).parameters["learning_rate"].annotation)
     if callable(rate) and not takes_schedule:
-        raise UserError(f"{name} takes a constant rate: leave the schedule and the warm-up out")
+        raise UserError(f"{name} takes a constant rate: leave out the schedule and the warm-up")
     with naming("`optimizer_args`"):
         given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
         _check_ranges(name, given)
@@ -354,7 +356,7 @@ def _own_decay(name: str, method: Method, weight_decay: float, decay_all: bool) 
 
 
 def _muon_dimensions(params: Tree) -> Tree:
-    """Makes Muon treat each kernel as a matrix (all other axes × last axis); Optax would use Adam for convolutions."""
+    """Makes Muon treat each kernel as a matrix (other axes × last axis); Optax would use Adam for convolutions."""
     numbers = optax.contrib.MuonDimensionNumbers
     return jax.tree.map(lambda p: numbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None, params)
 

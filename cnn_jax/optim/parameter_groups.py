@@ -25,30 +25,30 @@ class Rule:
         regex: searched for anywhere in the path.
         multiplier: at least 0.
         until: the rule applies only to the first `until` steps; None: always.
-        flag: what messages call the origin of the expression.
+        field: where the expression comes from, for messages.
 
     Raises:
-        UserError: `regex` is no regular expression.
+        UserError: `regex` is not a regular expression.
     """
 
-    def __init__(self, regex: str, multiplier: float, until: int | None = None, *, flag: str = "rule"):
-        self.multiplier, self.until, self.flag = multiplier, until, flag
+    def __init__(self, regex: str, multiplier: float, until: int | None = None, *, field: str = "rule"):
+        self.multiplier, self.until, self.field = multiplier, until, field
         try:
             self.pattern = re.compile(regex)
         except re.error as error:
             raise UserError(
-                f"{flag} {regex!r} is no regular expression for parameter paths ({error}): correct it"
+                f"{field} {regex!r} is not a regular expression for parameter paths ({error}): correct it"
             ) from None
 
 
 def frozen_rules(freeze: str | None, freeze_until: Sequence[tuple[str, int]]) -> tuple[Rule, ...]:
-    """Rules for parameters frozen for good or until a step. See `cnn_jax.optim.optimizers.make_optimizer`."""
-    always = () if freeze is None else (Rule(freeze, 0.0, flag="`freeze`"),)
-    return always + tuple(Rule(regex, 0.0, until, flag="`freeze_until`") for regex, until in freeze_until)
+    """Returns rules for parameters frozen for good or until a step; see `cnn_jax.optim.optimizers.make_optimizer`."""
+    always = () if freeze is None else (Rule(freeze, 0.0, field="`freeze`"),)
+    return always + tuple(Rule(regex, 0.0, until, field="`freeze_until`") for regex, until in freeze_until)
 
 
 def freeze_until_steps(pairs: Sequence[str], steps_per_epoch: float) -> list[tuple[str, int]]:
-    """Reads regex=epochs pairs of `freeze_until` as (regex, step) pairs.
+    """Converts the regex=epochs pairs of `freeze_until` to (regex, step) pairs.
 
     Raises:
         UserError: one is not regex=epochs.
@@ -58,18 +58,18 @@ def freeze_until_steps(pairs: Sequence[str], steps_per_epoch: float) -> list[tup
 
 
 def first_rule(rules: Sequence[Rule], path: str) -> Rule | None:
-    """The first rule that matches a path."""
+    """Returns the first rule that matches a path, if any."""
     return next((rule for rule in rules if rule.pattern.search(path)), None)
 
 
-def parse_pair(text: str, flag: str, form: str, example: str) -> tuple[str, float]:
-    """Reads regex=number.
+def parse_pair(text: str, field: str, form: str, example: str) -> tuple[str, float]:
+    """Parses regex=number.
 
     >>> parse_pair("^backbone/=0.1", "`rate_groups`", "regex=multiplier", "backbone=0.1")
     ('^backbone/', 0.1)
 
     Raises:
-        UserError: it is something else, or the number is negative.
+        UserError: `text` has another form, or the number is negative.
     """
     regex, equals, number = text.rpartition("=")
     try:
@@ -77,21 +77,21 @@ def parse_pair(text: str, flag: str, form: str, example: str) -> tuple[str, floa
     except ValueError:
         value = math.nan
     if not equals or not 0 <= value < math.inf:
-        raise UserError(f"{flag} {text!r} is not {form} with a number of at least 0: write it like {example}")
+        raise UserError(f"{field} {text!r} is not {form} with a number of at least 0: write it like {example}")
     return regex, value
 
 
 def parse_rule(text: str) -> Rule:
-    """Reads regex=multiplier.
+    """Parses regex=multiplier.
 
     >>> parse_rule("^backbone/=0.1").multiplier
     0.1
 
     Raises:
-        UserError: it is something else, or the multiplier is negative.
+        UserError: `text` has another form, or the multiplier is negative.
     """
-    flag = "`rate_groups`"
-    return Rule(*parse_pair(text, flag, "regex=multiplier", "backbone=0.1"), flag=flag)
+    field = "`rate_groups`"
+    return Rule(*parse_pair(text, field, "regex=multiplier", "backbone=0.1"), field=field)
 
 
 class Steps(NamedTuple):
@@ -123,7 +123,7 @@ def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
             if not any(map(rule.pattern.search, paths)):
                 some = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
                 raise UserError(
-                    f"{rule.flag} {rule.pattern.pattern!r} matches no parameter (paths: {some}): correct it"
+                    f"{rule.field} {rule.pattern.pattern!r} matches no parameter (paths: {some}): correct it"
                 )
         return Steps(jnp.zeros((), jnp.int32)) if timed else optax.EmptyState()
 
@@ -165,13 +165,13 @@ def hold_statistics(rules: Sequence[Rule], step: jax.Array) -> AbstractContextMa
 
 
 def _held_until(rules: Sequence[Rule], paths: Sequence[str]) -> float:
-    """The step at which the first of these parameters moves: 0 if one is free, infinity if all are frozen for good."""
+    """The step until which all these parameters are frozen: 0 if one is free, infinity if all are frozen for good."""
     found = [first_rule(rules, path) for path in paths]
     return min((0 if rule is None else math.inf if rule.until is None else rule.until for rule in found), default=0)
 
 
 def _normalize(layer: nn.BatchNorm | BatchNorm, x: jax.Array) -> jax.Array:
-    """What the layer computes in evaluation."""
+    """Normalizes as the layer does in evaluation."""
     own, running = layer.variables.get("params", {}), layer.variables["batch_stats"]
     with jax.numpy_dtype_promotion("standard"):
         scale, bias = own.get("scale"), own.get("bias")

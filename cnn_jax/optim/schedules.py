@@ -60,7 +60,7 @@ def exponential(progress: jax.Array, *, final: float = 0.01) -> jax.Array:
 
 
 def _not_negative(owner: str, **factors: float) -> None:
-    """A negative rate climbs the loss."""
+    """Rejects negative factors, which would climb the loss."""
     for name, factor in factors.items():
         if factor < 0:
             raise UserError(f"{name}={factor} for {owner} is negative: set it to 0 or more")
@@ -71,7 +71,7 @@ SCHEDULES: dict[str, Callable[..., jax.Array]] = {
     "step": step,
     "cosine": cosine,
     "one_cycle": one_cycle,
-    "triangular": one_cycle,  # the same by another usual name
+    "triangular": one_cycle,  # another common name for it
     "exponential": exponential,
 }
 
@@ -89,7 +89,7 @@ def make_schedule(
         total_steps: the schedule runs from warmup_steps to this step, then stays at its final value.
 
     Raises:
-        UserError: unknown name or argument, a value out of range, or a warm-up that is as long as the run.
+        UserError: an unknown name or argument, a value out of range, or a warm-up as long as the run.
 
     >>> schedule = make_schedule("cosine", ["final=0.1"], peak=2.0, warmup_steps=10, total_steps=110)
     >>> tuple(round(float(schedule(step)), 3) for step in (0, 4, 10, 60, 110))

@@ -1,4 +1,4 @@
-"""A finished run on one page: `write_report` fills RUN/report.html, which opens anywhere, and RUN/plots/*.png."""
+"""The report of a finished run: `write_report` writes RUN/report.html, a self-contained page, and RUN/plots/*.png."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,20 +23,20 @@ def write_report(
     classes: Sequence[str] = (),
     title: str | None = None,
 ) -> Path:
-    """Writes the report of a run from its folder (config, environment, metrics) and what its task found.
+    """Writes the report of a run from its folder (config, environment, metrics) and its task's findings.
 
     Args:
-        run: the folder.
+        run: the run folder.
         summary: of the run, see `cnn_jax.storage.run_folder`.
-        metrics: the metrics that have a curve, name → label of the axis.
-        split: what the task's findings are of: "train", "validation" or "test".
+        metrics: the metrics to plot, name → axis label.
+        split: the split of the task's findings: "train", "validation" or "test".
         tiles, found, pictures: the task's headline figures, sections (HTML) and PNG files by name.
         filters: of the first layer.
-        classes: names for the filters of a dense layer that has one a class.
+        classes: names for the filters of a dense layer with one per class.
         title: heading; default: the experiment's name.
 
     Returns:
-        The page's path.
+        Path of the page.
     """
     run = Path(run)
     config, environment = files.read_config(run), files.read_json(run, files.ENVIRONMENT)

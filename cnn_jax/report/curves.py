@@ -1,4 +1,4 @@
-"""Loss, accuracy and learning rate over the epochs of a run."""
+"""Plots loss, accuracy and learning rate over the epochs of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]  # of metrics.jsonl
-SMOOTHING_WINDOWS = 25  # each point of a smoothed curve is the mean of a 25th of the rows
+SMOOTHING_WINDOWS = 25  # a smoothed point is the mean of 1/25 of the rows
 
 
 def side_by_side(rows: Sequence[Row], metrics: Mapping[str, str], best_step: int | None) -> "Figure":
@@ -72,7 +72,7 @@ def _series(rows: Sequence[Row], kind: str, quantity: str) -> tuple[np.ndarray, 
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window centred at each row, so that the line does not lag behind; NaN counts nowhere."""
+    """Mean over a window centred at each row, so that the line does not lag behind; NaN is left out."""
     reach = min(len(values) // SMOOTHING_WINDOWS, len(values) - 1) // 2
     window, finite = np.ones(2 * reach + 1), np.isfinite(values)
     sums = np.convolve(np.where(finite, values, 0.0), window, "full")[reach : reach + len(values)]

@@ -1,6 +1,6 @@
-"""The pictures of a report but the curves. Each function draws one `matplotlib` figure, all in one `style`.
+"""The figures of a report other than curves. Each function draws one matplotlib figure, all in one `style`.
 
-matplotlib is imported when the first figure is drawn, and only its object interface is used: no window, no state.
+matplotlib is imported with the first figure, and only its object interface is used: no windows, no global state.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from cnn_jax.report.filters import Filters, pictures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Two hues that also differ in brightness, so that they stay apart in print and for the colour-blind.
+# The two hues also differ in brightness, so that they can be told apart in print and by the colour-blind.
 BLUE, ORANGE, INK, QUIET, GRID = "#2b6cb0", "#dd6b20", "#1a202c", "#718096", "#e2e8f0"
 DPI = 160
 STYLE: Any = {
@@ -46,11 +46,11 @@ MOST_FILTERS = 96
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw and save inside this context."""
+    """Context in which figures are drawn and saved."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names in scripts the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names in scripts that the font lacks
         yield
 
 
@@ -62,7 +62,7 @@ def png(figure: "Figure") -> bytes:
 
 
 def image_png(image_HxWxC: np.ndarray) -> bytes:
-    """Returns an image as a PNG file, pixel by pixel."""
+    """Returns an image as a PNG file, one pixel per pixel."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -71,7 +71,7 @@ def image_png(image_HxWxC: np.ndarray) -> bytes:
 
 
 def new_axes(width: float, height: float, **subplots: Any) -> tuple["Figure", Any]:
-    """Returns an empty figure, sizes in inches, and what `Figure.subplots` returns."""
+    """Returns an empty figure of a size in inches, and its axes as from `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -79,7 +79,7 @@ def new_axes(width: float, height: float, **subplots: Any) -> tuple["Figure", An
 
 
 def gallery(images: Sequence[tuple[np.ndarray, Sequence[str]]]) -> "Figure":
-    """Draws uint8 images (H, W, C) six a row, each under its lines of text."""
+    """Draws uint8 images (H, W, C), six per row, each under its lines of text."""
     rows = math.ceil(len(images) / 6)
     figure, grid = new_axes(9.0, 1.85 * rows, nrows=rows, ncols=6, squeeze=False)
     for axes in grid.flat:
@@ -91,10 +91,10 @@ def gallery(images: Sequence[tuple[np.ndarray, Sequence[str]]]) -> "Figure":
 
 
 def image_rows(rows: Sequence[np.ndarray], titles: Sequence[str]) -> "Figure":
-    """Draws rows of float images (N, H, W, C) one above the other, eight a line, in one common scale of brightness.
+    """Draws rows of float images one above the other, eight per line, all on the same scale of brightness.
 
     Args:
-        rows: what belongs together, such as inputs and outputs; each is (N, H, W, C).
+        rows: corresponding images, such as inputs and outputs; each (N, H, W, C).
         titles: of the rows.
     """
     low, high = (float(bound([bound(row) for row in rows])) for bound in (np.min, np.max))
@@ -116,7 +116,7 @@ def image_rows(rows: Sequence[np.ndarray], titles: Sequence[str]) -> "Figure":
 
 
 def filters(found: Filters, titles: Sequence[str]) -> "Figure":
-    """Draws the first filters; those that are not RGB from blue (negative) over white (zero) to red (positive)."""
+    """Draws the first `MOST_FILTERS` filters; other than RGB ones run from blue (negative) over white to red."""
     cells = pictures(found)[:MOST_FILTERS]
     columns = min(12 if len(cells) > 32 else 8 if len(cells) != 10 else 5, len(cells))
     rows = math.ceil(len(cells) / columns)
@@ -133,7 +133,7 @@ def filters(found: Filters, titles: Sequence[str]) -> "Figure":
 
 
 def displayable(image_HxWxC: np.ndarray) -> np.ndarray:
-    """Returns uint8 (H, W, 3) or (H, W), which every picture library takes; of other images the first channel."""
+    """Returns (H, W, 3) or (H, W), which every image library accepts: the first channel unless the image is RGB."""
     return image_HxWxC if image_HxWxC.shape[-1] == 3 else image_HxWxC[..., 0]
 
 

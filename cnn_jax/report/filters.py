@@ -1,4 +1,4 @@
-"""The weights that look at the image itself, cut out of a model's parameters as small pictures."""
+"""Extracts the first layer's filters from a model's parameters, as small pictures."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Filters:
-    """Weights of a first layer. `weights` is float (N, height, width, C), one filter for each of N outputs."""
+    """Weights of a first layer: `weights` is float (N, height, width, C), one filter for each of N outputs."""
 
     layer: str
     kind: str
@@ -18,15 +18,15 @@ class Filters:
 
 
 def first_layer(params: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Filters | None:
-    """Finds the layer next to the image: a convolution, else a dense layer on the flattened image.
+    """Finds the layer that reads the image: a convolution, otherwise a dense layer on the flattened image.
 
     Args:
         params: nested dictionary of the model's parameters; kernels are (height, width, in, out) or (in, out).
         image_shape: (height, width, channels) of the model's input.
 
     Returns:
-        The filters of it. Of several layers with fitting input, the one nearest to the top of the tree, then the one
-        with the largest window; None if there is none, or if its window is a single pixel.
+        Its filters. Of several layers with matching input, the one nearest to the top of the tree, then the one with
+        the largest window; None if there is none, or its window is a single pixel.
     """
     height, width, channels = image_shape
     kernels = [(path, np.asarray(leaf)) for path, leaf in _kernels(params)]
@@ -45,8 +45,8 @@ def first_layer(params: Mapping[str, Any], image_shape: tuple[int, int, int]) ->
 def pictures(filters: Filters) -> np.ndarray:
     """Returns the filters as float pictures for display.
 
-    Colour filters (C = 3) become RGB in [0, 1], each stretched over its own range. Others become (N, height, width),
-    the sum over their channels divided by the largest magnitude of all: in [-1, 1], with 0 for weight 0.
+    Colour filters (C = 3) become RGB in [0, 1], each stretched to its own range. Others become (N, height, width) in
+    [-1, 1]: the sum over their channels, divided by the largest magnitude of all, so that 0 stays 0.
     """
     weights = filters.weights.astype(np.float64)
     if weights.shape[-1] == 3:

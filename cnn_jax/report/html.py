@@ -1,4 +1,4 @@
-"""The report as one HTML page: a little markup around numbers, tables and embedded pictures."""
+"""The report's HTML: a page, and its sections, tables and embedded pictures."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -42,11 +42,11 @@ tr:last-child td { border-bottom: 0; } thead th { position: sticky; top: 0; back
 pre { overflow-x: auto; margin: 0; font-size: .85rem; }
 """
 
-Picture = tuple[bytes, str]  # a PNG file and what it shows
+Picture = tuple[bytes, str]  # a PNG file and its alternative text
 
 
 def page(title: str, subtitle: str, body: Sequence[str]) -> str:
-    """Returns the whole document, which refers to nothing outside itself. `body` is markup; the rest is plain text."""
+    """Returns the whole, self-contained document. `body` is markup; the rest is plain text."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n'
@@ -57,14 +57,14 @@ def page(title: str, subtitle: str, body: Sequence[str]) -> str:
 
 
 def section(title: str, said: str, *parts: str) -> str:
-    """Returns a heading, a sentence that explains, and the parts; nothing if all parts are empty."""
+    """Returns a heading, an explanation and the parts; "" if all parts are empty."""
     if not any(parts):
         return ""
     return f'<h2>{escape(title)}</h2><p class="quiet">{escape(said)}</p>\n' + "\n".join(part for part in parts if part)
 
 
 def tiles(figures: Sequence[tuple[str, str, str]]) -> str:
-    """Returns cards of (value, name, remark); the first one stands out."""
+    """Returns a card for each (value, name, remark); the first one stands out."""
     cards = [
         f'<div class="tile{"" if i else " first"}"><span>{escape(name)}</span><b>{escape(value)}</b>'
         f"<span>{escape(remark)}</span></div>"
@@ -74,18 +74,18 @@ def tiles(figures: Sequence[tuple[str, str, str]]) -> str:
 
 
 def code(text: str) -> str:
-    """Returns a card with text as it stands."""
+    """Returns a card with preformatted text."""
     return f'<div class="card"><pre>{escape(text)}</pre></div>'
 
 
 def columns(*parts: str) -> str:
-    """Returns the parts side by side where the screen is wide enough."""
+    """Returns the parts side by side if the screen is wide enough."""
     return f'<div class="columns">{"".join(parts)}</div>' if any(parts) else ""
 
 
 def figure(picture: Picture, dots_per_pixel: float) -> str:
-    """Returns a picture on white in a frame, of its natural size or less."""
-    width = int.from_bytes(picture[0][16:20], "big")  # where every PNG file has it
+    """Returns a framed picture on white, at its natural size or smaller."""
+    width = int.from_bytes(picture[0][16:20], "big")  # from the PNG header
     return f'<figure style="--width: {width / dots_per_pixel:.0f}px">{_image(picture)}</figure>'
 
 
@@ -96,7 +96,7 @@ def gallery(images: Sequence[tuple[Picture, Sequence[str]]]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> str:
-    """Returns a table that scrolls by itself if long; columns after the first hold numbers, or with `words` text."""
+    """Returns a table, which scrolls if it is long; columns after the first hold numbers, or text with `words`."""
     if not rows:
         return ""
     headings = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>" if head else ""

@@ -1,4 +1,4 @@
-"""Sections that every report has, as HTML."""
+"""Sections of every report, as HTML."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from cnn_jax.report.filters import Filters
 def headlines(
     summary: Mapping[str, Any], rows: Sequence[Row], found: Sequence[tuple[str, str, str]], split: str, select: str
 ) -> str:
-    """The figures that are read first: the task's own, then those of every run."""
+    """The headline figures: the first of the task's own, those of every run, then the rest of the task's."""
     best = summary["best_step"]
     epoch = next((f"{row['epoch']:.4g}" for row in rows if row["step"] == best), "–")
-    # The loss of both splits is one figure too many where there is another metric.
+    # Where there is an accuracy, the loss of one split is enough.
     shown_elsewhere = {"validation_count"} | ({"validation_loss"} if "validation_accuracy" in summary else set())
     losses = [(f"{summary[f'{split}_loss']:.4f}", f"{split} loss", "")]
     losses += [
@@ -29,7 +29,7 @@ def headlines(
             (epoch, f"{select} epoch, of these weights", f"step {best:,} of {summary['steps']:,}"),
             (_duration(summary["seconds"]), "training time", f"{summary['epochs']:.4g} epochs"),
             (f"{summary['parameters']:,}", "parameters", ""),
-            (_flops(summary["flops_per_image"]), "an image, forward", "2 FLOP a multiply-add"),
+            (_flops(summary["flops_per_image"]), "per image, forward", "2 FLOP per multiply-add"),
             *found[1:],
         ]
     )
@@ -40,16 +40,16 @@ def _value(name: str, value: float) -> str:
 
 
 def curves(pictures: Mapping[str, str]) -> str:
-    """Loss, the task's other metrics and the learning rate."""
+    """The curves of the loss, the task's other metrics and the learning rate."""
     said = (
-        "Train values are those of the steps, with whatever augmentation, dropout and label smoothing the run has; "
-        "validation has none of these."
+        "Training values are measured during the steps, with the run's augmentation, dropout and label smoothing; "
+        "validation uses none of these."
     )
     return html.section("Training", said, html.columns(*pictures.values()))
 
 
 def filters(found: Filters | None, picture: str | None) -> str:
-    """The first layer's weights."""
+    """The filters of the first layer."""
     if found is None or picture is None:
         return ""
     count, height, width, channels = found.weights.shape
@@ -60,8 +60,8 @@ def filters(found: Filters | None, picture: str | None) -> str:
 
 
 def record(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    """The whole config, and what the run was made on."""
-    said = "All there is to know to make the run again; --config config.json repeats it."
+    """The whole config, and the software and hardware of the run."""
+    said = "Everything needed to reproduce the run; --config config.json repeats it."
     return html.section("Config and environment", said, html.columns(html.facts(config), html.facts(environment)))
 
 

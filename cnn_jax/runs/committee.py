@@ -1,4 +1,4 @@
-"""What a committee of trained networks is worth: its accuracy beside that of its members."""
+"""Compares the accuracy of a committee of trained networks with that of its members."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +16,18 @@ from cnn_jax.storage.run_folder import read_config
 def committee_table(
     runs: Sequence[str | Path], split: str = "test", views: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    """Evaluates the members of all runs and the committees of the first 1, 2, … of them.
+    """Evaluates the members of all runs, and the committees of the first 1, 2, … of them.
 
     Args:
         runs: folders of finished runs.
         split: "train", "validation" or "test", or split syntax such as test[:1000].
-        views: names of `cnn_jax.models.ensembles.VIEWS` with arguments: each member sees all of these
+        views: names of `cnn_jax.models.ensembles.VIEWS` with arguments; each member averages over these
             views of an image.
 
     Returns:
-        One row a member: "run", "member" (its number in the run), "learning_rate" (None where the run has
-        one for all), "accuracy" of it alone, "committee_of" k, "committee_accuracy" of the first k members,
-        "agreement" (share of images of which they all say the same), "count" of images.
+        One row per member: "run", "member" (its number in the run), "learning_rate" (None if the run has one for
+        all), "accuracy" of this member, "committee_of" k, "committee_accuracy" of the first k members, "agreement"
+        (share of images on which all k predict the same class), "count" of images.
 
     Raises:
         UserError: the runs differ in classes or examples.
@@ -41,7 +41,7 @@ def committee_table(
         if first is None:
             first = (classes, labels_N)
         if classes != first[0] or not np.array_equal(labels_N, first[1]):
-            raise UserError(f"given {runs[0]} and {run}, of other classes or images; expected the same data; drop one")
+            raise UserError(f"{runs[0]} and {run} differ in their classes or images: drop one of them")
         for number, (rate, logits_NxK) in enumerate(zip(rates, logits_MxNxK, strict=True)):
             seen.append(logits_NxK)
             votes_MxN = np.stack(seen).argmax(axis=-1)
@@ -62,7 +62,7 @@ def committee_table(
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Error against the size of the committee, PNG."""
+    """Plots the error against the size of the committee; returns a PNG file."""
     sizes = [row["committee_of"] for row in rows]
     with style():
         figure, axes = new_axes(4.5, 3.1)

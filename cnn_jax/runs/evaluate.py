@@ -1,4 +1,4 @@
-"""How good a trained model is on a split of its own data set, or on another set with the same classes."""
+"""Evaluates a trained model on a split of its own data set, or on another set with the same classes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,23 +36,24 @@ def evaluate(
 
     Args:
         run: the run folder.
-        split: "train", "validation" or "test", which mean what they meant in the run, or split syntax: test[:1000].
-        dataset: another data set; its classes must be among the run's, by name.
+        split: "train", "validation" or "test" as in the run, or split syntax such as test[:1000].
+        dataset: another data set; the names of its classes must be among the run's.
         data_dir: folder of TFDS sets.
-        image_size: resizes the images; default: as in the run, of another set but a folder its own.
-        batch_size: images a forward pass; default: as in the run.
+        image_size: size to which images are resized; default: as in the run for its own data set, the model's for
+            another folder, otherwise the size of the data set.
+        batch_size: images per forward pass; default: as in the run.
         views: names of `cnn_jax.models.ensembles.VIEWS`, with arguments: probabilities are averaged over these views of
             each image (test-time augmentation).
-        skip_bad_images: leaves out the images of a folder that cannot be read, with a warning that names and counts
-            them; default: as in the run.
+        skip_bad_images: leave out unreadable images of a folder, with a warning that counts them; default: as in the
+            run.
 
     Returns:
-        "run", "dataset", "split", and the task's measures: "count", "loss" (without label smoothing) and, of
-        classification, "accuracy" with "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %) and, of ten classes
-        or more, "top5_accuracy".
+        "run", "dataset", "split", and the task's measures: "count", "loss" (without label smoothing) and, for
+        classification, "accuracy" with "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %) and, with ten
+        classes or more, "top5_accuracy".
 
     Raises:
-        UserError: no finished run, an unknown data set or split, or images or classes that are not the run's.
+        UserError: no finished run, an unknown data set or split, or images or classes that do not suit the run.
     """
     trained = load_trained(run)
     data = _data_config(trained.config.data, dataset, data_dir, image_size, trained.preprocess.image_shape)
@@ -66,10 +67,10 @@ def evaluate(
 def evaluate_source(
     trained: Trained, source: Source, *, batch_size: int = 500, views: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The task's measures of a trained model on every example of a source.
+    """Returns the task's measures of a trained model on every example of a source.
 
     Raises:
-        UserError: a class of the source is none of the model's.
+        UserError: the source has a class that the model lacks.
     """
     network = _with_views(trained.model, views)
     collected = _collect(trained, network, trained.variables, _relabelled(source, trained.classes), batch_size)
@@ -79,10 +80,13 @@ def evaluate_source(
 def member_predictions(
     run: str | Path, split: str = "test", *, views: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Returns logits (M, N, K) of each member of a run (most have one), labels (N,) and class names, on its own data.
+    """Evaluates every member of a run (most runs have one) on the run's own data.
+
+    Returns:
+        Logits (M, N, K), labels (N,) and class names.
 
     Raises:
-        UserError: see `evaluate`; or a run whose task has no logits.
+        UserError: see `evaluate`; or the run's task has no logits.
     """
     trained = load_trained(run)
     model, members = trained.model, [trained.variables]
@@ -104,7 +108,7 @@ def _with_views(model: Network, views: Sequence[str]) -> Network:
 def _collect(
     trained: Trained, network: Network, variables: Any, source: Source, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """What the task keeps of every example."""
+    """Returns what the task collects of every example."""
     step = make_eval_step(network, trained.task, trained.preprocess.normalize_batch)
     pipeline = make_pipeline(source, batch_size=min(batch_size, len(source)), seed=0)
     evaluator = Evaluator(step, pipeline, make_parallel("jit", 1, pipeline.batch_size))
@@ -121,7 +125,7 @@ class _Relabelled(DerivedSource):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Those of the new labels."""
+        """Names of the new labels."""
         return self.names
 
     def __getitem__(self, index: int, /) -> Example:
@@ -130,7 +134,7 @@ class _Relabelled(DerivedSource):
 
 
 def _relabelled(source: Source, classes: Sequence[str]) -> Source:
-    """The source with the labels of the run; itself where they are the same."""
+    """The source with the run's labels; the source itself if its labels are the same."""
     labels = match_classes(source, classes)
     if tuple(source.class_names) == tuple(classes):
         return source
@@ -138,7 +142,7 @@ def _relabelled(source: Source, classes: Sequence[str]) -> Source:
 
 
 def _check_shape(source: Source, wanted: tuple[int, int, int], run: str | Path) -> None:
-    """Refuses images of another shape than the model's; says how to change them, which depends on where they are."""
+    """Rejects images whose shape is not the model's."""
 
     given = source.image_shape
     if given == wanted:
@@ -146,12 +150,13 @@ def _check_shape(source: Source, wanted: tuple[int, int, int], run: str | Path) 
     height, width, channels = wanted
     advice = []
     if given[-1] != channels:
-        advice.append(f"give a {KINDS.get(channels, f'{channels}-channel')} --dataset")
+        advice.append(f"choose a {KINDS.get(channels, f'{channels}-channel')} `dataset`")
     if given[:-1] != (height, width):
-        # The flag makes squares only.
-        advice.append(f"add --image-size {height}" if height == width else f"give images of {height}x{width} pixels")
+        # `image_size` makes only squares.
+        size = f"set `image_size` to {height}"
+        advice.append(size if height == width else f"resize the images to {height}x{width} pixels")
     raise UserError(
-        f"given {source.name} with {_describe(given)} images; expected {_describe(wanted)} as in {run}; "
+        f"{source.name} has {_describe(given)} images, but {run} was trained on {_describe(wanted)}: "
         f"{' and '.join(advice)}"
     )
 
@@ -165,14 +170,13 @@ def match_classes(source: Source, classes: Sequence[str]) -> np.ndarray:
     """Returns, for each label of the source, the index of the run's class of the same name: int (labels,).
 
     Raises:
-        UserError: a class of the source is none of the run's.
+        UserError: the source has a class that the run lacks.
     """
     strange = [name for name in source.class_names if name not in classes]
     if strange:
         raise UserError(
-            f"given {source.name} with classes the run does not know ({', '.join(strange[:8])}); "
-            f"expected some of its {len(classes)} ({', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}); "
-            "give another --dataset"
+            f"{source.name} has classes that the run does not know ({', '.join(strange[:8])}): choose data with some "
+            f"of its {len(classes)} classes ({', '.join(classes[:8])}{', …' if len(classes) > 8 else ''})"
         )
     return np.array([classes.index(name) for name in source.class_names])
 
@@ -180,9 +184,9 @@ def match_classes(source: Source, classes: Sequence[str]) -> np.ndarray:
 def _data_config(
     data: DataConfig, dataset: str | None, data_dir: str | None, image_size: int | None, shape: tuple[int, int, int]
 ) -> DataConfig:
-    """The run's data, or another set; its own splits and size belong to its own set alone.
+    """Returns the config of the run's data set, or of another, to which the run's splits and size do not apply.
 
-    A folder's images are converted anyway: to the `shape` that the model takes, if that is square.
+    Images of a folder are always converted: to `shape`, the model's, if that is square.
     """
     if dataset not in (None, data.dataset):
         folder = dataset.startswith("folder:")

@@ -1,4 +1,4 @@
-"""From uint8 images to a model's outputs, for any number of images with one compilation."""
+"""Runs a model on any number of uint8 images with one compilation."""
 
 import functools
 from typing import Any
@@ -21,23 +21,21 @@ def predict_outputs(
 ) -> np.ndarray:
     """Returns the model's outputs for every image, float32 (N, …): logits (N, K) of a classifier.
 
-    The last batch is filled up with zeros, which are cut off again: the compiled batch has one size, and since
-    evaluation never mixes images of a batch, the result does not depend on `batch_size`.
+    The last batch is padded with zeros, so that all batches share one compiled program; the padding is cut off again.
+    Evaluation never mixes the images of a batch, so the result does not depend on `batch_size`.
 
     Args:
         model, variables, preprocess: as from `cnn_jax.weights.trained.load_trained`.
         images: uint8 (N, H, W, C), N at least 1.
-        batch_size: images a forward pass; fewer if there are fewer.
+        batch_size: images per forward pass; fewer if there are fewer.
 
     Raises:
-        UserError: the images are not of the shape the model was trained on.
+        UserError: the images do not have the shape the model was trained on.
     """
     if images.shape[1:] != preprocess.image_shape or images.dtype != np.uint8 or len(images) == 0:
         shape = ", ".join(map(str, preprocess.image_shape))
-        raise UserError(
-            f"given images {images.dtype} {images.shape}; expected uint8 (N, {shape}) with N at least 1; convert them"
-        )
-    # Rounded to a power of two, so that calls with a few images each share one compilation.
+        raise UserError(f"the images are {images.dtype} {images.shape}: pass uint8 (N, {shape}), N at least 1")
+    # Round up to a power of two, so that calls with few images share compiled programs.
     batch_size = min(batch_size, 1 << (len(images) - 1).bit_length())
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     fill = batch_size - len(batches[-1])

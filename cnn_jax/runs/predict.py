@@ -1,4 +1,4 @@
-"""What a trained model makes of your own images."""
+"""Runs a trained model on your own images."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +16,12 @@ from cnn_jax.weights.trained import load_trained
 
 
 class Prediction(NamedTuple):
-    """What a model says about one image.
+    """The prediction for one image.
 
     Attributes:
-        image: its file.
-        rows: the best guess first, each of the columns that the task has: of classification "class" and "probability".
-        picture: uint8 (H, W, C), of tasks whose outputs are images, else None.
+        image: the file.
+        rows: guesses, best first, with the task's columns: "class" and "probability" for classification.
+        picture: uint8 (H, W, C) if the task's outputs are images, otherwise None.
     """
 
     image: Path
@@ -42,15 +42,15 @@ def predict(
     Args:
         run: the folder of a finished run.
         paths: image files, at least one.
-        top: guesses kept of each image.
-        batch_size: images a forward pass.
-        skip_bad_images: leaves out images that cannot be read, with a warning on stderr, instead of refusing them.
+        top: number of guesses per image.
+        batch_size: images per forward pass.
+        skip_bad_images: leave out unreadable images, with a warning on stderr, instead of raising an error.
 
     Returns:
-        The predictions of the images that can be read, in their order.
+        The predictions for the readable images, in order.
 
     Raises:
-        UserError: no finished run, or images that cannot be read: all of these are named.
+        UserError: no finished run, or unreadable images; the message names all of them.
     """
     trained = load_trained(run)
     preprocess, variables = trained.preprocess, jax.device_put(trained.variables)
@@ -58,7 +58,7 @@ def predict(
     bad: dict[Path, UserError] = {}
     for members, images in _batches(paths, preprocess, min(batch_size, len(paths)), bad):
         if bad and not skip_bad_images:
-            continue  # to the end, for the names of the other bad ones
+            continue  # read on only to name all bad images
         outputs = predict_outputs(trained.model, variables, preprocess, images, batch_size)
         predictions, inputs = trained.task.predict(outputs), preprocess.normalize(images)
         for path, prediction, image in zip(members, predictions, inputs):
@@ -80,9 +80,9 @@ def predict(
 def _batches(
     paths: Iterable[Path], preprocess: Preprocess, size: int, bad: dict[Path, UserError]
 ) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Yields up to `size` paths and their images, uint8 (size, H, W, C), in the first rows of one and the same array.
+    """Yields up to `size` paths and their images, in the first rows of an array (size, H, W, C), uint8, that is reused.
 
-    All batches have one shape, so the model is compiled once. Unreadable images are left out, and put into `bad`.
+    All batches have one shape, so the model compiles once. Unreadable images are left out and added to `bad`.
     """
     images, members = np.zeros((size, *preprocess.image_shape), np.uint8), []
     for path in paths:
@@ -100,10 +100,10 @@ def _batches(
 
 
 def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
-    """Yields the given files as they are, and of folders every image file in and below them, sorted by path.
+    """Yields the given files, and all image files in and below the given folders, sorted by path within each.
 
     Raises:
-        UserError: a path that does not exist, or a folder without images.
+        UserError: a path does not exist, or a folder holds no images.
     """
     for path in map(Path, given):
         if path.is_dir():
@@ -111,11 +111,9 @@ def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
             inside = sorted(p for p in files if p.is_file())
             if not inside:
                 endings = " ".join(sorted(SUFFIXES))
-                raise UserError(f"given folder {path}, with no images; expected files ending in {endings}; add some")
+                raise UserError(f"no images in {path}: add files that end in {endings}")
             yield from inside
         elif path.exists():
             yield path
         else:
-            raise UserError(
-                f"given image {path}, which does not exist; expected image files or folders of them; correct the path"
-            )
+            raise UserError(f"no file or folder {path}: check the path")

@@ -1,10 +1,10 @@
-"""Results as data: runs become rows of a CSV file, and CSV files the tables of the README.
+"""Collects runs into rows of a CSV file, and turns CSV files into the tables of the README.
 
     python -m cnn_jax results collect runs/mnist_lenet5-* --output results/mnist.csv
     python -m cnn_jax results table results/*.csv
     python -m cnn_jax results readme README.md results/*.csv
 
-Runs that differ in nothing but their seed are one row: mean and standard deviation over the seeds.
+Runs that differ only in their seed share one row: mean and standard deviation over the seeds.
 """
 
 import csv
@@ -39,33 +39,33 @@ COLUMNS: tuple[str, ...] = (
     "jax",
     "command",
 )
-# Names in summary.json that a row is made of.
+# Fields of summary.json from which a row is made.
 _NEEDED = {"experiment", "model", "dataset", "commit", "seed", "test_accuracy", "validation_accuracy", "epochs"} | {
     *("seconds", "parameters", "flops_per_image", "device", "command")
 }
 Row = dict[str, str]
-SPEED = "speed.csv"  # the table of `benchmarks.speed`, which results/*.csv names too
+SPEED = "speed.csv"  # the table of `benchmarks.speed`, which results/*.csv also matches
 
 
 def collect(runs: Iterable[str | Path]) -> list[Row]:
-    """Returns a row for each group of runs with the same config, commit, device and JAX, in that order.
+    """Returns one row per group of runs with the same config, commit, device and JAX version, sorted by these.
 
-    Accuracies are in per cent; a standard deviation is that of a sample (n - 1), and empty for a single seed.
+    Accuracies are in per cent; the standard deviation is that of a sample (n - 1), empty for a single seed.
 
     Raises:
-        UserError: a folder is no finished run, or a group has a seed twice.
+        UserError: a folder is not a finished run, or a group has a seed twice.
     """
     groups: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
     for run in runs:
         config = files.read_config(run)
         if not (Path(run) / files.SUMMARY).is_file():
-            raise UserError(f"given {run}: unfinished (no {files.SUMMARY}); expected a finished run; leave it out")
+            raise UserError(f"{run} is unfinished, without {files.SUMMARY}: finish the run, or leave it out")
         summary, environment = files.read_json(run, files.SUMMARY), files.read_json(run, files.ENVIRONMENT)
         lacking = [*(_NEEDED - summary.keys()), *({"jax"} - environment.keys())]
         if lacking:
             raise UserError(
-                f"given {run}, whose summary or environment lacks {', '.join(sorted(lacking))}; expected those of a "
-                f"finished run; delete its {files.SUMMARY} and give the command of the run again, or leave it out"
+                f"the summary or environment of {run} lacks {', '.join(sorted(lacking))}: delete its {files.SUMMARY} "
+                "and repeat the command of the run, or leave it out"
             )
         facts = (config_hash(config), str(summary["commit"] or ""), summary["device"], environment["jax"])
         groups.setdefault((summary["experiment"], *facts), []).append((str(run), summary))
@@ -73,7 +73,7 @@ def collect(runs: Iterable[str | Path]) -> list[Row]:
 
 
 def config_hash(config: Config) -> str:
-    """Returns ten hex digits that are the same for configs that differ only in the seed, or in where and how fast.
+    """Returns ten hex digits that identify what a config computes: the seed and `TRANSIENT` fields are left out.
 
     >>> config_hash(Config()) == config_hash(Config().override(seed=7, workdir="elsewhere"))
     True
@@ -89,9 +89,7 @@ def _row(key: tuple[str, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
     for seed, same in groupby(members, key=lambda member: member[1]["seed"]):
         names = [name for name, _ in same]
         if len(names) > 1:
-            raise UserError(
-                f"given seed {seed} more than once ({', '.join(names)}); expected one run a seed; drop some"
-            )
+            raise UserError(f"seed {seed} appears more than once ({', '.join(names)}): keep one run per seed")
     summaries = [summary for _, summary in members]
     first = summaries[0]
     experiment, config, commit, device, jax = key
@@ -122,7 +120,7 @@ def _spread(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
-    """Writes the rows as CSV with a header; makes the folder if need be."""
+    """Writes the rows as CSV with a header; creates the folder if absent."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -134,7 +132,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     """Returns the rows of all files, in order.
 
     Raises:
-        UserError: a file is absent, or its columns are not those of `write_rows`.
+        UserError: a file is missing, or its columns are not those of `write_rows`.
     """
     rows: list[Row] = []
     for path in paths:
@@ -146,16 +144,14 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
                 rows += [dict(row) for row in reader]
                 header = tuple(reader.fieldnames or ())
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"given results {path}: {error}; expected what collect writes; collect it anew") from error
+            raise UserError(f"cannot read results {path} ({error}): collect them again") from error
         if header != COLUMNS:
-            raise UserError(
-                f"given results {path} with other columns; expected {', '.join(COLUMNS)}; collect them again"
-            )
+            raise UserError(f"results {path} have other columns than {', '.join(COLUMNS)}: collect them again")
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as a Markdown table; accuracies in per cent, mean ± standard deviation over the seeds."""
+    """Returns the rows as a Markdown table, with accuracies in per cent: mean ± standard deviation over the seeds."""
     head = ("Experiment", "Model", "Data", "Test accuracy (%)", "Validation (%)", "Seeds", "Epochs", "Time")
     head += ("Parameters", "MFLOP/image", "Device", "JAX", "Commit", "Command")
     lines = [head, tuple("---:" if 3 <= i <= 9 else "---" for i in range(len(head)))]
@@ -198,9 +194,9 @@ def _time(seconds: float) -> str:
 
 
 def with_table(readme: str, rows: Sequence[Row]) -> str:
-    """Returns the text with the table of `rows` between the markers of "results".
+    """Returns the text with the table of `rows` between the "results" markers.
 
-    A README agrees with its results when `with_table(text, rows) == text`.
+    A README is up to date if `with_table(text, rows) == text`.
 
     Raises:
         UserError: the text has not exactly one pair of markers.
@@ -209,7 +205,7 @@ def with_table(readme: str, rows: Sequence[Row]) -> str:
 
 
 def with_section(text: str, name: str, section: str) -> str:
-    """Returns the text with a section between the markers <!-- name --> and <!-- /name -->.
+    """Returns the text with `section` between the markers <!-- name --> and <!-- /name -->.
 
     Raises:
         UserError: the text has not exactly one pair of markers.
@@ -221,15 +217,13 @@ def with_section(text: str, name: str, section: str) -> str:
     before, begin, rest = text.partition(begin_mark)
     _, end, after = rest.partition(end_mark)
     if not begin or not end or begin_mark in rest or end_mark in before + after:
-        raise UserError(
-            f"given a README without one pair of {begin_mark} and {end_mark}; expected both; put them where it goes"
-        )
+        raise UserError(f"the README must hold one pair of {begin_mark} and {end_mark}: put it where the table goes")
     between = f"\n\n{section}\n\n" if section else "\n"
     return f"{before}{begin_mark}{between}{end_mark}{after}"
 
 
 def models_table() -> str:
-    """The list of `cnn_jax.models` as a Markdown table, one line a family of input size and source."""
+    """Returns the models of `cnn_jax.models` as a Markdown table, with their input, size and source."""
     from cnn_jax.models.catalogue import read_table, si, source
 
     lines = ["| Model | Input | Parameters | FLOPs | Source |", "| --- | --- | ---: | ---: | --- |"]

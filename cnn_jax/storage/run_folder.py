@@ -4,8 +4,8 @@
     environment.json     versions, devices, command, commit
     classes.txt          class names, one a line, in the order of the logits
     preprocess.json      image shape, mean and standard deviation
-    metrics.jsonl        one JSON object a line, see `append_metrics`
-    tensorboard/, …      the same for the loggers of the config: also metrics.csv, wandb/ and mlflow/
+    metrics.jsonl        one JSON object per line, see `append_metrics`
+    tensorboard/, …      the same metrics from the config's loggers: also metrics.csv, wandb/ and mlflow/
     checkpoints/STEP/    train state to resume from
     final.safetensors    the selected weights; written when training ends
     summary.json         the run in one object: accuracies, seconds, parameters, device, …
@@ -49,7 +49,7 @@ ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, *LOGGED, CHECKPOINTS, 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text as `write_bytes` does, in UTF-8."""
+    """Writes a small text file in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
@@ -153,8 +153,8 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
             row: dict[str, Any] = {n: math.nan if v is None else v for n, v in json.loads(line).items()}
             kind, step = row["kind"], int(row["step"])
         except (ValueError, AttributeError, KeyError, TypeError) as error:
-            what = "expected a JSON object with kind and step; delete that line"
-            raise UserError(f"given {path}: line {number} is no row of metrics; {what}") from error
+            what = "not a row of metrics, a JSON object with kind and step"
+            raise UserError(f"line {number} of {path} is {what}: delete that line") from error
         if kind == "train":
             if step <= last_train_step:
                 rows = {key: kept for key, kept in rows.items() if key[1] <= step}
@@ -179,11 +179,9 @@ def read_json(run: str | Path, name: str) -> dict[str, Any]:
     try:
         record = json.loads(read_text(path, f"the {name} of a run"))
     except ValueError as error:
-        raise UserError(
-            f"given {path}: not valid JSON ({error}); expected the {name} of a run; {_mend(name)}"
-        ) from error
+        raise UserError(f"{path} is not valid JSON ({error}): {_mend(name)}") from error
     if not isinstance(record, dict):
-        raise UserError(f"given {path}: {type(record).__name__}; expected a JSON object; {_mend(name)}")
+        raise UserError(f"{path} holds a {type(record).__name__} instead of a JSON object: {_mend(name)}")
     return record
 
 
@@ -194,9 +192,7 @@ def read_config(run: str | Path) -> Config:
         UserError: `run` is not a run folder, or its config is damaged.
     """
     if not (Path(run) / CONFIG).is_file():
-        raise UserError(
-            f"given {run}: no {CONFIG} in it; expected the folder of a run; name one, such as runs/mnist_lenet5"
-        )
+        raise UserError(f"{run} is not a run folder, as it has no {CONFIG}: name one, such as runs/mnist_lenet5")
     return Config.load(Path(run) / CONFIG)
 
 
@@ -210,14 +206,14 @@ def read_text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text"
-        raise UserError(f"given {path}: {reason}; expected {what}; {_mend(path.name)}") from error
+        raise UserError(f"cannot read {path}, {what} ({reason}): {_mend(path.name)}") from error
 
 
 def _mend(name: str) -> str:
     """Advice for a missing or damaged run file. The summary can be regenerated, because it is written last."""
     if name == SUMMARY:
-        return "delete it and give the command of the run again, which goes on from its last checkpoint"
-    return "put it back, or train again by the command of the run with --fresh"
+        return "delete it and repeat the command of the run, which resumes from its last checkpoint"
+    return "put it back, or train again with `fresh`"
 
 
 def _end_of_last_line(file: Any) -> int:

@@ -47,21 +47,19 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}
     except OSError as error:
-        raise UserError(
-            f"given weights {path}: {error.strerror or error}; expected a .safetensors file; correct the path"
-        ) from error
+        raise UserError(f"cannot read weights {path} ({error.strerror or error}): check the path") from error
     except safetensors.SafetensorError as error:
         raise UserError(
-            f"given weights {path}: {error}; expected a whole .safetensors file; copy or write it again"
+            f"weights {path} are not a whole .safetensors file ({error}): copy or write it again"
         ) from error
-    except (AttributeError, TypeError) as error:  # what safetensors looks up in NumPy
+    except (AttributeError, TypeError) as error:  # from looking up the dtype in NumPy
         raise UserError(
-            f"given weights {path}: {error}; expected float32, float16, bfloat16 or integers; convert them"
+            f"weights {path} have a type that NumPy lacks ({error}): convert them to float32, float16, bfloat16 or "
+            "integers"
         ) from error
     if clashing := sorted(arrays.keys() & {key[:end] for key in arrays for end, c in enumerate(key) if c == "/"}):
         raise UserError(
-            f"given weights {path}: {clashing[0]!r} is an array and holds others; expected one or the other; "
-            "write the file again with other names"
+            f"in weights {path}, {clashing[0]!r} is an array and holds others: write the file again with other names"
         )
     return _nest(arrays), metadata
 
@@ -93,7 +91,7 @@ def check_same_structure(
     }
     told = [f"{kind}: {_listed(names)}" for kind, names in differences.items() if names]
     if told:
-        raise UserError(f"given {given}; expected {wanted}; {'; '.join(told)}; take the weights of this very model")
+        raise UserError(f"cannot use {given} as {wanted}: {'; '.join(told)}; take the weights of exactly this model")
 
 
 def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a network is trained for: `Task`, the seam, and the tasks by name."""
+"""What a network is trained for: the `Task` interface, and the tasks by name."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,11 +32,11 @@ def make_task(config: OptimConfig, class_names: Sequence[str]) -> Task:
     """Makes the task that a config names.
 
     Args:
-        config: `task` is a key of `TASKS`, or `package.module:attribute`, a function of the same signature.
+        config: its `task` is a key of `TASKS`, or `package.module:attribute`: a function with the same signature.
         class_names: of the training set.
 
     Raises:
-        UserError: an unknown task, or a loss that it does not have.
+        UserError: the task is unknown, or lacks the loss.
     """
     if ":" in config.task:
         return load_attribute(config.task)(config, class_names)

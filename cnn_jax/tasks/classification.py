@@ -1,4 +1,4 @@
-"""Classification: one image, one label."""
+"""Classification: one label per image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TOP = 5  # top-5 accuracy, as in ILSVRC; reported where there are at least 2 * T
 
 @dataclass(frozen=True)
 class Classification:
-    """Outputs are logits (B, K).
+    """Trains a classifier, whose outputs are logits (B, K).
 
     Attributes:
         classes: K names, in the order of the logits.
@@ -37,13 +37,13 @@ class Classification:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Loss and accuracy."""
+        """Axis labels of the loss and the accuracy."""
         label = "cross-entropy (nats)" if self.loss_name == "cross_entropy" else f"{self.loss_name} loss"
         return {"loss": label, "accuracy": "accuracy"}
 
     @property
     def outputs(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.classes)
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:
@@ -55,14 +55,14 @@ class Classification:
         return batch["image"]
 
     def check(self, outputs: Any, batch: Batch) -> None:
-        """Refuses what is not logits (B, K)."""
+        """Rejects outputs that are not logits (B, K)."""
         wanted = (batch["image"].shape[0], len(self.classes))
         given = getattr(outputs, "shape", None)
         if given != wanted:
             found = type(outputs).__name__ if given is None else f"an array of shape {given}"
             raise UserError(
                 f"the model returns {found} for {wanted[0]} images: classification needs logits of shape "
-                f"{wanted}, (batch, classes); return one logit for each of the {wanted[1]} classes"
+                f"{wanted}, (batch, classes)"
             )
         if not jnp.issubdtype(outputs.dtype, jnp.floating):
             raise UserError(f"the model returns {outputs.dtype}: classification needs floating-point logits")
@@ -70,7 +70,7 @@ class Classification:
     def loss(
         self, outputs: Any, batch: Batch, *, train: bool, auxiliary: Mapping[str, Any] = {}
     ) -> tuple[jax.Array, Sums]:
-        """Mean loss with label smoothing and side heads; the sums are of the loss without side heads, and of hits."""
+        """Mean loss with label smoothing and side heads, and the sums of the loss without side heads and of hits."""
         loss, target_BxK = LOSSES[self.loss_name], batch["target"]
         goal_BxK = smooth(target_BxK, self.label_smoothing) if train else target_BxK
         loss_B = loss(outputs, goal_BxK)
@@ -79,16 +79,16 @@ class Classification:
         return loss_B.mean() + beside, {"loss": sums(loss_B, batch), "accuracy": sums(hits_B, batch)}
 
     def collect(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
-        """Keeps logits and labels."""
+        """Returns logits and labels."""
         return {"logits": outputs, "label": batch["label"]}
 
     def combine(self, outputs: Any) -> jax.Array:
-        """Log-probabilities of the mean of the members' probabilities."""
+        """Log of the mean of the members' probabilities."""
         return average(outputs)
 
     def measures(self, collected: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Computes "count", "accuracy" with "accuracy_low" and "accuracy_high" (Wilson's interval, 95 %), "loss"
-        (without label smoothing) and, of ten classes or more, "top5_accuracy"."""
+        (without label smoothing) and, with ten classes or more, "top5_accuracy"."""
         logits_NxK, labels_N = collected["logits"], collected["label"]
         count, classes = logits_NxK.shape
         correct = int((logits_NxK.argmax(axis=1) == labels_N).sum())
@@ -106,7 +106,7 @@ class Classification:
         return figures
 
     def findings(self, collected: Mapping[str, np.ndarray], images: Sequence[np.ndarray], split: str) -> Findings:
-        """Confusions, classes, calibration and the worst mistakes."""
+        """Draws confusions, scores per class, calibration and the worst mistakes."""
         return classification_findings(
             split=split,
             classes=self.classes,
@@ -121,7 +121,7 @@ class Classification:
         return shifted / shifted.sum(-1, keepdims=True)
 
     def rows(self, prediction: np.ndarray, image: np.ndarray, top: int) -> list[dict[str, Any]]:
-        """The `top` most probable classes, best first; of equal ones the first."""
+        """The `top` most probable classes, best first; ties in the order of the classes."""
         order = (-prediction).argsort(kind="stable")[:top]
         return [{"class": self.classes[int(k)], "probability": float(prediction[k])} for k in order]
 

@@ -1,4 +1,4 @@
-"""The pictures of a classification report."""
+"""The figures of a classification report."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from cnn_jax.tasks.measures import Calibration
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FEW = 20  # a bin of fewer images is drawn faintly
+FEW = 20  # bins with fewer images are drawn faintly
 
 
 def confusion(confusion_KxK: np.ndarray, classes: Sequence[str]) -> "Figure":
-    """Draws the matrix, coloured by the share of the row; up to 20 classes the counts are printed."""
+    """Draws the confusion matrix, coloured by the share of the row, with the counts if there are at most 20 classes."""
     count = len(classes)
     size = min(2.6 + 0.36 * count, 9.0)
     figure, axes = new_axes(size + 0.6, size)
     share = confusion_KxK / np.maximum(confusion_KxK.sum(axis=1, keepdims=True), 1)
-    # The square root keeps a mistake of 1 % visible beside a diagonal of 99 %.
+    # The square root keeps a confusion of 1 % visible beside a diagonal of 99 %.
     image = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
     names = [shorten(name) for name in classes]
     upright = max(map(len, names)) <= 3
@@ -47,7 +47,7 @@ def confusion(confusion_KxK: np.ndarray, classes: Sequence[str]) -> "Figure":
 
 
 def reliability(calibration: Calibration) -> "Figure":
-    """Draws accuracy over confidence above the histogram of the confidences."""
+    """Draws a reliability diagram: accuracy over confidence, above the histogram of the confidences."""
     figure, (upper, lower) = new_axes(5.0, 5.0, nrows=2, sharex=True, height_ratios=[3, 1])
     bins = len(calibration.count)
     left, width = np.arange(bins) / bins * 100, 100 / bins

@@ -1,4 +1,4 @@
-"""What classification adds to the report of a run: confusions, classes, calibration, mistakes."""
+"""The classification part of a run's report: confusions, scores per class, calibration and mistakes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from cnn_jax.tasks import classification_figures, measures
 from cnn_jax.tasks.task import Findings
 
 MISTAKES = 24
-MATRIX_CLASSES = 30  # a confusion matrix of more classes cannot be read
+MATRIX_CLASSES = 30  # a confusion matrix of more classes is illegible
 
 Mistake = tuple[np.ndarray, tuple[str, str]]  # an image, uint8 (H, W, C), and the lines under it
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about the N images of a split.
+    """A model's predictions for the N images of a split.
 
     Raises:
-        UserError: `labels` (N,), `probabilities` (N, K) and the K `classes` do not belong together, N is 0, or a
+        UserError: the shapes of `labels` (N,), `probabilities` (N, K) and the K `classes` do not match, N is 0, or a
             probability is not finite.
     """
 
@@ -32,12 +32,14 @@ class Predictions:
     probabilities: np.ndarray
 
     def __post_init__(self):
-        given = f"given probabilities {self.probabilities.shape} of the {self.split} split"
-        expected = (len(self.labels), len(self.classes))
-        if self.probabilities.shape != expected or not len(self.labels):
-            raise UserError(f"{given}; expected (labels, classes), here {expected}, at least one; give these")
+        given, expected = self.probabilities.shape, (len(self.labels), len(self.classes))
+        if given != expected or not len(self.labels):
+            raise UserError(
+                f"probabilities of the {self.split} split have shape {given}: it must be (labels, classes), here "
+                f"{expected}, with at least one label"
+            )
         if not np.isfinite(self.probabilities).all():
-            raise UserError(f"{given} that are not finite; expected those of a trained model; train with a lower rate")
+            raise UserError(f"probabilities of the {self.split} split are not finite: train with a lower rate")
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -61,14 +63,14 @@ def classification_findings(
     """Draws the classification part of a report.
 
     Args:
-        split: what the predictions are of: "train", "validation" or "test".
+        split: the split of the predictions: "train", "validation" or "test".
         classes: K names.
         labels: int (N,), in [0, K).
-        probabilities: (N, K), rows sum to 1.
+        probabilities: (N, K); rows sum to 1.
         images: `images[i]` is uint8 (H, W, C); only those of the worst mistakes are read.
 
     Raises:
-        UserError: the arrays do not belong together, or a probability is not finite.
+        UserError: the shapes of the arrays do not match, or a probability is not finite.
     """
     predictions = Predictions(split, classes, np.asarray(labels), np.asarray(probabilities))
     if len(images) != len(predictions.labels):
@@ -103,17 +105,17 @@ def tiles(predictions: Predictions) -> list[tuple[str, str, str]]:
     error = f"{predictions.calibration.error:.2%}"
     return [
         (f"{correct / count:.2%}", f"{predictions.split} accuracy", interval),
-        (error, "calibration error", "mean distance of confidence from accuracy"),
+        (error, "calibration error", "mean gap between confidence and accuracy"),
     ]
 
 
 def confusion(predictions: Predictions, matrix: str | None) -> str:
-    """The matrix, if it can be read, and the most frequent mistakes."""
+    """The most frequent confusions, and the matrix unless it has too many classes."""
     names, totals = predictions.classes, predictions.confusion.sum(axis=1)
     found = measures.frequent_confusions(predictions.confusion, 10 if matrix else 30)
     lines = [(f"{names[i]} → {names[j]}", f"{n:,}", f"{n / totals[i]:.1%}") for i, j, n in found]
     table = html.table(("true → predicted", "images", "of the class"), lines)
-    return html.section("Confusion", "Which classes are taken for which others.", html.columns(matrix or "", table))
+    return html.section("Confusion", "Which classes are mistaken for which others.", html.columns(matrix or "", table))
 
 
 def per_class(predictions: Predictions) -> str:
@@ -124,22 +126,22 @@ def per_class(predictions: Predictions) -> str:
     lines = [("mean of the classes", f"{found.count.sum():,}", *means)]
     for k, name in enumerate(predictions.classes):
         lines.append((name, f"{found.count[k]:,}", *(_percent(float(c[k])) for c in columns)))
-    said = "Precision: how many of the images put into a class belong there. Recall: how many that belong are found."
+    said = "Precision: share of the images assigned to a class that belong there. Recall: share of its images found."
     return html.section("Classes", said, html.table(("class", "images", "precision", "recall", "F1"), lines))
 
 
 def calibration(picture: str) -> str:
     """The reliability diagram."""
     said = (
-        "Whether the model is right as often as it says: bars that end below the dashed line are over-confident, above "
-        "it too modest. Below, how many images have each confidence."
+        "Whether the model is right as often as its confidence claims: bars that end below the dashed line mean "
+        "over-confidence, above it under-confidence. Below: how many images have each confidence."
     )
     return html.section("Calibration", said, picture)
 
 
 def mistakes(found: Sequence[Mistake], split: str) -> str:
-    """The images that were most confidently put into a wrong class."""
-    said = f"Images of the {split} split with the most confidence in a wrong class; with each class its probability."
+    """The most confidently misclassified images."""
+    said = f"The most confidently misclassified images of the {split} split, with the probability of each class."
     cells = [((figures.image_png(image), "misclassified image"), lines) for image, lines in found]
     return html.section("Worst mistakes", said, html.gallery(cells))
 

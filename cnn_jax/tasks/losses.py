@@ -1,7 +1,7 @@
-"""Losses: pure functions of (logits_BxK, targets_BxK) that return one float32 loss an example.
+"""Classification losses: pure functions of (logits_BxK, targets_BxK) that return one float32 loss per example.
 
-Targets are distributions over the K classes, non-negative and summing to 1: one-hot labels, or what label smoothing,
-mixup and cutmix make of them.
+Targets are distributions over the K classes, non-negative and summing to 1: one-hot labels, possibly changed by label
+smoothing, mixup or cutmix.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def cross_entropy(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
-    """Cross-entropy of the targets and the softmax of the logits, −Σₖ tₖ log softmax(z)ₖ, in nats.
+    """Cross-entropy between the targets and the softmax of the logits, −Σₖ tₖ log softmax(z)ₖ, in nats.
 
     >>> cross_entropy(jnp.zeros((1, 4)), jax.nn.one_hot(jnp.array([2]), 4)).round(4)  # log 4
     Array([1.3863], dtype=float32)
@@ -23,9 +23,9 @@ def cross_entropy(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
 
 
 def mse(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
-    """Mean over the classes of (zₖ − tₖ)², on the raw outputs: no softmax is applied.
+    """Mean over the classes of (zₖ − tₖ)², on the raw outputs, without softmax.
 
-    The criterion of the row "2-layer NN, 300 hidden units, mean square error" of LeCun's MNIST table.
+    The criterion of "2-layer NN, 300 hidden units, mean square error" in LeCun's MNIST table.
 
     >>> mse(jnp.array([[0.5, 1.0]]), jnp.array([[0.0, 1.0]]))
     Array([0.125], dtype=float32)
@@ -36,8 +36,8 @@ def mse(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
 def hinge(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
     """Multi-class support vector loss with margin 1, Σ_{j≠y} max(0, 1 + zⱼ − z_y) (Weston & Watkins 1999).
 
-    For targets that are not one-hot the true score is their mean of the scores, Σₖ tₖ zₖ, and class j counts 1 − tⱼ
-    times; this costs O(K), not O(K²).
+    For targets that are not one-hot, the true score is the weighted mean Σₖ tₖ zₖ, and class j has weight 1 − tⱼ; this
+    costs O(K), not O(K²).
 
     >>> hinge(jnp.array([[3.0, 2.5, -1.0]]), jnp.array([[1.0, 0.0, 0.0]]))
     Array([0.5], dtype=float32)

@@ -1,4 +1,4 @@
-"""Numbers about predictions, computed on the host in float64. Labels are class indices in [0, K)."""
+"""Measures of predictions, computed on the host in float64. Labels are class indices in [0, K)."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the interval of a proportion at the confidence of `z` standard deviations (1.96: 95 %).
+    """Returns the confidence interval of a proportion, for `z` standard deviations (1.96: 95 %).
 
-    Wilson, "Probable inference, the law of succession, and statistical inference", 1927. Unlike the usual ± it stays
-    inside [0, 1] and has a width even at 0 or `count` correct.
+    Wilson, "Probable inference, the law of succession, and statistical inference", 1927. Unlike the normal
+    approximation it stays in [0, 1] and does not collapse at 0 or `count` correct.
 
     >>> [round(bound, 4) for bound in wilson_interval(9900, 10000)]
     [0.9879, 0.9918]
@@ -18,20 +18,20 @@ def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, f
     centre = share + z**2 / (2 * count)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
-    # The bounds at 0 and 1 are exact; rounding could put them outside.
+    # Clip: rounding could put bounds of exactly 0 and 1 outside.
     return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))
 
 
 def top_k_accuracy(scores_NxK: np.ndarray, labels_N: np.ndarray, k: int) -> float:
-    """Returns the share of rows in which fewer than `k` other classes score at least as high as the right one."""
+    """Returns the share of rows in which fewer than `k` other classes score at least as high as the true one."""
     right_Nx1 = scores_NxK[np.arange(len(labels_N)), labels_N][:, None]
-    # "Not lower" rather than "higher": ties, and rows of NaN, count as wrong.
+    # "Not lower" rather than "higher": ties and NaN count as wrong.
     not_lower_N = (~(scores_NxK < right_Nx1)).sum(axis=1) - 1
     return float(np.mean(not_lower_N < k))
 
 
 def confusion_matrix(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> np.ndarray:
-    """Returns int64 (K, K): row true class, column predicted class.
+    """Returns the counts, int64 (K, K): row true class, column predicted class.
 
     >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)
     array([[1, 1],
@@ -42,7 +42,7 @@ def confusion_matrix(labels_N: np.ndarray, predictions_N: np.ndarray, classes: i
 
 
 def frequent_confusions(confusion_KxK: np.ndarray, most: int) -> list[tuple[int, int, int]]:
-    """Returns up to `most` (true class, predicted class, count) of the mistakes made, the most frequent first."""
+    """Returns up to `most` confusions, (true class, predicted class, count), the most frequent first."""
     wrong = confusion_KxK * (1 - np.eye(len(confusion_KxK), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
@@ -51,7 +51,7 @@ def frequent_confusions(confusion_KxK: np.ndarray, most: int) -> list[tuple[int,
 
 @dataclass(frozen=True)
 class PerClass:
-    """One value a class; NaN where there is nothing to divide by."""
+    """Scores of each class, arrays (K,); NaN where the denominator is 0."""
 
     count: np.ndarray
     precision: np.ndarray
@@ -60,7 +60,7 @@ class PerClass:
 
 
 def per_class(confusion_KxK: np.ndarray) -> PerClass:
-    """Returns examples, precision, recall and their harmonic mean F1 of each class."""
+    """Returns the number of examples, precision, recall and their harmonic mean F1 of each class."""
     right = np.diag(confusion_KxK).astype(np.float64)
     count, predicted = confusion_KxK.sum(axis=1), confusion_KxK.sum(axis=0)
     return PerClass(
@@ -83,10 +83,10 @@ class Calibration:
 
 
 def calibration(probabilities_NxK: np.ndarray, labels_N: np.ndarray, bins: int = 15) -> Calibration:
-    """Compares the probability of the predicted class with how often it is right.
+    """Compares the probability of the predicted class with how often the prediction is right.
 
-    Guo et al., "On calibration of modern neural networks", 2017, eq. 3: the error is the mean over the examples of
-    |accuracy - confidence| of their bin; 15 bins as there.
+    Guo et al., "On calibration of modern neural networks", 2017, eq. 3, with their 15 bins: the error is the mean over
+    the examples of |accuracy - confidence| in their bin.
     """
     confidence_N = probabilities_NxK.max(axis=1).astype(np.float64)
     correct_N = probabilities_NxK.argmax(axis=1) == labels_N
@@ -99,7 +99,7 @@ def calibration(probabilities_NxK: np.ndarray, labels_N: np.ndarray, bins: int =
 
 
 def worst_mistakes(probabilities_NxK: np.ndarray, labels_N: np.ndarray, most: int) -> np.ndarray:
-    """Returns the indices of up to `most` examples put into a wrong class, the most confident first."""
+    """Returns the indices of up to `most` misclassified examples, the most confident first."""
     wrong = np.flatnonzero(probabilities_NxK.argmax(axis=1) != labels_N)
     order = np.argsort(-probabilities_NxK[wrong].max(axis=1), kind="stable")
     return wrong[order[:most]]

@@ -1,4 +1,4 @@
-"""Reconstruction: the network gives its input back, through a bottleneck (an auto-encoder).
+"""Reconstruction: the network reproduces its input through a bottleneck (an auto-encoder).
 
 Hinton and Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks"."""
 
@@ -21,7 +21,7 @@ SHOWN = 16  # pairs in the report
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Outputs and inputs are normalized images (B, H, W, C); the loss is their mean distance, a pixel and channel."""
+    """Trains outputs to match the inputs, normalized images (B, H, W, C); the loss is the mean error per value."""
 
     error: str = "mse"
     name = "reconstruction"
@@ -30,11 +30,11 @@ class Reconstruction:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The error."""
+        """Axis label of the loss, the reconstruction error."""
         return {"loss": f"reconstruction error ({self.error})"}
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:
-        """Adds nothing: the target is the input."""
+        """Returns the batch as it is: the target is the input."""
         return dict(batch)
 
     def inputs(self, batch: Batch) -> jax.Array:
@@ -42,7 +42,7 @@ class Reconstruction:
         return batch["image"]
 
     def check(self, outputs: Any, batch: Batch) -> None:
-        """Refuses outputs that are not of the shape of the images."""
+        """Rejects outputs whose shape is not that of the images."""
         if (given := getattr(outputs, "shape", type(outputs).__name__)) != batch["image"].shape:
             raise UserError(f"the model returns {given}: reconstruction needs the images' shape {batch['image'].shape}")
 
@@ -54,19 +54,19 @@ class Reconstruction:
         return error_B.mean(), {"loss": sums(error_B, batch)}
 
     def collect(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
-        """Keeps input, output and error of each image."""
+        """Returns input, output and error of each image."""
         return {"input": batch["image"], "output": outputs, "error": self._distance(outputs, batch["image"])}
 
     def combine(self, outputs: Any) -> jax.Array:
-        """The mean image of M networks."""
+        """The mean of the images of M networks."""
         return outputs.mean(axis=0)
 
     def measures(self, collected: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Mean error over the N images."""
+        """Computes "count" and "loss", the mean error over the N images."""
         return {"count": len(collected["error"]), "loss": float(np.mean(collected["error"], dtype=np.float64))}
 
     def findings(self, collected: Mapping[str, np.ndarray], images: Sequence[np.ndarray], split: str) -> Findings:
-        """Shows inputs above their reconstructions: some of the split, and the worst."""
+        """Draws inputs above their reconstructions: some of the split, and the worst."""
         error_N, pictures = collected["error"], {}
         some = np.unique(np.linspace(0, len(error_N) - 1, SHOWN).astype(int))
         worst = np.argsort(-error_N, kind="stable")[:SHOWN]
@@ -75,7 +75,7 @@ class Reconstruction:
                 pairs = [collected["input"][chosen], collected["output"][chosen]]
                 pictures[name] = figures.png(figures.image_rows(pairs, ("input", "output")))
         drawn = (html.figure((data, name), figures.DPI / 100) for name, data in pictures.items())
-        text = f"Images of the {split} split above what the network makes of them: evenly spaced, then the worst."
+        text = f"Images of the {split} split above their reconstructions: an even sample, then the worst."
         tiles = [
             (f"{error_N.mean():.4f}", f"{split} error ({self.error})", f"{len(error_N):,} images, normalized scale")
         ]

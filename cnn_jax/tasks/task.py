@@ -1,7 +1,7 @@
-"""The seam between the engine and what a network is trained for.
+"""The interface between the engine and what a network is trained for.
 
-The step, the loop, checkpoints, the record, the progress bar, the report and the commands know `Task` and nothing of
-its kind. A task is a frozen dataclass: it is compared and hashed, and compiled programs are found again by it.
+The step, the loop, checkpoints, the record, the progress bar, the report and the commands depend only on `Task`. A task
+is a frozen dataclass, because it is compared and hashed to find compiled programs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 Batch = Mapping[str, jax.Array]  # arrays with one leading axis, the batch; "mask" is False on rows that are padding
-Sums = dict[str, jax.Array]  # metric → float32 (sum, count): means stay exact however the examples are spread
+Sums = dict[str, jax.Array]  # metric → float32 (sum, count): means stay exact however examples are split into batches
 Outputs = Any  # what the model returns
 
 
 class Selection(NamedTuple):
-    """The validation metric that chooses the best weights, and stops a run early."""
+    """The validation metric for choosing the best weights and for early stopping."""
 
     metric: str
     higher_is_better: bool
@@ -26,7 +26,7 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """What a task has to say in the report of a run.
+    """A task's part of the report of a run.
 
     Attributes:
         tiles: the headline figures, each (value, name, remark).
@@ -43,10 +43,10 @@ class Task(Protocol):
     """What a network is trained for.
 
     Attributes:
-        name: under which `config.json` records it.
-        metrics: the means that `loss` reports, "loss" first: name → label of its axis in plots.
+        name: its name in `config.json`.
+        metrics: the means that `loss` reports, "loss" first: name → axis label in plots.
         selection: the metric that chooses the best weights.
-        outputs: number of classes that the model is built for; None where a model has no such number.
+        outputs: number of classes to build the model for; None for models without classes.
     """
 
     @property
@@ -62,40 +62,40 @@ class Task(Protocol):
     def outputs(self) -> int | None: ...
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:
-        """Adds to a batch of the source what augmentation and loss need, such as one-hot targets."""
+        """Adds what augmentation and loss need, such as one-hot targets, to a batch of the source."""
         ...
 
     def inputs(self, batch: Batch) -> jax.Array:
-        """Picks what the model sees out of a normalized batch."""
+        """Picks the model's input out of a normalized batch."""
         ...
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
-        """Refuses a model whose outputs have the wrong structure. Both are `jax.ShapeDtypeStruct`s.
+        """Rejects a model whose outputs have the wrong structure. Both arguments hold `jax.ShapeDtypeStruct`s.
 
         Raises:
-            UserError: what the model returns, and what this task needs.
+            UserError: says what the model returns and what this task needs.
         """
         ...
 
     def loss(
         self, outputs: Outputs, batch: Batch, *, train: bool, auxiliary: Mapping[str, Any] = {}
     ) -> tuple[jax.Array, Sums]:
-        """Computes the scalar that is minimised, and the sums of `metrics` over the batch.
+        """Computes the scalar to minimise, and the sums of `metrics` over the batch.
 
         Args:
-            outputs: of the model, first axis the batch.
+            outputs: of the model; the first axis is the batch.
             batch: prepared, augmented (in training) and normalized.
-            train: whether the loss is differentiated: label smoothing and side heads count only then.
+            train: whether the loss is for training: label smoothing and side heads count only then.
             auxiliary: side heads by name, see `cnn_jax.layers.auxiliary`.
         """
         ...
 
     def collect(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """What evaluation keeps of each example, first axis the batch."""
+        """Returns what evaluation keeps of each example; the first axis is the batch."""
         ...
 
     def combine(self, outputs: Any) -> Outputs:
-        """Joins the outputs of M networks, first axis M, to those of their committee."""
+        """Combines the outputs of M networks, first axis M, into those of their committee."""
         ...
 
     def measures(self, collected: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Task(Protocol):
         ...
 
     def predict(self, outputs: np.ndarray) -> np.ndarray:
-        """Turns raw outputs (N, …) into what a user wants to see, such as probabilities."""
+        """Turns raw outputs (N, …) into predictions for the user, such as probabilities."""
         ...
 
     def rows(self, prediction: np.ndarray, image: np.ndarray, top: int) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ class Task(Protocol):
 
 
 def sums(values_B: jax.Array, batch: Batch) -> jax.Array:
-    """Sums a per-example metric over the rows that count, for `Task.loss`: float32 (sum, count).
+    """Sums a per-example metric over the unmasked rows, for `Task.loss`: float32 (sum, count).
 
     >>> sums(jnp.array([1.0, 2.0, 9.0]), {"mask": jnp.array([True, True, False])})
     Array([3., 2.], dtype=float32)

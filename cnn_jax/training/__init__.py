@@ -1,1 +1,1 @@
-"""What turns a config into a trained run: state, step, loop, evaluation, checkpoints."""
+"""Training: state, step, loop, evaluation and checkpoints."""

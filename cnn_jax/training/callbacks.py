@@ -1,4 +1,4 @@
-"""What can be hung on the training loop, and early stopping, its first user."""
+"""Callbacks of the training loop, and early stopping."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -13,10 +13,9 @@ class Callback(Protocol):
         """Returns True to stop training; the state of this step is saved.
 
         Args:
-            step: number of updates done.
+            step: number of updates so far.
             metrics: of the validation split, such as {"loss": 0.3, "accuracy": 0.9}.
-            state: the `TrainState`; None for the validations of earlier processes, of which a resumed run tells
-                before it goes on.
+            state: the `TrainState`; None when a resumed run replays the validations of earlier processes.
         """
         ...
 
@@ -24,11 +23,11 @@ class Callback(Protocol):
 class EarlyStopping:
     """Stops when a validation metric has not improved for `patience` evaluations in a row.
 
-    A tie is no improvement, and neither is NaN.
+    Neither a tie nor NaN counts as an improvement.
 
     Args:
         metric: name of a validation metric.
-        higher_is_better: its direction.
+        higher_is_better: whether larger values of it are better.
         patience: at least 1.
 
     Raises:
@@ -50,10 +49,12 @@ class EarlyStopping:
         """Returns whether to stop; see `Callback`.
 
         Raises:
-            UserError: no such metric.
+            UserError: validation does not report the metric.
         """
         if self.metric not in metrics:
-            raise UserError(f"early stopping on {self.metric!r}: choose one of {', '.join(sorted(metrics))}")
+            raise UserError(
+                f"validation does not report the metric {self.metric!r}: choose one of {', '.join(sorted(metrics))}"
+            )
         value = metrics[self.metric]
         if value > self._best if self.higher_is_better else value < self._best:
             self._best, self._since = value, 0

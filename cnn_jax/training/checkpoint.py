@@ -1,7 +1,7 @@
-"""Checkpoints: the only module that knows Orbax.
+"""Saves and restores checkpoints; the only module that uses Orbax.
 
-A checkpoint is the train state and nothing else: the position in the data and every random draw follow from the step.
-Saves are atomic (a folder appears under its final name only when it is whole) and run in the background.
+A checkpoint holds only the train state: the position in the data and every random draw follow from the step.
+Saves are atomic (a folder gets its final name only when it is complete) and run in the background.
 """
 
 import json
@@ -21,11 +21,11 @@ from cnn_jax.tasks import Selection
 from cnn_jax.training.parallel import Tree
 from cnn_jax.training.state import TrainState
 
-KEPT = 2  # latest checkpoints; the best one is kept besides
+KEPT = 2  # latest checkpoints; the best one is kept as well
 
 
 def quiet_failures() -> None:
-    """Keeps a failed read or write of Orbax from printing a screen of `Event loop is closed` beside our one line.
+    """Keeps Orbax from printing a screenful of "Event loop is closed" when a read or write fails.
 
     Its storage library calls back into an event loop that the failure has already closed; Python reports each call.
     """
@@ -41,20 +41,20 @@ def quiet_failures() -> None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether `Checkpoints(folder)` would find any; unlike that, leaves the folder alone."""
+    """Whether `folder` holds a checkpoint; unlike `Checkpoints(folder)`, changes nothing in it."""
     return any(path.name.isdigit() for path in folder.glob("*"))
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the two latest and the best by validation.
+    """The checkpoints of one run: the two latest and the best by validation.
 
     Args:
-        folder: is created; checkpoint of step s is `folder/s`.
-        selection: the metric of validation that says which is the best.
+        folder: created if absent; the checkpoint of step s is `folder/s`.
+        selection: the validation metric that decides which is best.
     """
 
     def __init__(self, folder: str | Path, selection: Selection):
-        # Orbax reports every phase of every save, and prints the traceback of what it raises later anyway.
+        # Orbax logs every phase of every save, and the traceback of every error that it raises anyway.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).resolve()  # Orbax refuses relative paths
         self._set_aside_without_metrics()
@@ -65,7 +65,7 @@ class Checkpoints:
             best_fn=self._score,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEPT), best]),
             cleanup_tmp_directories=True,
-            # In the background a folder that cannot be made would be waited for, for 20 minutes.
+            # In the background, Orbax would wait 20 minutes for a folder that cannot be created.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state",))
@@ -77,29 +77,32 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            if exception[0] is None:  # else the reason is on its way already
+            if exception[0] is None:  # otherwise the first error is already propagating
                 raise self._cannot_write(error) from error
 
     def save(self, step: int, state: TrainState, validation: dict[str, float] | None) -> None:
-        """Copies the state to the host and writes it in the background. A step that is already there is left alone.
+        """Copies the state to the host and writes it in the background; does nothing if the step is already saved.
 
         Args:
-            step: number of updates done.
+            step: number of updates so far.
             state: on the devices.
             validation: metrics by which the best is chosen; None after an interruption.
+
+        Raises:
+            UserError: this save or the previous one failed.
         """
         if step in self._manager.all_steps():
             return
         try:
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=validation)
-        except Exception as error:  # of this save or, in the background, of the one before; of many types
+        except Exception as error:  # Orbax raises many types, also for the previous save, which ran in the background
             raise self._cannot_write(error) from error
 
     def check(self) -> None:
-        """Costs next to nothing; does not wait.
+        """Checks for failed saves. Cheap; does not wait for saves in progress.
 
         Raises:
-            UserError: a save in the background has failed.
+            UserError: a background save has failed.
         """
         try:
             self._manager.check_for_errors()
@@ -107,10 +110,10 @@ class Checkpoints:
             raise self._cannot_write(error) from error
 
     def wait(self) -> None:
-        """Returns when every save is on disk.
+        """Waits until every save is on disk.
 
         Raises:
-            UserError: one could not be written.
+            UserError: a save failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -121,39 +124,39 @@ class Checkpoints:
         text = " ".join(str(error).split())
         known = [reason for reason in ("No space left on device", "Permission denied") if reason in text]
         return UserError(
-            f"given run folder {self.folder.parent}; a checkpoint could not be written ({(known or [text])[0][:200]}); "
-            "make room or give another --workdir; the checkpoints before it are whole and the same command goes on"
+            f"cannot write a checkpoint in {self.folder.parent} ({(known or [text])[0][:200]}): make room and repeat "
+            "the command, which resumes from the previous checkpoint, or set another `workdir`"
         )
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, ascending."""
+        """Returns the steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint that is best by validation, None if none was validated."""
+        """Returns the step of the checkpoint that is best by validation; None if none was validated."""
         scored = [s for s in self.steps() if self.metrics(s)]
         return max(scored, key=lambda s: (self._score(self.metrics(s)), s), default=None)
 
     def metrics(self, step: int) -> dict[str, float] | None:
-        """The validation metrics that were saved with a checkpoint, None if there are none."""
+        """Returns the validation metrics saved with a checkpoint; None if there are none."""
         try:
             return self._manager.metrics(step)
         except Exception:  # a checkpoint whose metrics cannot be read is not a candidate
             return None
 
     def restore(self, like: TrainState, sharding: Any, step: int | None = None) -> tuple[int, TrainState] | None:
-        """Reads a checkpoint onto the devices; falls back to an earlier one, and says so, if it cannot be read.
+        """Reads a checkpoint onto the devices; if it cannot be read, warns and falls back to an earlier one.
 
         Args:
-            like: a state (or its shapes) with the structure to be read.
-            sharding: where the arrays go.
-            step: which checkpoint; default: the latest.
+            like: a state (or its shapes) with the structure to read.
+            sharding: of every array.
+            step: the checkpoint to read; default: the latest.
 
         Returns:
             (step, state), or None if there is no checkpoint.
 
         Raises:
-            UserError: there are checkpoints and none can be read.
+            UserError: there are checkpoints but none can be read.
         """
         abstract: Tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         damaged = []
@@ -177,10 +180,10 @@ class Checkpoints:
         return None
 
     def _set_aside_without_metrics(self) -> None:
-        """Finds checkpoints whose metrics are damaged: Orbax reads all metrics first, and fails.
+        """Sets aside checkpoints with damaged metrics: Orbax reads all metrics at the start, and would fail.
 
         Raises:
-            UserError: of all that there are.
+            UserError: all checkpoints are damaged.
         """
         steps = [path for path in self.folder.glob("*") if path.name.isdigit()]
         damaged = [int(path.name) for path in steps if not _are_metrics(path / "metrics" / "metrics")]
@@ -193,8 +196,8 @@ class Checkpoints:
 
     def _none_readable(self, damaged: list[int]) -> UserError:
         return UserError(
-            f"given run folder {self.folder.parent}; expected a readable checkpoint, none of {damaged} is; "
-            "give --fresh to start over or another --workdir"
+            f"none of the checkpoints {damaged} in {self.folder.parent} can be read: set `fresh` to start over, or "
+            "another `workdir`"
         )
 
     def _set_aside(self, damaged: list[int]) -> None:
@@ -202,7 +205,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _rename(self, damaged: list[int]) -> None:
-        """Renames what cannot be read, so that the run can save those steps again and nothing is deleted."""
+        """Renames damaged checkpoints: nothing is deleted, and the run can save those steps again."""
         if jax.process_index() == 0:
             for step in damaged:
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
@@ -211,7 +214,7 @@ class Checkpoints:
 
 
 def _are_metrics(file: Path) -> bool:
-    """Whether a checkpoint's metrics can be read; one that Ctrl-C left has none, which is right."""
+    """Whether a checkpoint's metrics can be read, or are rightly absent, as after Ctrl-C."""
     try:
         return not file.exists() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):

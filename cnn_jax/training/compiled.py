@@ -1,7 +1,7 @@
-"""The one place where programs are compiled, and found again.
+"""Compiles programs and caches them within the process.
 
-A program is kept under its lowered text: a notebook cell that is run again traces its step again and finds the program,
-even if the functions in it are new objects. The cache on disk (XLA's) serves other processes.
+The key is the lowered text: a notebook cell that is run again traces its step again and finds the program, even if its
+functions are new objects. XLA's cache on disk serves other processes.
 """
 
 import hashlib
@@ -19,27 +19,26 @@ from cnn_jax.training.parallel import Parallel, Tree
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import EvalStep, Step
 
-KEPT = 16  # programs, the last ones used
+KEPT = 16  # programs, the most recently used
 _programs: OrderedDict[str, Any] = OrderedDict()
 
 
 class TrainStep:
     """A training step on the devices of a run: `state, sums = train_step(state, items)`.
 
-    `items` are those of one or more consecutive steps. Of more than one, all their steps are a single call; the sums
-    come back stacked. Compiles for each number of items the first time it is seen. The state's memory is reused.
+    `items` belong to one or more consecutive steps. Several steps run as a single call, and their sums come back
+    stacked. Each new number of items is compiled on first use. The state's memory is reused.
 
     Args:
-        step: pure, of one network or of members.
-        pipeline: whose items come, and whose resident arrays are put on the devices now.
+        step: the pure step of one network or of stacked members.
+        pipeline: where the items come from; its resident arrays are put on the devices here.
         parallel: the devices.
-        scan: whether calls of several steps occur. Loop bodies do not use XLA's thread pool on CPU, so there steps are
-            called one by one.
-        say: where "compiling …" goes.
+        scan: whether one call may run several steps. Not on CPU, where loop bodies do not use XLA's thread pool.
+        say: prints the "compiling …" lines.
 
     Attributes:
-        arrays: the pipeline's, on the devices.
-        programs: compiled ones by number of items, each `(state, arrays, placed items) -> (state, sums)`.
+        arrays: the pipeline's resident arrays, on the devices.
+        programs: compiled programs by number of items, each `(state, arrays, placed items) -> (state, sums)`.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class TrainStep:
         return self.programs[len(items)](state, self.arrays, placed)
 
     def prepare(self, state: TrainState, items: Sequence[Item]) -> Any:
-        """Puts items on the devices, and compiles for their number if that is new."""
+        """Puts items on the devices, and compiles if their number is new."""
         placed = self._parallel.place_item(stack(items) if self._scan else items[0], stacked=self._scan)
         if len(items) not in self.programs:
             self.programs[len(items)] = self._compile(state, placed)
@@ -112,7 +111,7 @@ def stack(items: Sequence[Item]) -> Tree:
 
 
 def mean_metrics(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Exact means of many (sum, count) metrics, added in float64 on the host.
+    """Exact means of (sum, count) metrics over many steps, added up in float64 on the host.
 
     >>> mean_metrics([{"loss": np.array([6.0, 4.0])}, {"loss": np.array([2.0, 1.0])}])
     {'loss': 1.6}
@@ -127,7 +126,7 @@ def mean_metrics(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings: bool) -> Any:
-    """Compiles `run`, or finds the program that was compiled for the same text and devices."""
+    """Compiles `run`, or returns the program already compiled from the same text for the same devices."""
     lowered = parallel.lower(run, args, **settings)
     key = hashlib.sha256(f"{parallel.kind} {parallel.devices} {settings} {lowered.as_text()}".encode()).hexdigest()
     if key not in _programs:
@@ -139,6 +138,6 @@ def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings:
 
 
 def _bytes(memory: Any) -> str:
-    # Donated arguments are outputs too and are counted once.
+    # Donated arguments are also outputs: count them once.
     size = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     return f"{max(size - memory.alias_size_in_bytes, 0) / 2**20:,.0f} MiB"

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example once, on any number of devices, and the count is checked."""
+"""Exact evaluation: every example exactly once on any number of devices; the count is checked."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from cnn_jax.training.step import EvalStep
 
 
 class Evaluator:
-    """One split, ready to be evaluated again and again with other variables; its reader is started once.
+    """Evaluates variables on one split; repeated evaluations share one reader.
 
     Args:
-        step: of `make_eval_step`.
+        step: from `make_eval_step`.
         pipeline: of the split; its batch size must be a multiple of the number of devices.
         parallel: the devices.
     """
@@ -27,13 +27,13 @@ class Evaluator:
         self._reader: Items | None = None
 
     def close(self) -> None:
-        """Ends the processes that read for `metrics`."""
+        """Stops the worker processes that read for `metrics`."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
     def _batches(self, variables: Tree, items: Iterator[Item]) -> Iterator[tuple[Any, Any, Item]]:
-        """Yields (sums, collected, item) of each batch; dispatches a batch ahead of the one that is read."""
+        """Yields (sums, collected, item) of each batch, dispatching one batch ahead."""
         ahead = None
         for item in items:
             out = (*self._program(variables, item), item)
@@ -44,7 +44,7 @@ class Evaluator:
             yield ahead
 
     def metrics(self, variables: Tree) -> dict[str, float]:
-        """Means of the task's metrics over the split. Its reader waits for the next time, until `close`."""
+        """Returns the means of the task's metrics over the split. The reader stays ready until `close`."""
         if self._reader is None:
             self._reader = self._pipeline.eval_items(repeat=True)
         items = itertools.islice(self._reader, self._pipeline.eval_steps)
@@ -53,7 +53,7 @@ class Evaluator:
         return mean_metrics(seen)
 
     def predictions(self, variables: Tree) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The same metrics, and what the task collects of each example, on the host, in the order of the split."""
+        """Returns the metrics, and what the task collects of each example: host arrays (N, …) in the split's order."""
         collected, seen = [], []
         for sums, kept, item in self._batches(variables, self._pipeline.eval_items()):
             seen.append(jax.device_get(sums))

@@ -1,4 +1,4 @@
-"""All parts of a run, put together from its config and from what was given as objects; nothing is written here."""
+"""Builds all parts of a run from its config and from objects given by the caller; writes nothing."""
 
 import itertools
 from collections.abc import Mapping
@@ -44,12 +44,12 @@ from cnn_jax.training.transfer import initial_variables, rate_groups
 
 @dataclass(frozen=True)
 class Given:
-    """What a caller gives as objects; what is None is made from the names in the config.
+    """Objects given by the caller; those that are None are made from the names in the config.
 
     Attributes:
         model: a Linen module.
         optimizer: an Optax transformation.
-        sources: "train" and "validation", and perhaps "test".
+        sources: "train", "validation" and optionally "test".
         task: see `cnn_jax.tasks`.
     """
 
@@ -61,11 +61,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All parts of a run. Of one that resumes from a checkpoint, the leaves of `state` are `jax.ShapeDtypeStruct`."""
+    """All parts of a run. If it resumes from a checkpoint, the leaves of `state` are `jax.ShapeDtypeStruct`s."""
 
     config: Config
     parallel: Parallel
-    sources: Mapping[str, Source]  # "train", "validation" and, if there is one, "test"
+    sources: Mapping[str, Source]  # "train", "validation" and optionally "test"
     data: Mapping[str, Pipeline]
     preprocess: Preprocess
     augment: Augment
@@ -79,12 +79,12 @@ class Experiment:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of class k at position k."""
+        """Class names, in the order of the labels."""
         return self.sources["train"].class_names
 
     @property
     def network(self) -> Any:
-        """What is evaluated: the model, or the committee of its members."""
+        """The network to evaluate: the model, or the committee of its members."""
         return self.model if self.config.train.members == 1 else Committee(self.model, self.task.combine)
 
     @property
@@ -105,7 +105,7 @@ class Experiment:
         return train_members(step, skip_diverged=len(self.config.optim.member_learning_rates) > 1)
 
     def evaluator(self, split: str) -> Evaluator:
-        """Evaluates variables on "train", "validation" or "test"."""
+        """Returns the evaluator of "train", "validation" or "test"."""
         normalize, axis_name = self.preprocess.normalize_batch, self.parallel.axis_name
         step = make_eval_step(self.network, self.task, normalize, axis_name=axis_name)
         return Evaluator(step, self.data[split], self.parallel)
@@ -115,13 +115,13 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     """Opens the data and builds model, optimizer and state; writes nothing.
 
     Args:
-        config: of the run.
-        given: objects that take the place of names.
-        resumed: the preprocessing of the same run, when it resumes from a checkpoint: then the state here is shapes
-            only, and weights to start from are not read again.
+        config: the run's config.
+        given: objects that replace names in the config.
+        resumed: the run's preprocessing if it resumes from a checkpoint: then the state holds only shapes, and
+            `init_from` is not read again.
 
     Raises:
-        UserError: whatever is wrong with the config or the objects; before images are read, unless it lies in these.
+        UserError: a mistake in the config or the objects; found before images are read, unless it lies in the images.
     """
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
@@ -146,7 +146,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
             variables=variables,
         )
 
-    # A model that cannot take these images, or a rule that matches no parameter, is found out here.
+    # A model that cannot take these images, or a rule that matches no parameter, fails here.
     state = jax.eval_shape(lambda: stack_members(init, *hyperparameters))
     _check_outputs(model, task, train, state, config.train.members)
     if resumed is not None:
@@ -155,7 +155,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
         variables, published = initial_variables(config, model, train.image_shape)
         preprocess = published or Preprocess.fit(train, config.data.normalize)
         start = partial(stack_members, partial(init, variables=variables))
-        if variables is None:  # else they would be constants of the program
+        if variables is None:  # given variables would become constants of the program
             start = jax.jit(start, compiler_options=COMPILE_QUICKLY)
         state = start(*hyperparameters)
     return Experiment(
@@ -176,7 +176,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
 
 
 def check_names(config: Config, given: Given = Given()) -> None:
-    """Refuses a mistyped name before any data are read, and before anything in a run folder is touched.
+    """Rejects unknown names before any data is read or any run folder is touched.
 
     Raises:
         UserError: an unknown model, schedule, optimizer, augmentation, loss or task.
@@ -203,12 +203,12 @@ def _augment(config: Config, parallel: Parallel, train: Source, task: Task) -> A
     specs, batch = config.data.augment, _batch_shapes(train, config.data.batch_size)
     with naming("`augment`"):
         augment = make_augment(specs)
-        # Values that these images cannot take are found out here.
+        # Arguments that do not suit these images fail here.
         jax.eval_shape(lambda batch: augment(jax.random.key(0), task.prepare(batch)), batch)
     mixing = [spec for spec in specs if parse_spec(spec)[0] in PER_BATCH]
     if mixing and parallel.kind == "pmap" and len(parallel.devices) > 1:
         raise UserError(
-            f"{mixing[0]} mixes images of the whole batch, which `parallel` pmap cuts over {len(parallel.devices)} "
+            f"{mixing[0]} mixes images across the batch, which `parallel` pmap splits over {len(parallel.devices)} "
             "devices: use jit"
         )
     return augment
@@ -228,7 +228,7 @@ def _model(config: Config, given: Given, task: Task, parallel: Parallel) -> nn.M
 
 
 def _check_outputs(model: nn.Module, task: Task, train: Source, state: TrainState, members: int) -> None:
-    """Has the task look at the shapes of what the model returns for two examples."""
+    """Lets the task check the shapes of the model's outputs for two examples."""
     one = (lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)) if members > 1 else lambda leaf: leaf
     variables = jax.tree.map(one, {"params": state.params, "batch_stats": state.batch_stats})
     height, width, channels = train.image_shape
@@ -244,7 +244,7 @@ def _optimizer(
 ) -> Optimizer:
     optim, rates = config.optim, config.optim.member_learning_rates
     if not all(0 < rate < float("inf") for rate in rates):
-        raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: make them finite and above 0")
+        raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: they must be finite and above 0")
     if rates and optim.head_learning_rate is not None:
         raise UserError("`member_learning_rates` and `head_learning_rate` exclude each other: drop one")
     if given.optimizer is not None:
@@ -261,14 +261,14 @@ def _optimizer(
             rate_groups=rate_groups(optim, model, image_shape),
         )
     if rates and optimizer.learning_rate is None:
-        raise UserError(f"{optim.optimizer} has its learning rate inside: drop `member_learning_rates`")
+        raise UserError(f"{optim.optimizer} sets its own learning rate: drop `member_learning_rates`")
     if given.optimizer is not None or ":" in optim.optimizer:
         inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         check_update(
             optimizer,
             jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(inputs.shape), train=False))["params"],
         )
-    also = f"; of the other networks {', '.join(f'{rate:g}' for rate in rates[1:])}" if len(rates) > 1 else ""
+    also = f"; other networks: {', '.join(f'{rate:g}' for rate in rates[1:])}" if len(rates) > 1 else ""
     return replace(optimizer, description=optimizer.description + also)
 
 
@@ -282,9 +282,9 @@ def _open_sources(config: Config) -> dict[str, Source]:
     opened = partial(open_source, data.dataset, data_dir=data.data_dir, **size_and_kind)
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
     if len(names := sources["train"].class_names) < 2:
-        kind = "class folders; add one" if data.dataset.startswith("folder:") else "classes; take another set"
-        raise UserError(f"given {data.dataset}, whose only class is {', '.join(names)!r}; expected at least two {kind}")
-    sizes = {}  # of whole splits, without opening those that have no part, and bad images included
+        advice = "add a class folder" if data.dataset.startswith("folder:") else "choose another `dataset`"
+        raise UserError(f"the only class of {data.dataset} is {', '.join(names)!r}, but training needs two: {advice}")
+    sizes = {}  # of the splits that are used in part, bad images included
     for part in (part for split in splits.values() for part in _parts(split)):
         name = part.partition("[")[0]
         if name not in (part, *sizes):
@@ -292,14 +292,13 @@ def _open_sources(config: Config) -> dict[str, Source]:
     for one, other in itertools.combinations(splits, 2):
         if _overlap(splits[one], splits[other], sizes):
             raise UserError(
-                f"given {splits[one]} as {one} split and {splits[other]} as {other} split, which share images; "
-                f"expected none in common; give another --{one}-split or --{other}-split"
+                f"`{one}_split` {splits[one]} and `{other}_split` {splits[other]} share images: change one of them"
             )
     return sources
 
 
 def _overlap(one: str, other: str, sizes: Mapping[str, int]) -> bool:
-    """Whether two splits, or sums of splits, share images; `all` shares some with every other."""
+    """Whether two splits, or sums of splits, share images; `all` overlaps every split."""
     return any(_parts_overlap(a, b, sizes) for a in _parts(one) for b in _parts(other))
 
 
@@ -321,12 +320,12 @@ def _parts_overlap(one: str, other: str, sizes: Mapping[str, int]) -> bool:
 
 def _pipeline(config: Config, name: str, source: Source, devices: int) -> Pipeline:
     size = config.data.batch_size
-    if name != "train":  # the last batch is padded, so any size that the devices divide is exact
+    if name != "train":  # the last batch is padded, so any multiple of the number of devices is exact
         size = -(-min(config.data.eval_batch_size, len(source)) // devices) * devices
     data = config.data
     return make_pipeline(source, batch_size=size, seed=config.train.seed, mode=data.pipeline, workers=data.workers)
 
 
 def _scans(parallel: Parallel, resident: bool) -> bool:
-    """Whether steps are compiled together: where loops are fast (not on CPU) and items are small (indices)."""
+    """Whether to compile several steps as one call: where loops are fast (not on CPU) and items small (indices)."""
     return parallel.devices[0].platform != "cpu" and resident

@@ -1,9 +1,9 @@
-"""The same pure step on one device or many: as `jit` over a mesh, or as `pmap`.
+"""Runs a pure step on one device or many: by `jit` over a mesh, or by `pmap`.
 
-Under `jit` the batch is one global array cut over the mesh axis "data": BatchNorm statistics, gradients and metrics are
-those of the whole batch without a line of communication written by hand. The mesh has `AxisType.Auto` axes; JAX's
-default is Explicit, under which an ordinary step does not trace. `pmap` is JAX's older form, in maintenance mode, kept
-for those who need it: the step gets `axis_name="data"` and averages over it.
+Under `jit` the batch is one global array, split over the mesh axis "data": BatchNorm statistics, gradients and metrics
+are those of the whole batch without any hand-written communication. The mesh has `AxisType.Auto` axes; under JAX's
+default, Explicit, an ordinary step does not trace. `pmap` is JAX's older form, in maintenance mode, kept for those who
+need it: the step gets `axis_name="data"` and averages over it.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Parallel:
 
     Attributes:
         kind: "jit" or "pmap".
-        devices: those that take part.
+        devices: the devices in use.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Parallel:
 
     @property
     def axis_name(self) -> str | None:
-        """The name a step must average over: only `pmap` has one."""
+        """The mapped axis that a step must average over under `pmap`; None under `jit`."""
         return AXIS if self.kind == "pmap" else None
 
     @cached_property
@@ -44,19 +44,19 @@ class Parallel:
 
     @property
     def replicated(self) -> NamedSharding:
-        """Every device holds the whole array."""
+        """Sharding of an array that every device holds whole."""
         return NamedSharding(self._mesh, PartitionSpec())
 
     def rows(self, stacked: bool = False) -> NamedSharding:
-        """Every device holds its part of the batch, axis 0, or 1 of `stacked` items."""
+        """Sharding of an array whose batch axis, 0 (or 1 of `stacked` items), is split over the devices."""
         return NamedSharding(self._mesh, PartitionSpec(*([None] * int(stacked)), AXIS))
 
     def place(self, tree: Tree) -> Tree:
-        """Puts arrays whole on every device (state, resident images)."""
+        """Copies arrays (state, resident images) to every device."""
         return jax.device_put(tree, self.replicated)
 
     def place_item(self, item: Tree, *, stacked: bool = False) -> Tree:
-        """Makes NumPy arrays what a compiled step takes: the batch axis (1 of `stacked` items, steps first) cut up."""
+        """Splits NumPy arrays over the devices for a compiled step, along axis 0, or 1 of `stacked` items."""
         axis = int(stacked)
         if self.kind == "pmap":
             parts = len(self.devices)
@@ -64,20 +64,20 @@ class Parallel:
                 lambda x: np.moveaxis(x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :]), axis, 0), item
             )
         if jax.process_count() == 1:
-            return item  # the compiled step cuts it itself, faster than a call of ours
-        # Every process knows the whole item; each puts the rows of its own devices.
+            return item  # the compiled step splits it, faster than a separate call would
+        # Every process has the whole item; each places the rows of its own devices.
         rows = self.rows(stacked)
         return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, x.__getitem__), item)
 
     def lower(self, run: Callable[..., Any], args: Any, *, stacked: bool, rows_out: bool, donate: bool) -> Any:
-        """Lowers `run(a, b, item) -> (one, two)` for these devices: its first two arguments are whole on every device.
+        """Lowers `run(a, b, item) -> (one, two)` for these devices, with `a`, `b` and `one` replicated.
 
         Args:
-            run: `one` is whole on every device, `two` too unless `rows_out`.
-            args: arrays or their shapes; the batch axis of `item` is cut over the devices.
-            stacked: whether the items of several steps lie along the first axis of `item`.
-            rows_out: whether the leaves of `two` have the batch axis first.
-            donate: whether the memory of `a` is reused.
+            run: the function; `two` is replicated too, unless `rows_out`.
+            args: arrays or their shapes; `item` is split along its batch axis.
+            stacked: whether the first axis of `item` stacks several steps.
+            rows_out: whether the first axis of the leaves of `two` is the batch, split over the devices.
+            donate: whether to reuse the memory of `a`.
         """
         donated = (0,) if donate else ()
         if self.kind == "pmap":
@@ -96,7 +96,7 @@ class Parallel:
         return jitted.lower(*args)
 
     def fetch_rows(self, array: jax.Array) -> np.ndarray:
-        """Fetches a per-example output of a program as one host array, whatever way it was cut."""
+        """Fetches a per-example output as one host array (N, …), however it was split."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -111,26 +111,23 @@ def make_parallel(kind: str, devices: int | None, batch_size: int, accumulate: i
     Args:
         kind: "jit" or "pmap".
         devices: how many.
-        batch_size: images a step, all devices together; the devices must divide each of its parts.
-        accumulate: parts into which it is cut.
+        batch_size: images per step over all devices.
+        accumulate: parts into which the batch is split; each must divide evenly over the devices.
 
     Raises:
-        UserError: more devices asked for than there are, or a batch that they do not divide.
+        UserError: there are fewer devices, or the batch does not divide evenly over them.
     """
     found = jax.devices()
     if devices is not None and devices > len(found):
-        raise UserError(
-            f"given --devices {devices}; expected at most {len(found)}, the number of devices "
-            "found; lower it, or leave it out to use them all"
-        )
+        raise UserError(f"`devices` is {devices}, but JAX found {len(found)}: lower it, or leave it out to use all")
     chosen = tuple(found[:devices])
     unit = len(chosen) * accumulate
     if batch_size % unit:
         low = batch_size - batch_size % unit
         near = " or ".join(str(size) for size in (low, low + unit) if size)
-        parts = f" and --accumulate {accumulate}" if accumulate > 1 else ""
+        parts = f" and `accumulate` is {accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"given --batch-size {batch_size}{parts} on {len(chosen)} devices; expected a multiple of {unit}, "
-            f"such as {near}; or give --devices N"
+            f"`batch_size` is {batch_size}{parts}: on {len(chosen)} devices it must be a multiple of {unit}, such as "
+            f"{near}; or set `devices`"
         )
     return Parallel(kind, chosen)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, one line an epoch otherwise."""
+"""Shows training progress on stdout: a bar on a terminal, and one line per validation."""
 
 import sys
 import time
@@ -14,13 +14,13 @@ class Display:
     """Shows progress on stdout.
 
     Args:
-        metrics: names of those that are printed.
+        metrics: names of the metrics to print.
         total_steps: of the whole run.
         first_step: where this process starts.
-        steps_per_epoch: to say the epoch.
-        batch_size: images a step.
-        flops: of a step, forward and backward together; gives MFU where the chip's peak is known.
-        devices: that share a step.
+        steps_per_epoch: converts steps to epochs.
+        batch_size: images per step.
+        flops: FLOP per step, forward and backward; gives the MFU where the chip's peak is known.
+        devices: number of devices that share a step.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Display:
             self._bar.update(self._task, completed=step, description=description, say=say)
 
     def validation(self, step: int, train: dict[str, float], validation: dict[str, float], seconds: float) -> None:
-        """Prints the line of an epoch."""
+        """Prints the line of a validation."""
         left = (self._total - step) * (time.perf_counter() - self._since) / max(step - self._from, 1)
         parts = [f"epoch {step / self._per_epoch:6.2f}", f"step {step:6d}"]
         if train:
@@ -76,7 +76,7 @@ class Display:
         self.say("  ".join([*parts, f"{seconds:.0f} s", f"left {left:.0f} s"]))
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line, above the bar if there is one."""
         if self._bar:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
         else:
@@ -84,7 +84,7 @@ class Display:
 
 
 def in_words(name: str, value: float) -> str:
-    """A metric as it is printed.
+    """Formats a metric for printing.
 
     >>> in_words("accuracy", 0.5), in_words("loss", 0.5)
     ('accuracy 50.00%', 'loss 0.5000')

@@ -1,4 +1,4 @@
-"""Metrics to where they are read: metrics.jsonl, TensorBoard and the screen."""
+"""Records metrics: to metrics.jsonl, to loggers such as TensorBoard, and to the screen."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from cnn_jax.training.runtime import COMPILE_QUICKLY
 
 @dataclass
 class _Sums:
-    """(sum, count) of each metric over some steps, from `since` on, in seconds of training."""
+    """(sum, count) of each metric over some steps; `since` is their start in seconds of training."""
 
     since: float = 0.0
     steps: int = 0
@@ -37,16 +37,16 @@ class Recorder:
     """Adds up the metrics of steps and writes a row every `plan.log_every` steps.
 
     Args:
-        run: run folder; None: nothing is written (processes other than the first).
-        plan: cadence.
-        schedule: step → learning rate, if it is known.
-        batch_size: images a step.
+        run: the run folder; None to write nothing (in processes other than the first).
+        plan: how often to log.
+        schedule: step → learning rate, if known.
+        batch_size: images per step.
         display: the screen.
-        first_step: rows of later steps, left by an interrupted run, are not continued.
+        first_step: number of updates so far; rows of later steps, left by an interrupted run, are ignored.
         loggers: where else rows go; closed with the recorder.
 
     Attributes:
-        history: the validation rows of earlier processes of this run, in order.
+        history: validation rows of earlier processes of this run, in order.
     """
 
     def __init__(
@@ -60,39 +60,39 @@ class Recorder:
         loggers: Sequence[Logger] = (),
     ):
         self._plan, self._display = plan, display
-        # All at once: asking the device for one later would wait until it has done what is queued.
+        # All at once: asking the device for one later would wait for everything queued on it.
         self._rates = None if schedule is None else _rates(schedule, plan.total_steps)
         self._batch_size = batch_size
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
         self.history = [row for row in before if row["kind"] == "validation"]
         self._loggers = loggers
         self._file = open_metrics(run) if run else None
-        self._seconds = max((row["seconds"] for row in before), default=0.0)  # of earlier processes of this run
+        self._seconds = max((row["seconds"] for row in before), default=0.0)  # spent in earlier processes of this run
         self._train_seconds, self._running_since = 0.0, None
         self._row = _Sums()  # since the last row
         self._epoch = _Sums()  # since the last validation, for the line on the screen
         self._start = time.perf_counter()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the metrics file and the loggers."""
         for open_one in (*self._loggers, self._file):
             if open_one:
                 open_one.close()
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the run so far, validations included, over all its processes."""
+        """Wall-clock seconds of the run so far over all its processes, validations included."""
         return self._seconds + time.perf_counter() - self._start
 
     def training_clock(self, running: bool) -> None:
-        """Starts or stops the clock by which images/s is measured: validation and saving do not count."""
+        """Starts or stops the clock of images/s, which leaves out validation and saving."""
         now = time.perf_counter()
         if self._running_since is not None:
             self._train_seconds += now - self._running_since
         self._running_since = now if running else None
 
     def train(self, step: int, metrics: dict[str, Any]) -> None:
-        """Adds the metrics, each (steps, 2) for the (sum, count) of each step, of the steps that end at `step`."""
+        """Adds the metrics of the steps that end at `step`: each (steps, 2), the (sum, count) of every step."""
         count, done = len(metrics["loss"]), 0
         while done < count:
             at = step - count + done
@@ -105,7 +105,7 @@ class Recorder:
                 self.flush(at + here)
 
     def flush(self, step: int) -> None:
-        """Writes a row of what has been added since the last one."""
+        """Writes a row with the means since the last one."""
         if not self._row.steps:
             return
         self.training_clock(self._running_since is not None)
@@ -122,7 +122,7 @@ class Recorder:
         return means | {"images_per_second": sums.steps * self._batch_size / seconds}
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes a validation row and says a line."""
+        """Writes a validation row and prints a line."""
         self._write("validation", step, metrics)
         for logger in self._loggers:
             logger.flush()

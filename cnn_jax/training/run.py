@@ -36,16 +36,16 @@ from cnn_jax.weights.trained import read_preprocess
 def train(
     config: Config, given: Given = Given(), callbacks: Sequence[Callback] = (), command: str | None = None
 ) -> dict[str, Any]:
-    """Trains, or resumes, the run in `config.train.workdir`; returns the summary that is written there.
+    """Trains or resumes the run in `config.train.workdir`; returns the summary written there.
 
     Args:
-        config: of the run.
-        given: objects that take the place of names in the config.
+        config: the run's config.
+        given: objects that replace names in the config.
         callbacks: called after each validation; True asks to stop.
-        command: what the record says the run was started by; default: the command line.
+        command: how the run was started, for the record; default: the command line.
 
     Raises:
-        UserError: a mistake in the config, or a folder that holds another run.
+        UserError: a mistake in the config, or the folder holds another run.
         TrainingStopped: Ctrl-C, or a loss that is not finite.
     """
     runtime.prepare(config.train)
@@ -55,7 +55,7 @@ def train(
     if run.exists() and not run.is_dir():
         raise UserError(f"`workdir` {run} is a file: name a folder")
     if jax.process_index() == 0:
-        files.bring_back(run)  # what a start that was killed had set aside
+        files.bring_back(run)  # undo what a killed start had set aside
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; set `fresh` to start over, or another `workdir`")
         return files.read_json(run, files.SUMMARY)
@@ -72,7 +72,7 @@ def train(
         return _start(experiment, run, callbacks, command or runtime.command_line())
     except BaseException as error:
         if jax.process_index() == 0:
-            files.bring_back(run)  # if it ended before it has compiled
+            files.bring_back(run)  # if it failed before it had compiled
             if new and run.is_dir() and not any(run.iterdir()):
                 run.rmdir()
         if isinstance(error, TrainingStopped):
@@ -85,7 +85,7 @@ def _start(experiment: Experiment, run: Path, callbacks: Sequence[Callback], com
     first = jax.process_index() == 0
     if first:
         _open_folder(run, experiment, facts)
-    if jax.process_count() > 1:  # nobody looks for checkpoints before --fresh has removed them
+    if jax.process_count() > 1:  # no process may look for checkpoints before `fresh` has removed them
         multihost_utils.sync_global_devices("run folder")
     _banner(experiment, facts, run)
     with Checkpoints(run / files.CHECKPOINTS, experiment.task.selection) as checkpoints:
@@ -95,7 +95,7 @@ def _start(experiment: Experiment, run: Path, callbacks: Sequence[Callback], com
 
 
 def _is_finished(run: Path, config: Config) -> bool:
-    """Whether the folder holds this very run, finished.
+    """Whether the folder holds this run, finished.
 
     Raises:
         UserError: it holds another run that has trained, or one whose config cannot be read.
@@ -117,23 +117,26 @@ def _is_finished(run: Path, config: Config) -> bool:
             f"{run} holds a run with another config ({'; '.join(differences)}): set another `workdir`, the same "
             "values, or `fresh` to start over"
         )
-    return (run / files.SUMMARY).exists() and (run / files.WEIGHTS).exists()  # lost weights are written again
+    return (run / files.SUMMARY).exists() and (run / files.WEIGHTS).exists()  # missing weights are written again
 
 
 def _has_trained(run: Path) -> bool:
-    """Whether the folder holds more than the start of a run: something that a new one would lose."""
+    """Whether the folder holds training results, which a new run would lose."""
     return has_checkpoint(run / files.CHECKPOINTS) or any((run / n).exists() for n in (files.WEIGHTS, files.SUMMARY))
 
 
 def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
-    """Writes what describes the run. `--fresh`, and a start without a checkpoint, set its files aside and no others."""
+    """Writes the files that describe the run.
+
+    With `fresh`, or without a checkpoint to resume from, sets the old run's files aside first, and no others.
+    """
     fresh = experiment.config.train.fresh or not any((run / name).exists() for name in files.ALL)
     if not fresh and not has_checkpoint(run / files.CHECKPOINTS) and (run / files.METRICS).exists():
         print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
         fresh = True
     if fresh:
         files.set_aside(run)
-    # Whoever repeats the config wants to keep the run.
+    # Repeating a saved config must not delete its run.
     files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
     files.write_text(run / files.CLASSES, "\n".join(experiment.class_names) + "\n")
     files.write_text(run / files.PREPROCESS, experiment.preprocess.to_json())
@@ -167,7 +170,7 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
 def _train(
     experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: StopRequest, callbacks: Sequence[Callback]
 ) -> tuple[int, float]:
-    """Runs the loop; returns the last step and the seconds that the run took."""
+    """Runs the loop; returns the last step and the duration of the run in seconds."""
     config, parallel, plan = experiment.config, experiment.parallel, experiment.plan
     restored = checkpoints.restore(experiment.state, parallel.replicated)
     first_step, state = restored or (0, parallel.place(experiment.state))
@@ -186,17 +189,17 @@ def _train(
     pipeline, evaluator = experiment.data["train"], experiment.evaluator("validation")
     train_step = TrainStep(experiment.train_step, pipeline, parallel, scan=plan.scan_steps > 1, say=display.say)
     folder = run if jax.process_index() == 0 else None
-    # Closed here: at the exit of Python, memory that the processes which read share with us would be left behind.
+    # Close here: at Python's exit, memory shared with the reader processes would be left behind.
     with closing(pipeline.train_items(first_step)) as items, closing(evaluator):
         ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
         for count in plan.chunk_sizes(first_step):  # before any clock runs
             train_step.prepare(state, ahead[:count])
         if stop.requested and first_step == 0:
             raise TrainingStopped(
-                "stopped before the first step; nothing was trained, what was there is kept", STOP_CODE
+                "stopped before the first step: nothing was trained, and any earlier run is kept", STOP_CODE
             )
         if folder:
-            files.forget(run)  # the new run can be started: what it replaces goes
+            files.forget(run)  # the new run has compiled: delete the one that it replaces
         feed = itertools.chain(ahead, items)
         del ahead
         loggers = make_loggers(config.train.logger, folder, first_step, config.flat()) if folder else []
@@ -208,7 +211,7 @@ def _train(
             callbacks = [*_early_stopping(experiment), *callbacks]
             for row in recorder.history:
                 if any([callback.on_evaluation(row["step"], row, None) for callback in callbacks]):
-                    return first_step, recorder.seconds  # it had stopped, and was killed before it had finished
+                    return first_step, recorder.seconds  # it had stopped early, but was killed before it finished
             last_step, _ = run_loop(
                 state,
                 first_step,
@@ -231,12 +234,10 @@ def _early_stopping(experiment: Experiment) -> list[Callback]:
 
 
 def _warn_of_lost(run: Path, step: int) -> None:
-    """Warns if the run has been further than the checkpoint that was found."""
+    """Warns if the run had got further than the restored checkpoint."""
     last = max((row["step"] for row in files.read_metrics(run) if row["kind"] == "validation"), default=0)
     if last > step:
-        print(
-            f"warning: no checkpoint of step {last}, which was validated; falling back to step {step}", file=sys.stderr
-        )
+        print(f"warning: the checkpoint of step {last} is missing; falling back to step {step}", file=sys.stderr)
 
 
 def _finish(
@@ -247,7 +248,7 @@ def _finish(
     last_step: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Chooses the weights by validation, reads the test set once, writes weights, summary and report."""
+    """Chooses the weights by validation, evaluates the test set once, and writes weights, summary and report."""
     config, plan, task = experiment.config, experiment.plan, experiment.task
     best = checkpoints.best_step() if config.train.select == "best" else last_step
     restored = checkpoints.restore(experiment.state, experiment.parallel.replicated, step=best)
@@ -317,18 +318,18 @@ def _write(
         filters=_filters(experiment, variables["params"]),
         classes=experiment.class_names,
     )
-    # Last of all: a folder with a summary is a finished run.
+    # Last: a folder with a summary counts as a finished run.
     files.write_text(run / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 def _filters(experiment: Experiment, params: Any) -> Filters | None:
-    """Those of the first network of the run."""
+    """First-layer filters of the run's first network."""
     first = member(params, 0) if experiment.config.train.members > 1 else params
     return first_layer(first, experiment.preprocess.image_shape)
 
 
 class _Images(Sequence[np.ndarray]):
-    """The images of a source as a sequence, read when they are asked for."""
+    """The images of a source as a sequence; each is read when it is accessed."""
 
     def __init__(self, source: Source):
         self._source = source

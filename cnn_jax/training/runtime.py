@@ -1,4 +1,4 @@
-"""The machine: platform checks, XLA's settings, and what is said about them before the first step."""
+"""The machine: platform checks, XLA's settings, and the facts recorded about it."""
 
 import ctypes
 import importlib.metadata
@@ -18,15 +18,15 @@ from cnn_jax.errors import UserError
 from cnn_jax.ops.conv import form_of_convolutions
 from cnn_jax.storage.cache import cache_folder
 
-# For programs that run once, in milliseconds: optimizing one that draws random numbers takes seconds.
+# For programs that run once, for milliseconds: optimizing one that draws random numbers takes seconds.
 COMPILE_QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def prepare(config: TrainConfig) -> None:
-    """Applies the settings that must precede the first use of a device.
+    """Applies settings that must precede the first use of a device.
 
     Raises:
-        UserError: `--require` names a platform that JAX did not find.
+        UserError: JAX did not find the platform of `require`, or the cluster of `distributed`.
     """
     if config.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
@@ -36,58 +36,58 @@ def prepare(config: TrainConfig) -> None:
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"given --distributed; JAX found no cluster here ({reason}); expected Slurm, Open MPI, "
-                "GKE or a TPU pod; start the command there, on every host, or drop --distributed"
+                f"`distributed` is set, but JAX found no cluster ({reason}): start the command on every host of Slurm, "
+                "Open MPI, GKE or a TPU pod, or drop `distributed`"
             ) from error
         if config.parallel == "pmap" and jax.process_count() > 1:
-            raise UserError("given --parallel pmap on many hosts; expected jit there; drop --parallel")
+            raise UserError("`parallel` pmap works on a single host: use jit")
     keep_memory()
     _keep_programs(cache_folder() / "xla")
     try:
         found = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names one that is not there
         reason = " ".join(str(error).split())[:160] or "found no such platform"
-        raise UserError(f"given JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; {reason}; unset it") from error
+        raise UserError(f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')} ({reason}): unset it") from error
     if config.require is not None and config.require != found:
         raise UserError(
-            f"given --require {config.require}; found {found} ({jax.device_count()} devices); install the accelerator "
-            "build (pip install -e '.[cuda13]', '.[cuda12]' or '.[tpu]') or drop --require"
+            f"`require` is {config.require}, but JAX found {found} ({jax.device_count()} devices): install the "
+            "accelerator build (pip install -e '.[cuda13]', '.[cuda12]' or '.[tpu]') or drop `require`"
         )
 
 
 def keep_memory() -> bool:
-    """Lets glibc keep the memory that is freed, for the next allocation; to be called before JAX finds its devices.
+    """Makes glibc keep freed memory for the next allocation; call it before JAX finds its devices.
 
-    On CPU, each call of a compiled program allocates all its intermediate values anew. By default glibc hands blocks of
-    that size back to the system, which then delivers zeroed pages one by one, at each step: a fifth of the time of a
-    step of ResNet-20. The process stays as large as it has ever been.
+    On CPU, each call of a compiled program allocates all its intermediate values anew. By default glibc returns blocks
+    of that size to the system, which must then supply zeroed pages one by one at every step: a fifth of the step time
+    of ResNet-20. In exchange, the process never shrinks.
 
     Returns:
-        Whether the C library can do so.
+        Whether the C library supports this.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc
+    except (AttributeError, OSError, TypeError):  # not glibc
         return False
-    arena_max, mmap_max, trim_threshold = -8, -4, -1  # names of malloc.h, less their M_
-    # One arena, because in any other one large blocks are always the system's; never mmap; -1: never give back.
+    arena_max, mmap_max, trim_threshold = -8, -4, -1  # M_ARENA_MAX, … of malloc.h
+    # One arena, because any other takes large blocks from the system each time; never mmap; never trim (-1).
     return all(mallopt(option, value) for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)))
 
 
 def _keep_programs(folder: Path) -> None:
-    """Lets XLA keep compiled programs in `folder`; where that cannot be written, it does without."""
+    """Lets XLA cache compiled programs in `folder`, if it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # All of them: initialisation is made of many small ones.
+        # Even those that compile fast: initialisation consists of many small programs.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def environment(command: str) -> dict[str, Any]:
-    """Facts that say on what a run was made; written to environment.json."""
+    """Describes the software and hardware of a run, for environment.json."""
     kinds = sorted({d.device_kind for d in jax.devices()})
     return {
         "command": command,
@@ -104,7 +104,7 @@ def environment(command: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Model and number of cores, for a CPU: JAX's device kind is only "cpu"."""
+    """Model and number of cores of a CPU, for which JAX reports only "cpu"; "" on other platforms."""
     if jax.default_backend() != "cpu":
         return ""
     try:
@@ -117,7 +117,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Short hash of the checkout this package runs from, with + if it holds changes; None outside git."""
+    """Short hash of the checkout that this package runs from, with + if it has changes; None outside git."""
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -127,13 +127,13 @@ def _commit() -> str | None:
 
 
 def command_line() -> str:
-    """The command as a user would type it again."""
+    """Returns the command line in a form that can be typed again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     start = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
     return f"{start} {shlex.join(sys.argv[1:])}".strip()
 
 
-# Dense bf16 peak of one chip in FLOP/s, from the makers' data sheets; used for MFU (model FLOPs utilisation).
+# Dense bf16 peak of one chip in FLOP/s, from the vendors' data sheets; for MFU (model FLOPs utilisation).
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -149,7 +149,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(devices: int) -> float | None:
-    """Peak of so many devices together, None where the chip is unknown (as every CPU is)."""
+    """Returns the combined peak of `devices` devices in FLOP/s; None for unknown chips, and CPUs."""
     kind = jax.devices()[0].device_kind
     for name, peak in PEAK_FLOPS.items():
         if re.search(rf"\b{name}\b", kind):

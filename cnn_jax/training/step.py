@@ -1,4 +1,4 @@
-"""One training step and one evaluation step as pure functions; nothing here knows of files, epochs or devices."""
+"""The training step and the evaluation step: pure functions, independent of files, epochs and devices."""
 
 import dataclasses
 import functools
@@ -38,17 +38,17 @@ def make_train_step(
     Args:
         model: a Linen module, called with the task's inputs and `train`.
         task: prepares a batch and computes the loss.
-        optimizer: of `make_optimizer`; it gets the state's learning rate. While one of its `frozen` rules holds the
+        optimizer: from `make_optimizer`; it gets the state's learning rate. While one of its `frozen` rules holds the
             parameters of a BatchNorm layer, the layer uses its running statistics.
-        augment: of `make_augment`. All draws of step s derive from (the state's seed, stream name, s).
-        normalize: images in [0, 1] to what the model sees.
-        accumulate: parts into which the batch is cut; their gradients are averaged.
+        augment: from `make_augment`. All draws of step s derive from (the state's seed, stream name, s).
+        normalize: maps images in [0, 1] to the model's input.
+        accumulate: parts into which the batch is split; their gradients are averaged.
         ema_decay: decay of the moving average in `state.ema`; after t updates it is at most (1 + t)/(10 + t).
-        axis_name: the mapped axis when the step runs under `pmap`; None under plain `jit`, where the batch is global.
+        axis_name: the mapped axis if the step runs under `pmap`; None under plain `jit`, where the batch is global.
 
     Returns:
-        The step. Its sums are those of the parameters *before* the update, over the whole (global) batch: the task's
-        metrics and "gradient_norm", each an array (sum, count).
+        The step. Its sums are computed with the parameters *before* the update, over the whole (global) batch: the
+        task's metrics and "gradient_norm", each an array (sum, count).
     """
     loss_of = functools.partial(_batch_loss, model, task, normalize, optimizer.frozen)
 
@@ -104,7 +104,7 @@ def _batch_loss(
 def _gradients(
     loss_of: Callable[..., Any], accumulate: int, state: TrainState, batch: Batch, dropout_key: jax.Array
 ) -> tuple[Tree, Tree, Sums]:
-    """Gradients of the mean of `loss_of` over the parts of a batch, then the batch_stats and sums of all."""
+    """Gradients of the mean of `loss_of` over the parts of a batch, then the new batch_stats and the sums."""
     one = jax.value_and_grad(loss_of, has_aux=True)
     if accumulate == 1:
         (_, aux), grads = one(state.params, state.batch_stats, state.step, batch, dropout_key)
@@ -119,7 +119,7 @@ def _gradients(
         more_grads, batch_stats, more_sums = part(batch_stats, *rows)
         return (jax.tree.map(jnp.add, grads, more_grads), batch_stats, jax.tree.map(jnp.add, sums, more_sums)), None
 
-    # Part j takes the rows j, j + n, …: a batch that is spread over devices stays where it is.
+    # Part j takes rows j, j + n, …, so that a batch spread over devices stays in place.
     cut = lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)  # noqa: E731
     rows = (jax.tree.map(cut, dict(batch)), jax.random.split(dropout_key, accumulate))
     _, _, sums = jax.eval_shape(part, state.batch_stats, *jax.tree.map(lambda x: x[0], rows))
@@ -133,14 +133,14 @@ def _gradients(
 
 
 def _moving_average(old: Tree, new: Tree, decay: float, updates: jax.Array) -> Tree:
-    """The average after one more of `updates`; a young one forgets its start faster."""
+    """The moving average after one more update; after few `updates`, it forgets its start faster."""
     done = updates.astype(jnp.float32)
     keep = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
     return jax.tree.map(lambda before, now: keep * before + (1.0 - keep) * now, old, new)
 
 
 def make_eval_step(model: Network, task: Task, normalize: Normalize, *, axis_name: str | None = None) -> EvalStep:
-    """Builds `step(variables, batch) -> (sums, collected)`; rows where `batch["mask"]` is False count in no sum."""
+    """Builds `step(variables, batch) -> (sums, collected)`; the sums leave out rows where `batch["mask"]` is False."""
 
     def step(variables: Tree, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
         batch = normalize(task.prepare(batch))

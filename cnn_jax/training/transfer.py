@@ -1,4 +1,4 @@
-"""Transfer learning: weights to start from, rates and freezing by layer."""
+"""Transfer learning: pretrained weights, and learning rates per layer."""
 
 import re
 from typing import Any
@@ -22,22 +22,22 @@ HEAD = "output"  # the classifier's name in every model
 def initial_variables(
     config: Config, model: nn.Module, image_shape: tuple[int, int, int]
 ) -> tuple[dict[str, Any] | None, Preprocess | None]:
-    """The variables of `--init-from` for this model, and the preprocessing that they were trained with, if known.
+    """Loads the variables of `init_from` for this model, and the preprocessing they were trained with, if known.
 
-    Without the flag both are None. Members are refused: all would start from the same weights and see the same batches,
-    and so without dropout or augmentation stay one network; their new classifiers would be the same, too.
+    Without `init_from` both are None. Several members are rejected: all would start from the same weights and new
+    classifier and see the same batches, so without dropout or augmentation they would stay identical.
 
     Raises:
-        UserError: they cannot be had, are of another model, image size or number of channels, or there is more than one
-            member to start.
+        UserError: the weights cannot be loaded, or belong to another model, image size or number of channels, or there
+            are several members.
     """
     source = config.model.init_from
     if source is None:
         return None, None
     if config.train.members > 1:
         raise UserError(
-            f"given --init-from with --members {config.train.members}, which would all start from the same weights; "
-            "expected one of the two; train a run for each --seed and join them by python -m cnn_jax committee RUN …"
+            f"with `init_from`, the {config.train.members} `members` would all start from the same weights: train one "
+            "run per `seed` and join them with python -m cnn_jax committee RUN …"
         )
     _, variables, preprocess = load_pretrained(
         source, model=model, num_classes=model.num_classes, classifier=config.model.init_head, seed=config.train.seed
@@ -49,7 +49,7 @@ def initial_variables(
     check_same_structure(variables, expected, given=source, wanted=f"weights of {config.model.model} for {size} images")
     if preprocess is None:
         return variables, None
-    # Mean and deviation only: a published resize and crop are for photographs, not for the images of this data set.
+    # Keep only mean and deviation: a published resize and crop suit photographs, not the images of this data set.
     return variables, Preprocess(image_shape, preprocess.mean, preprocess.std)
 
 
@@ -62,32 +62,32 @@ def _shapes(tree: Any) -> Any:
 
 
 def _check_channels(source: str, variables: Any, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Refuses weights that would fit if the images were colour instead of grey, or the reverse."""
+    """Rejects weights that would fit if the images were colour instead of grey, or vice versa."""
     height, width, channels = image_shape
     other = 4 - channels
     if channels in KINDS and _shapes(variables) == _shapes(_expected(model, (height, width, other))):
         raise UserError(
-            f"given --init-from {source}, weights for {KINDS[other]} images, and {KINDS[channels]} images; expected "
-            f"images of the same kind; give --channels {other}"
+            f"`init_from` {source} has weights for {KINDS[other]} images, but the images are {KINDS[channels]}: set "
+            f"`channels` to {other}"
         )
 
 
 def rate_groups(optim: OptimConfig, model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
-    """regex=multiplier pairs of `--head-learning-rate`, `--rate-groups` and `--layer-decay`, the first to match counts.
+    """Returns regex=multiplier pairs for `head_learning_rate`, `rate_groups` and `layer_decay`; the first match counts.
 
-    A layer is what the model calls at its top level, such as conv1 or stage1_block1. With layer decay d, the last of n
-    layers has the whole rate and the first d^(n-1) of it (Howard & Ruder 2018, §3.2, with one factor for all).
+    A layer is a top-level submodule of the model, such as conv1 or stage1_block1. With layer decay d, the last of n
+    layers has the full rate and the first d^(n-1) of it (Howard & Ruder 2018, §3.2, with one factor for all).
 
     Raises:
-        UserError: a rate for the head of an optimizer without a usual one.
+        UserError: `head_learning_rate` is set, and the other layers have no rate.
     """
     groups = []
     if optim.head_learning_rate is not None:
         peak = optim.learning_rate or get_optimizer_spec(optim.optimizer).learning_rate
         if peak is None:
             raise UserError(
-                f"given --head-learning-rate with {optim.optimizer}, which has no usual rate; expected one for the "
-                "other layers; give --learning-rate"
+                f"{optim.optimizer} has no usual learning rate for the layers beside `head_learning_rate`: set "
+                "`learning_rate`"
             )
         groups.append(f"^{HEAD}/={optim.head_learning_rate / peak}")
     groups += optim.rate_groups

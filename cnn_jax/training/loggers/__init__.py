@@ -1,11 +1,11 @@
-"""Loggers: where a run's metrics go besides metrics.jsonl. Importing this imports none of their libraries.
+"""Loggers: where metrics go besides metrics.jsonl. Importing this module imports none of their libraries.
 
-    tensorboard   tensorboard/, one event file a process
-    csv           metrics.csv, a row a step and a column a metric
-    mlflow        an MLflow run; by default in mlflow/, else at MLFLOW_TRACKING_URI
-    wandb         a Weights & Biases run, with its local files in wandb/
+    tensorboard   tensorboard/, one event file per process
+    csv           metrics.csv, one row per step and one column per metric
+    mlflow        an MLflow run, in mlflow/ unless MLFLOW_TRACKING_URI is set
+    wandb         a Weights & Biases run, with local files in wandb/
 
-A new one: a class with `log`, `flush` and `close`, a line in `LOGGERS`, and the names of its files in
+To add one, write a class with `log`, `flush` and `close`, add it to `LOGGERS`, and list its files in
 `cnn_jax.storage.run_folder.LOGGED`.
 """
 
@@ -24,15 +24,15 @@ class Logger(Protocol):
     """Receives metrics as they are measured."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Adds values of `step` by tag, such as "train/loss" or "validation/accuracy"; steps never go back."""
+        """Logs values of `step` by tag, such as "train/loss" or "validation/accuracy"; steps never decrease."""
         ...
 
     def flush(self) -> None:
-        """Makes what was logged visible to those who watch."""
+        """Makes the logged values visible to readers."""
         ...
 
     def close(self) -> None:
-        """Flushes and ends."""
+        """Flushes and closes."""
         ...
 
 
@@ -60,22 +60,22 @@ def _wandb(run: Path, first_step: int, config: Mapping[str, Any]) -> Logger:
     return WandbLogger(run, run / WANDB_ID, first_step, config)
 
 
-# (run folder, number of updates done, config as a flat dict) → logger. Opened in this order: those that leave
-# something outside the run folder last.
+# (run folder, number of updates so far, config as a flat dict) → logger. Opened in this order: those that write outside
+# the run folder come last.
 LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = {
     "tensorboard": _tensorboard,
     "csv": _csv,
     "mlflow": _mlflow,
     "wandb": _wandb,
 }
-EXTRAS = {"mlflow": "mlflow", "wandb": "wandb"}  # logger → its library, installed by the extra of the logger's name
+EXTRAS = {"mlflow": "mlflow", "wandb": "wandb"}  # logger → library; the extra to install has the logger's name
 
 
 def check_loggers(names: Sequence[str]) -> None:
     """Checks that the loggers are known and their libraries installed, without importing them.
 
     Raises:
-        UserError: one is not.
+        UserError: one is unknown, or its library is missing.
 
     >>> check_loggers(["cvs"])
     Traceback (most recent call last):
@@ -92,16 +92,16 @@ def check_loggers(names: Sequence[str]) -> None:
 def make_loggers(names: Sequence[str], run: Path, first_step: int, config: Mapping[str, Any]) -> list[Logger]:
     """Opens loggers, each once, in the order of `LOGGERS`.
 
-    If one cannot be opened, the others are closed and their new files removed.
+    If one cannot be opened, closes the others and removes their new files.
 
     Args:
-        names: of `LOGGERS`.
-        run: run folder; it exists.
-        first_step: number of updates done; 0 starts a new log, else the log of this run is continued.
-        config: what a service shows as the run's settings.
+        names: keys of `LOGGERS`.
+        run: the run folder, which must exist.
+        first_step: number of updates so far; 0 starts a new log, otherwise the run's log is continued.
+        config: settings of the run, for services to show.
 
     Raises:
-        UserError: an unknown name, a library that is not installed, or a service that refuses.
+        UserError: a name is unknown, a library is not installed, or a service refuses.
         OSError: a file cannot be written.
     """
     check_loggers(names)

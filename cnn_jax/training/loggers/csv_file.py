@@ -1,7 +1,7 @@
-"""Metrics as a table: a row a step, a column a metric.
+"""Logs metrics to a CSV table: one row per step, one column per metric.
 
 An empty cell is a metric that was not measured at that step. `nan`, `inf` and `-inf` are written as such, which
-`float` and pandas read. A metric that appears later becomes a further column on the right.
+`float` and pandas read. A metric that first appears later gets a new column on the right.
 """
 
 import csv
@@ -17,12 +17,13 @@ class CsvLogger:
     """Writes a CSV file whose first column is `step`.
 
     Args:
-        path: of the file; 0 as `first_step` replaces it.
-        first_step: rows of later steps, which an interrupted run left, are dropped.
+        path: the file.
+        first_step: number of updates so far; 0 replaces the file, otherwise rows of later steps, left by an
+            interrupted run, are dropped.
 
     Raises:
-        UserError: the file to continue is damaged.
-        OSError: it cannot be written; so does `log`.
+        UserError: the existing file is damaged.
+        OSError: the file cannot be written; `log` raises it too.
     """
 
     def __init__(self, path: Path, first_step: int):
@@ -31,7 +32,7 @@ class CsvLogger:
         self._replace(rows)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Adds to the row of `step`, which is the last one or a new one."""
+        """Adds values to the row of `step`, which is the last row or a new one."""
         new = [tag for tag in values if tag not in self._columns]
         if new:
             self._file.flush()
@@ -57,7 +58,7 @@ class CsvLogger:
         self._file.close()
 
     def _replace(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Writes the file anew with today's columns, whole or not at all, and opens it behind its last row."""
+        """Rewrites the file atomically with the current columns, and opens it for appending."""
         lines = [_line(self._columns), *(_line([row.get(column, "") for column in self._columns]) for row in rows)]
         write_bytes(self._path, b"".join(lines))
         self._file = open(self._path, "r+b")
@@ -73,15 +74,15 @@ def _line(cells: Sequence[str]) -> bytes:
 
 
 def _read(path: Path, last_step: int | None) -> tuple[list[str], list[dict[str, str]]]:
-    """Returns the columns and the rows up to `last_step`, empty cells left out; half a last line is ignored."""
+    """Returns the columns, and the rows up to `last_step` without empty cells; ignores a partial last line."""
     text = path.read_bytes().decode(errors="replace")
     lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
     columns, rows = lines[0] if lines else ["step"], []
     if columns[:1] != ["step"]:
-        raise UserError(f"{path}: the first column is not `step`: delete or move the file")
+        raise UserError(f"the first column of {path} is not 'step': delete or move the file")
     for number, cells in enumerate(lines[1:], 2):
         if len(cells) != len(columns) or not cells[0].isdecimal():
-            raise UserError(f"{path}: row {number} is damaged: delete that row")
+            raise UserError(f"row {number} of {path} is damaged: delete that row")
         if last_step is None or int(cells[0]) <= last_step:
             rows.append({column: cell for column, cell in zip(columns, cells) if cell})
     return columns, rows

@@ -1,4 +1,4 @@
-"""Metrics to MLflow, through its own client. `mlflow ui --backend-store-uri RUN/mlflow` shows the default store."""
+"""Logs metrics to MLflow. `mlflow ui --backend-store-uri RUN/mlflow` shows the default store."""
 
 import os
 import time
@@ -9,18 +9,18 @@ from typing import Any
 from cnn_jax.errors import UserError
 from cnn_jax.storage.run_folder import write_text
 
-BATCH = 100  # parameters a request, MLflow's limit
+BATCH = 100  # parameters per request: MLflow's limit
 
 
 class MlflowLogger:
     """One MLflow run. The experiment is MLFLOW_EXPERIMENT_NAME or `config["experiment"]`.
 
     Args:
-        run: run folder; its name is that of the MLflow run.
-        store: folder of the metrics, unless MLFLOW_TRACKING_URI names a server or database.
-        id_file: holds the id of the MLflow run, by which a resumed run continues it.
+        run: the run folder; the MLflow run gets its name.
+        store: folder for the metrics, unless MLFLOW_TRACKING_URI names a server or database.
+        id_file: stores the id of the MLflow run, so that a resumed run can continue it.
         first_step: 0 starts a new MLflow run.
-        config: the parameters of the MLflow run.
+        config: parameters of the MLflow run.
 
     Raises:
         UserError: MLflow refuses, or cannot be reached.
@@ -34,7 +34,7 @@ class MlflowLogger:
         self._entities = entities
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
-            # The light client knows no database, and MLflow refuses a folder unless this is set.
+            # MLflow's lightweight client has no database, and refuses a folder unless this is set.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = store.resolve().as_uri()
         try:
@@ -49,11 +49,13 @@ class MlflowLogger:
                 self._id = self._start(experiment, run.resolve().name, config)
         except MlflowException as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"MLflow at {uri}: {reason}: set MLFLOW_TRACKING_URI, or log elsewhere") from error
+            raise UserError(
+                f"MLflow at {uri} fails ({reason}): set MLFLOW_TRACKING_URI, or use another `logger`"
+            ) from error
         write_text(id_file, self._id + "\n")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Sends values, but for those that the run had before it was interrupted."""
+        """Sends values, except those that were sent before an interruption."""
         now = int(time.time() * 1000)
         new = {tag: float(value) for tag, value in values.items() if step > self._logged.get(tag, -1)}
         if new:
@@ -62,7 +64,7 @@ class MlflowLogger:
             )
 
     def flush(self) -> None:
-        """Does nothing: `log` waits until the values are stored."""
+        """Does nothing: `log` already waits until the values are stored."""
 
     def close(self) -> None:
         """Marks the run as finished; a resumed one is marked as running again."""

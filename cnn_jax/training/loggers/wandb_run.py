@@ -1,7 +1,7 @@
-"""Metrics to Weights & Biases, through its own library.
+"""Logs metrics to Weights & Biases.
 
-WANDB_MODE, WANDB_PROJECT (default: cnn_jax) and W&B's other variables count as usual. Runs of WANDB_MODE=offline are
-uploaded by `wandb sync RUN/wandb/offline-run-*`; of a resumed one with `--append`.
+WANDB_MODE, WANDB_PROJECT (default: cnn_jax) and W&B's other variables work as usual. Upload runs made with
+WANDB_MODE=offline by `wandb sync RUN/wandb/offline-run-*`; add `--append` for a resumed one.
 """
 
 import os
@@ -17,8 +17,8 @@ class WandbLogger:
     """One W&B run.
 
     Args:
-        run: run folder; its name is that of the W&B run, whose local files go into `wandb/` in it.
-        id_file: holds the id of the W&B run, by which a resumed run continues it.
+        run: the run folder; the W&B run gets its name, and stores its local files in `wandb/` there.
+        id_file: stores the id of the W&B run, so that a resumed run can continue it.
         first_step: 0 starts a new W&B run.
         config: the config of the W&B run.
 
@@ -38,7 +38,7 @@ class WandbLogger:
                 id=known,
                 resume="allow",
                 config=dict(config),
-                settings=wandb.Settings(console="off"),  # the progress bar is no log
+                settings=wandb.Settings(console="off"),  # do not log the progress bar
             )
         except wandb.Error as error:
             reason = str(error).strip().splitlines()[0]
@@ -46,13 +46,13 @@ class WandbLogger:
         write_text(id_file, self._run.id + "\n")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Sends values, but for those of steps that the run had before it was interrupted."""
-        if step >= self._run.starting_step:  # W&B would warn of each, and ignore it
+        """Sends values, except those of steps that were sent before an interruption."""
+        if step >= self._run.starting_step:  # W&B would ignore earlier steps, with a warning for each
             self._run.log({tag: float(value) for tag, value in values.items()}, step=step)
 
     def flush(self) -> None:
         """Does nothing: W&B sends in the background."""
 
     def close(self) -> None:
-        """Waits until all is sent, or stored if offline."""
+        """Waits until everything is sent, or stored if offline."""
         self._run.finish()
