@@ -64,7 +64,7 @@ def some_images(batch: int = 4, size: int = 16) -> jax.Array:
 
 
 def loss(model: nn.Module, params: Any, rest: Any, x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-    """Training loss, side heads included; also returns the logits and the new batch statistics."""
+    """Training loss, auxiliary heads included; also returns the logits and the new batch statistics."""
     updates: Any
     logits, updates = model.apply(
         {"params": params, **rest}, x, train=True, rngs={"dropout": key}, mutable=["batch_stats", "auxiliary"]

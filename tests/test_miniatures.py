@@ -176,7 +176,7 @@ def test_rematerialisation_changes_nothing_but_the_program(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, recomputed)
 
 
-# Tracing is cheap, so this one keeps its side head, which needs 299×299 images.
+# Tracing is cheap, so this one keeps its auxiliary head, which needs 299×299 images.
 TRACED = {**MINIATURES, "inception_v3": Miniature(inception_v3.inception_v3(3), (299, 299, 3))}
 # Nonlinearities that are not the activation: the gates, the GELU after the fixed whitening.
 KEPT = {"efficientnet": {"logistic"}, "speednet": {"erf"}}
@@ -184,7 +184,7 @@ KEPT = {"efficientnet": {"logistic"}, "speednet": {"erf"}}
 
 @pytest.mark.parametrize("name", each([name for name in MINIATURES if name != "softmax_regression"], QUICK))
 def test_another_activation_replaces_every_one(name):
-    """With linear activations, no nonlinearity is left in the training program, side heads included."""
+    """With linear activations, no nonlinearity is left in the training program, auxiliary heads included."""
     model, image, batch = TRACED[name]
     variables, x = shapes(model, *image), jax.ShapeDtypeStruct((batch, *image), jnp.float32)
     rest = {kind: tree for kind, tree in variables.items() if kind != "params"}

@@ -1,4 +1,4 @@
-"""GoogLeNet, BN-Inception and Inception-v3 match the published networks; side heads act in training only."""
+"""GoogLeNet, BN-Inception and Inception-v3 match the published networks; auxiliary heads act in training only."""
 
 import importlib
 from functools import partial
@@ -35,7 +35,7 @@ FACTORIES = {
     "inception_v3": inception_v3,
 }
 WITH_HEADS = {"googlenet": ("aux1", "aux2"), "googlenet_torchvision": ("aux1", "aux2"), "inception_v3": ("aux",)}
-# Parameters with side heads and without.
+# Parameters with auxiliary heads and without.
 PARAMETERS = {
     "googlenet": (13_378_280, 6_998_552),
     "googlenet_torchvision": (13_004_888, 6_624_904),

@@ -1,4 +1,4 @@
-"""GoogLeNet and Inception-v3 match torchvision's stage by stage, side heads included."""
+"""GoogLeNet and Inception-v3 match torchvision's stage by stage, auxiliary heads included."""
 
 import importlib
 from functools import partial
@@ -48,7 +48,7 @@ CASES = {
         },
         image=(76, 90, 3),  # most poolings overhang at this size
     ),
-    # These maps are too small for the side head; it is compared below.
+    # These maps are too small for the auxiliary head; it is compared below.
     "inception_v3": Case(
         inception_v3.inception_v3(aux_heads=False),
         their_inception,

@@ -34,7 +34,7 @@ def timm_shapes(model: str) -> dict[str, tuple[int, ...]]:
 
 @cache
 def our_sizes(model: str) -> dict[str, int]:
-    """Sizes of our arrays by path, side heads included."""
+    """Sizes of our arrays by path, auxiliary heads included."""
     network: Any = ARCHITECTURES[model]()
     if model == "inception_v3":
         network = network.clone(aux_heads=True)

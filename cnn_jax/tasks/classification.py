@@ -70,7 +70,7 @@ class Classification:
     def loss(
         self, outputs: Any, batch: Batch, *, train: bool, auxiliary: Mapping[str, Any] = {}
     ) -> tuple[jax.Array, Sums]:
-        """Mean loss with label smoothing and side heads, and the sums of the loss without side heads and of hits."""
+        """Returns the training loss, with smoothing and auxiliary heads, and the sums of the plain loss and of hits."""
         loss, target_BxK = LOSSES[self.loss_name], batch["target"]
         goal_BxK = smooth(target_BxK, self.label_smoothing) if train else target_BxK
         loss_B = loss(outputs, goal_BxK)

@@ -85,8 +85,8 @@ class Task(Protocol):
         Args:
             outputs: of the model; the first axis is the batch.
             batch: prepared, augmented (in training) and normalized.
-            train: whether the loss is for training: label smoothing and side heads count only then.
-            auxiliary: side heads by name, see `cnn_jax.layers.auxiliary`.
+            train: whether the loss is for training: label smoothing and auxiliary heads count only then.
+            auxiliary: auxiliary heads by name, see `cnn_jax.layers.auxiliary`.
         """
         ...
 

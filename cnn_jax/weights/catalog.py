@@ -29,7 +29,7 @@ from cnn_jax.weights.names.googlenet import MEAN as HALF
 from cnn_jax.weights.preprocess import IMAGENET_MEAN, IMAGENET_STD, PublishedPreprocess
 
 # Architectures with published weights, by their source's name. `head_map` allows images of any size, as in PyTorch;
-# side heads are used only to train from scratch.
+# auxiliary heads are used only to train from scratch.
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "alexnet": partial(alexnet_one_tower, head_map=6),
     "vgg11": partial(vgg11, head_map=7),

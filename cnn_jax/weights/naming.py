@@ -35,7 +35,7 @@ class Naming:
 
     Attributes:
         names: maps our module paths to the source's.
-        ignore: regular expressions for arrays of the source that the model may lack, such as side heads.
+        ignore: regular expressions for arrays of the source that the model may lack, such as auxiliary heads.
         prepare: converts a state dict with outdated names to current ones.
     """
 

@@ -110,7 +110,7 @@ def load_pretrained(
     if num_classes != network.num_classes:
         network = make(num_classes)
         like = _shapes(network, shape)
-    # The classifiers of side heads are called "output", too.
+    # The classifiers of auxiliary heads are called "output", too.
     head = [path for path in like if classifier == "replace" and "output" in path.split("/")]
     kept = {path: leaf for path, leaf in like.items() if path not in head}
     arrays = _converted(opened, naming, network, shape, kept, head) | _initialised(network, shape, head, seed)

@@ -1,7 +1,7 @@
 """torchvision's names of the weights of `googlenet_torchvision`; timm has no GoogLeNet.
 
-The public weights (69.778 / 89.530 % top-1 / top-5 accuracy, images resized to 256 and cropped to 224) have side heads
-that were never trained. torchvision normalises images as for its other networks and undoes that inside this one
+The public weights (69.778 / 89.530 % top-1 / top-5 accuracy, images resized to 256 and cropped to 224) have auxiliary
+heads that were never trained. torchvision normalises images as for its other networks and undoes that inside this one
 (`transform_input`); ours has no such step and expects `MEAN` and `STD`.
 """
 
