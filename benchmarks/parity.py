@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
-from cnn_jax.commands.parser import ArgumentParser, guard
+from cnn_jax.commands.parser import ArgumentParser, file_path, guard
 from cnn_jax.errors import UserError
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(
         prog="python -m benchmarks.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", metavar="FILE", help="CSV to write")
+    parser.add_argument("--output", type=file_path, metavar="FILE", help="CSV to write")
     arguments = parser.parse_args(argv)
     rows = []
     for row in measure():

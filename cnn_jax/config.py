@@ -10,7 +10,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -172,6 +172,14 @@ TRANSIENT = frozenset(
     | {"distributed", "parallel", "devices"}
 )
 
+# Fields that are chosen for the value of another field, see `Config.override`.
+DEPENDENT = {
+    "optimizer": ("learning_rate", "head_learning_rate", "optimizer_args", "weight_decay"),
+    "schedule": ("schedule_args",),
+    "model": ("model_args",),
+    "dataset": ("train_split", "validation_split", "test_split"),
+}
+
 _MORE_THAN_0 = (
     *("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps", "members"),
     *("learning_rate", "head_learning_rate", "layer_decay", "image_size", "devices", "log_every", "clip_norm"),
@@ -197,12 +205,18 @@ class Config:
     def override(self, **values: Any) -> Self:
         """Returns a copy with the named fields replaced; names are unique over the groups.
 
+        What was chosen for one optimizer, model, schedule or data set does not carry over to another: when such a field
+        changes, those that `DEPENDENT` lists for it return to their defaults unless they are given too.
+
         Raises:
             UserError: no group has such a field.
 
-        >>> Config().override(epochs=3, model="resnet20").model.model
-        'resnet20'
+        >>> tuned = Config().override(optimizer="adamw", learning_rate=3e-3, weight_decay=0.05)
+        >>> other = tuned.override(optimizer="momentum", epochs=3)
+        >>> other.optim.learning_rate, other.optim.weight_decay, other.train.epochs
+        (None, 0.0, 3)
         """
+        values = self._reset_by(values) | values
         groups = {}
         for group in GROUPS:
             part = getattr(self, group)
@@ -213,6 +227,20 @@ class Config:
             hint = " or ".join(nearest(name, known)) or ", ".join(known)
             raise UserError(f"no config field is called {name!r}; perhaps you meant {hint}")
         return dataclasses.replace(self, **groups)
+
+    def _reset_by(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields that return to their defaults with these changes, and the defaults."""
+        ours, defaults = self.flat(), Config().flat()
+        changed = {name: value for name, value in changes.items() if name in ours and value != ours[name]}
+        reset = {dependent for name in changed for dependent in DEPENDENT.get(name, ())}
+        if any(mark in changed.get("optimizer", "") for mark in ":<"):  # not a name: its schedule may be inside
+            reset.update(("schedule", "schedule_args", "warmup_epochs"))
+        family, _, argument = changed.get("dataset", "").partition(":")
+        if family == "synthetic" or (family == "xo" and "size=" in argument):  # the name includes the size
+            reset.add("image_size")
+        if changes.get("epochs") is not None:
+            reset.add("steps")
+        return {name: defaults[name] for name in reset}
 
     def resolve(self) -> Self:
         """Returns a checked copy that does not depend on the current folder.

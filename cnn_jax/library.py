@@ -223,9 +223,10 @@ def fit(
     Raises:
         UserError: a mistake in the arguments; nothing has been written then.
     """
-    base = (config or Config("fit")).override(**{name: _frozen(value) for name, value in fields.items()})
-    named: dict[str, Any] = {}
-    sources = _sources(base, train, validation, test, classes, named)
+    start = config or Config("fit")
+    named: dict[str, Any] = {name: _frozen(value) for name, value in fields.items()}
+    named["dataset"] = train if isinstance(train, str) else "<arrays>"
+    sources = _sources(start.override(**named), train, validation, test, classes, named)
     if isinstance(model, str):
         named["model"] = model
     else:
@@ -242,8 +243,8 @@ def fit(
         None if isinstance(task, str) else task,
     )
     try:
-        base = base.override(**named, workdir=str(folder)).resolve()
-        train_run(base, given, callbacks, command="cnn_jax.fit(…)")
+        resolved = start.override(**named, workdir=str(folder)).resolve()
+        train_run(resolved, given, callbacks, command="cnn_jax.fit(…)")
     except TrainingStopped as stop:
         if stop.state is None or stop.experiment is None:
             if temporary:
@@ -252,7 +253,7 @@ def fit(
         print(stop)
         experiment, variables = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
         trained = Trained(
-            experiment.network, variables, experiment.preprocess, experiment.task, base, experiment.class_names
+            experiment.network, variables, experiment.preprocess, experiment.task, resolved, experiment.class_names
         )
         return Run(folder, trained, interrupted=True, temporary=temporary)
     except BaseException:
@@ -288,7 +289,6 @@ def _sources(
     """Opens data given as objects; None if all data is named. Adds the config's names for the data to `named`."""
     data = config.data
     if isinstance(train, str):
-        named["dataset"] = train
         named |= {
             f"{split}_split": part
             for split, part in (("validation", validation), ("test", test))
@@ -322,7 +322,6 @@ def _sources(
     for name, source in sources.items():
         if source.image_shape != whole.image_shape and data.image_size is None:
             raise UserError(f"{name} images have shape {source.image_shape}: pass {whole.image_shape}, as in training")
-    named.setdefault("dataset", "<arrays>")
     named["dataset"] = f"<{named['dataset'].strip('<>')} {fingerprint(sources)}>"
     return sources
 

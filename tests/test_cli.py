@@ -45,6 +45,9 @@ def test_another_optimizer_starts_from_its_own_rate_and_arguments():
     config = parsed("--optimizer", "adam", "--learning-rate", "0.1", "--optimizer-args", "b1=0.95")
     assert config.optim.learning_rate == 0.1 and config.optim.optimizer_args == ("b1=0.95",)
     assert parsed("--optimizer", "momentum").optim.learning_rate == 0.1
+    decayed = BASE.override(weight_decay=1e-2)
+    assert parse(["--optimizer", "adafactor"], decayed).optim.weight_decay == 0
+    assert parse(["--optimizer", "adafactor", "--weight-decay", "1e-2"], decayed).optim.weight_decay == 1e-2
 
 
 def test_another_data_set_has_its_own_splits():
@@ -63,6 +66,25 @@ def test_a_size_in_the_name_of_a_data_set_is_the_size():
     assert parse(["--dataset", "synthetic:32x32x3:10"], base).data.image_size is None
     assert parse(["--dataset", "xo:size=32"], base).data.image_size is None
     assert parse(["--dataset", "mnist"], base).data.image_size == 28
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "~/no-run"],
+        ["predict", "~/no-run", "~/no-image.png"],
+        ["committee", "~/no-run", "~/no-run"],
+        ["weights", "export", "~/no-run", "file.safetensors"],
+        ["results", "collect", "~/no-run", "--output", "~/table.csv"],
+    ],
+)
+def test_a_tilde_is_the_home_folder_in_every_path(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["cnn_jax", *argv])
+    with pytest.raises(SystemExit) as stop:
+        cnn_jax.__main__.main()
+    assert stop.value.code == 2
+    assert f"{tmp_path}/no-" in capsys.readouterr().err
 
 
 def test_steps_replace_epochs_and_both_are_refused():

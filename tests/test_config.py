@@ -78,3 +78,47 @@ def test_the_type_of_every_field_is_described_in_plain_words(tmp_path):
 def test_override_refuses_a_field_that_does_not_exist():
     with pytest.raises(UserError, match="leraning_rate"):
         Config().override(leraning_rate=1.0)
+
+
+TUNED = Config().override(
+    dataset="digits",
+    image_size=28,
+    train_split="train[:50%]",
+    model="mlp",
+    model_args=("hidden=16",),
+    optimizer="adamw",
+    optimizer_args=("b1=0.8",),
+    learning_rate=3e-3,
+    head_learning_rate=1e-2,
+    weight_decay=0.05,
+    schedule="step",
+    schedule_args=("factor=0.1",),
+    warmup_epochs=2.0,
+    steps=9,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reset"),
+    [
+        ({"optimizer": "momentum"}, {"optimizer_args", "learning_rate", "head_learning_rate", "weight_decay"}),
+        ({"optimizer": "momentum", "weight_decay": 1e-4}, {"optimizer_args", "learning_rate", "head_learning_rate"}),
+        ({"optimizer": "adamw", "seed": 1}, set()),
+        (
+            {"optimizer": "my.module:optimizer"},
+            {"optimizer_args", "learning_rate", "head_learning_rate", "weight_decay"}
+            | {"schedule", "schedule_args", "warmup_epochs"},
+        ),
+        ({"schedule": "cosine"}, {"schedule_args"}),
+        ({"model": "lenet5"}, {"model_args"}),
+        ({"model": "lenet5", "model_args": ("pool=max",)}, set()),
+        ({"dataset": "mnist"}, {"train_split"}),
+        ({"dataset": "synthetic:32x32x3:10"}, {"train_split", "image_size"}),
+        ({"epochs": 10}, {"steps"}),
+    ],
+)
+def test_what_was_tuned_for_another_value_does_not_carry_over(changes, reset):
+    before, after, defaults = TUNED.flat(), TUNED.override(**changes).flat(), Config().flat()
+    for name, value in after.items():
+        assert value == (changes[name] if name in changes else defaults[name] if name in reset else before[name]), name
+    assert all(before[name] != defaults[name] for name in reset), "else this shows nothing"

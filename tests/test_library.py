@@ -191,7 +191,7 @@ def test_mistakes_are_reported_and_nothing_is_written(arguments, fields, said, t
 
 def test_a_folder_of_another_run_is_refused(run):
     fields: dict[str, Any] = FIELDS | {"learning_rate": 1.0}
-    with pytest.raises(UserError, match="holds a run with another config .*learning_rate"):
+    with pytest.raises(UserError, match="holds a run with a different config .*learning_rate"):
         cnn_jax.fit("mlp", "digits", optimizer="adam", workdir=run.folder, **fields)
 
 
@@ -215,6 +215,8 @@ def test_models_data_and_optimizers_from_user_modules(tmp_path, monkeypatch):
     run = cnn_jax.fit("mynet:Net", "mynet:data", optimizer="mynet:rule", **fields)
     assert run.summary["test_count"] == 12 and run.summary["validation_count"] == 6
     assert cnn_jax.load("run").model.width == 5  # type: ignore[attr-defined]
+    (tmp_path / "pair.py").write_text("from mynet import data\narrays = data()['train']\n")
+    assert cnn_jax.fit("mynet:Net", "pair:arrays", steps=1, batch_size=8).summary["validation_count"] == 6
     with pytest.raises(RuntimeError, match="the user sees this"):
         cnn_jax.fit("broken:Net", "digits")
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnn_jax.commands.output import write_output
-from cnn_jax.commands.parser import ArgumentParser
+from cnn_jax.commands.parser import ArgumentParser, file_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,13 +68,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m cnn_jax committee", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    parser.add_argument("runs", type=file_path, metavar="RUN", nargs="+", help="folders of finished runs")
     parser.add_argument(
         "--split", default="test", help="train, validation or test, or such as test[:1000] (default: test)"
     )
     parser.add_argument(
         "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
     )
-    parser.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
-    parser.add_argument("--plot", metavar="FILE", help="plot error against number of networks (PNG)")
+    parser.add_argument("--csv", type=file_path, metavar="FILE", help="also write the table as CSV")
+    parser.add_argument("--plot", type=file_path, metavar="FILE", help="plot error against number of networks (PNG)")
     return parser.parse_args(argv)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnn_jax.commands.output import write_output
-from cnn_jax.commands.parser import ArgumentParser
+from cnn_jax.commands.parser import ArgumentParser, file_path
 from cnn_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,13 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> ArgumentParser:
     data_dir = ArgumentParser(add_help=False)
-    data_dir.add_argument("--data-dir", help="folder of TFDS sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)")
+    data_dir.add_argument(
+        "--data-dir", type=file_path, help="folder of TFDS sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"
+    )
     parser = ArgumentParser(prog="python -m cnn_jax data", description="Prepare, list and look at data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("prepare", parents=[data_dir], help="download and prepare a TFDS data set")
     command.add_argument("dataset", help="name in TFDS, such as mnist or cifar10")
-    command.add_argument("--manual-dir", help="take the original archives from this folder instead of downloading")
+    command.add_argument(
+        "--manual-dir", type=file_path, help="take the original archives from this folder instead of downloading"
+    )
 
     commands.add_parser("list", parents=[data_dir], help="list the data sets available on this machine")
 
@@ -64,12 +68,12 @@ def _parser() -> ArgumentParser:
     command.add_argument("--split", default="train", help="such as test or train[90%%:] (default: train)")
     command.add_argument("--image-size", type=int, help="height and width in pixels")
     command.add_argument("--channels", type=int, choices=(1, 3), help="1 for grey, 3 for colour (default: as they are)")
-    command.add_argument("--output", default="grid.png", help="image file to write (default: grid.png)")
+    command.add_argument("--output", type=file_path, default="grid.png", help="image file to write (default: grid.png)")
 
     command = commands.add_parser("export", parents=[data_dir], help="write images as PNG files, one folder per class")
     command.add_argument("dataset", help="such as digits, mnist or xo")
     command.add_argument("--split", default="test", help="such as test or train[:100] (default: test)")
-    command.add_argument("--output", required=True, help="folder to write into")
+    command.add_argument("--output", type=file_path, required=True, help="folder to write into")
     return parser
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cnn_jax.commands.output import write_output
-from cnn_jax.commands.parser import ArgumentParser, positive
+from cnn_jax.commands.parser import ArgumentParser, file_path, positive
 
 if TYPE_CHECKING:
     pass
@@ -69,19 +69,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m cnn_jax evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
+    parser.add_argument("runs", type=file_path, metavar="RUN", nargs="+", help="folders of finished runs")
     parser.add_argument(
         "--split", default="test", help="train, validation or test of the run, or such as test[:1000] (default: test)"
     )
     parser.add_argument("--dataset", help="another data set with the run's classes (default: the run's own)")
-    parser.add_argument("--data-dir", help="folder of TFDS data sets (default: as in the run)")
+    parser.add_argument("--data-dir", type=file_path, help="folder of TFDS data sets (default: as in the run)")
     parser.add_argument("--image-size", type=positive, help="resize images to this height and width")
     parser.add_argument("--batch-size", type=positive, help="images per forward pass (default: as in the run)")
     parser.add_argument("--skip-bad-images", action="store_true", help="skip images of a folder that cannot be read")
     parser.add_argument(
         "--views", nargs="*", default=[], metavar="VIEW", help="average over views: flip, shift, ten_crop"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write JSON; - prints it instead of the table")
+    parser.add_argument(
+        "--json", type=file_path, metavar="FILE", help="also write JSON; - prints it instead of the table"
+    )
     return parser.parse_args(argv)
 
 

@@ -85,7 +85,10 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
             )
     arguments = _parse(argv, prog, doc, base, presets)
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
-    return _follow(chosen, base, argv, os.path.join("runs", folder)).resolve()
+    explicit = _explicit(chosen, base, argv)
+    if chosen.train.workdir is None:
+        explicit["workdir"] = os.path.join("runs", folder)
+    return base.override(**explicit).resolve()
 
 
 def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, presets: Mapping[str, Config]) -> Any:
@@ -144,40 +147,24 @@ def _given(argv: Sequence[str], flag: str) -> bool:
     return any(word.replace("_", "-").split("=")[0] == flag for word in argv)
 
 
-def _follow(config: Config, base: Config, argv: Sequence[str], workdir: str) -> Config:
-    """Drops defaults of the experiment that do not fit the given flags, and rejects flags that exclude each other.
+def _explicit(config: Config, base: Config, argv: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields that the flags set, by name.
 
     Args:
         config: `base` with the flags applied.
         base: the experiment's defaults.
-        argv: distinguishes a default from a flag with the same value.
-        workdir: the default run folder.
+        argv: shows flags that repeat a default.
+
+    Raises:
+        UserError: flags exclude each other.
     """
-    changes: dict[str, Any] = {}
-    if config.optim.optimizer != base.optim.optimizer:
-        # Rate and arguments were tuned for the experiment's own optimizer; another uses those of its paper.
-        if not _given(argv, "--learning-rate"):
-            changes["learning_rate"] = None
-        if not _given(argv, "--optimizer-args"):
-            changes["optimizer_args"] = ()
-    if config.model.model != base.model.model and not _given(argv, "--model-args"):
-        changes["model_args"] = ()
-    if config.optim.schedule != base.optim.schedule and not _given(argv, "--schedule-args"):
-        changes["schedule_args"] = ()
-    family, _, argument = config.data.dataset.partition(":")
-    if family == "synthetic" or (family == "xo" and "size=" in argument):  # the name includes the size
-        if not _given(argv, "--image-size"):
-            changes["image_size"] = None
-    if config.data.dataset != base.data.dataset:
-        for name in ("train_split", "validation_split", "test_split"):  # splits belong to one data set
-            if not _given(argv, "--" + name.replace("_", "-")):
-                changes[name] = None
     if _given(argv, "--members") and config.optim.member_learning_rates:
         raise UserError("`member_learning_rates` says how many members there are; drop `members`")
     if _given(argv, "--steps") and _given(argv, "--epochs"):
         raise UserError("`steps` and `epochs` exclude each other; drop one")
-    if _given(argv, "--epochs"):
-        changes["steps"] = None
-    if config.train.workdir is None:
-        changes["workdir"] = workdir
-    return config.override(**changes)
+    before = base.flat()
+    return {
+        name: value
+        for name, value in config.flat().items()
+        if value != before[name] or _given(argv, "--" + name.replace("_", "-"))
+    }

@@ -29,6 +29,11 @@ def _not_a_choice(flag: str, given: Any, known: Iterable[Any]) -> str:
     return f"{flag} is {given}: it must be {' or '.join(known)}{hint}"
 
 
+def file_path(text: str) -> str:
+    """Reads a path and expands `~`, for `argparse`: shells leave it alone in quotes and after `=`."""
+    return os.path.expanduser(text)
+
+
 def positive(text: str) -> int:
     """Parses a whole number of at least 1; a `type` for argparse.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cnn_jax.commands.output import write_output
-from cnn_jax.commands.parser import ArgumentParser, positive
+from cnn_jax.commands.parser import ArgumentParser, file_path, positive
 from cnn_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,12 +93,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m cnn_jax predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders to search for them")
+    parser.add_argument("run", type=file_path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "images", type=file_path, metavar="IMAGE", nargs="+", help="image files, or folders to search for them"
+    )
     parser.add_argument("--top", type=positive, default=5, help="predictions shown per image (default: 5)")
-    parser.add_argument("--csv", metavar="FILE", help="write CSV; - for stdout")
-    parser.add_argument("--json", metavar="FILE", help="write JSON; - for stdout")
-    parser.add_argument("--pictures", metavar="FOLDER", help="write the images reconstructed by an auto-encoder")
+    parser.add_argument("--csv", type=file_path, metavar="FILE", help="write CSV; - for stdout")
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write JSON; - for stdout")
+    parser.add_argument(
+        "--pictures", type=file_path, metavar="FOLDER", help="write the images reconstructed by an auto-encoder"
+    )
     parser.add_argument("--batch-size", type=positive, default=256, help="images per forward pass (default: 256)")
     parser.add_argument("--skip-bad-images", action="store_true", help="skip images that cannot be read")
     return parser.parse_args(argv)

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_jax.commands.parser import ArgumentParser
+from cnn_jax.commands.parser import ArgumentParser, file_path
 from cnn_jax.runs.results import collect, models_table, read_rows, table, with_section, with_table, write_rows
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the sub-command in the arguments (default: those of the command line).
 
     Raises:
-        UserError: an unfinished run, the same run twice, a CSV file with other columns, or a page without markers.
+        UserError: an unfinished run, the same run twice, a CSV file with the wrong columns, or a page without markers.
     """
     arguments = _parse(argv)
     match arguments.action:
@@ -45,11 +45,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     actions = parser.add_subparsers(dest="action", required=True)
     collecting = actions.add_parser("collect", help="write runs to a CSV file")
-    collecting.add_argument("runs", metavar="RUN", nargs="+", help="folders of finished runs")
-    collecting.add_argument("--output", metavar="FILE", required=True, help="the CSV file; an existing one is replaced")
+    collecting.add_argument("runs", type=file_path, metavar="RUN", nargs="+", help="folders of finished runs")
+    collecting.add_argument(
+        "--output", type=file_path, metavar="FILE", required=True, help="the CSV file; an existing one is replaced"
+    )
     printing = actions.add_parser("table", help="print CSV files as a Markdown table")
-    printing.add_argument("csv", metavar="CSV", nargs="+")
+    printing.add_argument("csv", type=file_path, metavar="CSV", nargs="+")
     filling = actions.add_parser("readme", help="replace the tables between the markers of a Markdown page")
-    filling.add_argument("readme", metavar="README")
-    filling.add_argument("csv", metavar="CSV", nargs="+")
+    filling.add_argument("readme", type=file_path, metavar="README")
+    filling.add_argument("csv", type=file_path, metavar="CSV", nargs="+")
     return parser.parse_args(argv)

@@ -7,7 +7,7 @@ python -m cnn_jax weights export runs/digits_lenet5 lenet5.safetensors
 import argparse
 from collections.abc import Sequence
 
-from cnn_jax.commands.parser import ArgumentParser
+from cnn_jax.commands.parser import ArgumentParser, file_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,8 +22,8 @@ def main(argv: Sequence[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="public weights of torchvision, with their accuracy on ImageNet")
     export_parser = commands.add_parser("export", help="write a run's weights as a PyTorch state dict")
-    export_parser.add_argument("run", metavar="RUN", help="folder of a finished run")
-    export_parser.add_argument("file", metavar="FILE", help="the .safetensors file to write")
+    export_parser.add_argument("run", type=file_path, metavar="RUN", help="folder of a finished run")
+    export_parser.add_argument("file", type=file_path, metavar="FILE", help="the .safetensors file to write")
     export_parser.add_argument("--names", help="torchvision, timm or plain; default: the first available")
     arguments = parser.parse_args(argv)
     if arguments.command == "list":

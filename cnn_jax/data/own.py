@@ -152,7 +152,7 @@ def is_attribute(dataset: str) -> bool:
 
 @functools.lru_cache(maxsize=2)  # the user's function may be slow or random: all splits must come from one call
 def own_splits(dataset: str) -> dict[str, Source]:
-    """Opens `package.module:attribute`: a mapping from split names to data, or a function that returns one.
+    """Opens `package.module:attribute`: data, a mapping from split names to data, or a function that returns one.
 
     Raises:
         UserError: it is something else, or its arrays cannot be used.
@@ -160,11 +160,10 @@ def own_splits(dataset: str) -> dict[str, Source]:
     found = load_attribute(dataset)
     if callable(found):
         found = found()
-    if not isinstance(found, Mapping) or "train" not in found:
-        raise UserError(
-            f"{dataset} is {type(found).__name__}: make it a mapping from train (and optionally validation and test) "
-            "to (images, labels) or sources, or a function that returns one"
-        )
+    if not isinstance(found, Mapping):
+        found = {"train": found}
+    if "train" not in found:
+        raise UserError(f"{dataset} has the splits {', '.join(map(str, found)) or 'none'}: name one of them train")
     train = as_source(found["train"], name=dataset, split="train")
     names = train.class_names
     return {split: as_source(data, name=dataset, split=split, class_names=names) for split, data in found.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cnn_jax.arguments import load_attribute, parse_arguments
+from cnn_jax.arguments import load_attribute, naming, parse_arguments
 from cnn_jax.errors import UserError
 from cnn_jax.models import build
 
@@ -34,7 +34,8 @@ def make_model(
         UserError: unknown name or argument, or not a Linen module with `train` in its call.
     """
     if ":" not in name:
-        return build(name, num_classes, dtype=dtype, axis_name=axis_name, args=args)
+        with naming("`model_args`"):
+            return build(name, num_classes, dtype=dtype, axis_name=axis_name, args=args)
     found = load_attribute(name)
     if isinstance(found, nn.Module):
         if args:
@@ -43,7 +44,8 @@ def make_model(
     if not callable(found):
         raise UserError(f"{name} is {type(found).__name__}: name a Linen module, or a class or function that makes one")
     own = {"num_classes": num_classes, "dtype": dtype, "axis_name": axis_name}
-    values = parse_arguments(name, found, args, hidden=(*own, "parent", "name"))
+    with naming("`model_args`"):
+        values = parse_arguments(name, found, args, hidden=(*own, "parent", "name"))
     accepted = inspect.signature(found).parameters
     values |= {key: value for key, value in own.items() if key in accepted and value is not None}
     return check_module(found(**values), name)

@@ -217,14 +217,13 @@ def _augment(config: Config, parallel: Parallel, train: Source, task: Task) -> A
 def _model(config: Config, given: Given, task: Task, parallel: Parallel) -> nn.Module:
     if given.model is not None:
         return check_module(given.model)
-    with naming("`model_args`"):
-        return make_model(
-            config.model.model,
-            task.outputs,
-            dtype=jnp.dtype(config.model.precision),
-            axis_name=parallel.axis_name,
-            args=config.model.model_args,
-        )
+    return make_model(
+        config.model.model,
+        task.outputs,
+        dtype=jnp.dtype(config.model.precision),
+        axis_name=parallel.axis_name,
+        args=config.model.model_args,
+    )
 
 
 def _check_outputs(model: nn.Module, task: Task, train: Source, state: TrainState, members: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnn_jax.commands.parser import ArgumentParser
+from cnn_jax.commands.parser import ArgumentParser, file_path
 from cnn_jax.config import TrainConfig
 from cnn_jax.errors import UserError
 from experiments.cifar10_speedrun.recipe import RECIPES, Recipe
@@ -46,7 +46,7 @@ def make_parser(doc: str | None, recipe: str, presets: Presets) -> ArgumentParse
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run; later ones count up")
     parser.add_argument("--require", choices=("cpu", "gpu", "tpu"), help="refuse to run on another platform")
-    parser.add_argument("--data-dir", help="folder of TFDS sets (default: TFDS_DATA_DIR)")
+    parser.add_argument("--data-dir", type=file_path, help="folder of TFDS sets (default: TFDS_DATA_DIR)")
     parser.add_argument("--train-images", type=int, help="train only on this many, the first")
     parser.add_argument("--test-images", type=int, help="test only on this many, the first")
     parser.add_argument("--epochs", type=float, help="default: the recipe's")
