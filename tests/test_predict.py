@@ -15,13 +15,11 @@ import pytest
 from made_up_run import digits, expected_logits, make_run
 from PIL import Image
 
-from cnn_jax.commands import output
 from cnn_jax.commands import predict as command
 from cnn_jax.commands.parser import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.runs import predict
-from cnn_jax.storage.run_folder import write_bytes
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +141,10 @@ def test_the_model_does_not_run_once_an_image_is_unreadable(run, photos, monkeyp
 def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, monkeypatch, flag):
     def replace(path, data):
         assert path.parent != Path("/dev"), "a device is written to, not replaced"
-        write_bytes(path, data)
+        write(path, data)
 
-    monkeypatch.setattr(output, "write_bytes", replace)
+    write = durable.write
+    monkeypatch.setattr(durable, "write", replace)
     line = refuse(capsys, [run, photos, flag, "/dev/full"])
     assert f"{flag} /dev/full cannot be written (" in line and "No space left on device" in line
     line = refuse(capsys, [run, photos, flag, tmp_path / "absent" / "out"])
@@ -157,12 +156,10 @@ def test_output_is_written_whole_or_not_at_all(run, photos, tmp_path, capsys, mo
     command.main([str(run), str(photos), flag, str(tmp_path / "link")])
     assert (tmp_path / "link").is_symlink() and "a.png" in (tmp_path / "target").read_text()
 
-    def fill_up(path, data):
-        with open(path, "wb") as file:
-            file.write(data[:9])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    def fill_up(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    monkeypatch.setattr(os, "fsync", fill_up)
     before = {path: path.stat().st_size for path in tmp_path.iterdir()}
     for name in ("target", "new"):
         line = refuse(capsys, [run, photos / "b.png", flag, tmp_path / name])

@@ -17,6 +17,7 @@ from PIL import Image
 import cnn_jax
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.tasks import Selection
@@ -147,7 +148,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, fresh):
 def test_a_damaged_config_in_the_folder_is_named_with_the_remedies(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / files.CONFIG).write_text((finished / files.CONFIG).read_text()[:50])
-    with pytest.raises(UserError, match=r"config .*config.json is not valid JSON .*, or set `fresh`"):
+    with pytest.raises(UserError, match=r"config.json is damaged: .*, or set `fresh`"):
         run.train(CONFIG.override(workdir=str(tmp_path)))
 
 
@@ -250,14 +251,42 @@ def test_a_new_run_that_cannot_start_leaves_nothing(before, tmp_path, monkeypatc
     assert (os.listdir(folder) if folder.exists() else None) == before
 
 
-def test_an_empty_summary_is_reported_and_rewritten_once_deleted(finished, tmp_path):
+@pytest.mark.parametrize("name", [files.SUMMARY, files.WEIGHTS])
+@pytest.mark.parametrize("damage", ["empty", "half", "bit", "gone"])
+def test_a_damaged_result_is_set_aside_and_written_again(finished, tmp_path, capsys, name, damage):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    (tmp_path / files.SUMMARY).write_text("")
-    with pytest.raises(UserError, match="summary.json is not valid JSON .*: delete it and repeat the command of the"):
-        run.train(CONFIG.override(workdir=str(tmp_path)))
-    (tmp_path / files.SUMMARY).unlink()
+    before = (finished / name).read_bytes()
+    flipped = before[:-9] + bytes([before[-9] ^ 4]) + before[-8:]
+    damaged = {"empty": b"", "half": before[: len(before) // 2], "bit": flipped, "gone": b""}[damage]
+    (tmp_path / name).write_bytes(damaged)
+    if damage == "gone":
+        (tmp_path / name).unlink()
+    else:
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            files.check(tmp_path / name)
     again = run.train(CONFIG.override(workdir=str(tmp_path)))
+    assert f"{name} is " in capsys.readouterr().err
     assert again["test_accuracy"] == files.read_json(finished, files.SUMMARY)["test_accuracy"]
+    assert (tmp_path / files.WEIGHTS).read_bytes() == (finished / files.WEIGHTS).read_bytes()
+    if damage != "gone":
+        assert (tmp_path / f"damaged-{name}").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("name", [files.CLASSES, files.PREPROCESS, files.WEIGHTS, files.CONFIG])
+def test_a_run_with_a_changed_file_is_not_evaluated(finished, tmp_path, name):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    data = bytearray((finished / name).read_bytes())
+    match name:
+        case files.CLASSES:
+            data = bytearray(b"1\n0\n" + data[4:])  # two lines swapped
+        case files.PREPROCESS:
+            at = data.index(b"0.") + 2
+            data[at] = data[at] ^ 1  # a digit of the mean
+        case _:
+            data[-3] ^= 128
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        evaluate(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
@@ -376,7 +405,7 @@ def test_checkpoints_of_an_unknown_run_or_other_classes_are_not_resumed(tmp_path
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / files.SUMMARY).unlink()
-    (folder / files.CLASSES).write_text("\n".join("abcdefghij") + "\n")
+    files.write_text(folder / files.CLASSES, "\n".join("abcdefghij") + "\n")
     with pytest.raises(UserError, match="now has the classes 0, 1, .* trained on a, b, .*`fresh`"):
         run.train(CONFIG.override(workdir=str(folder)))
     assert (folder / files.CLASSES).read_text().startswith("a")

@@ -2,13 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cnn_jax.errors import UserError
-from cnn_jax.storage.run_folder import write_bytes
-
-if TYPE_CHECKING:
-    pass
+from cnn_jax.storage import durable
 
 
 def write_output(flag: str, name: str, content: str | bytes) -> None:
@@ -32,7 +28,7 @@ def write_output(flag: str, name: str, content: str | bytes) -> None:
         elif path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            write_bytes(path.resolve(), data)  # resolved, so that a symbolic link is kept
+            durable.write(path.resolve(), data)  # resolved, so that a symbolic link is kept
     except BrokenPipeError:
         raise  # the reader has exited; see `guard`
     except (OSError, UnicodeError) as error:

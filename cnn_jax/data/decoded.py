@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,13 @@ import numpy as np
 
 from cnn_jax.data.sources import ArraySource, Source, example_spec
 from cnn_jax.errors import UserError
+from cnn_jax.storage import durable
 from cnn_jax.storage.cache import cache_folder
 
 MAX_DECODED_BYTES = 2**30  # largest source that is decoded in full unless the user asks for it
 _ROWS_PER_TASK = 100  # examples that a thread decodes at a time
 
-_DECODING = 2  # increment when the same file decodes to different pixels
+_DECODING = 3  # increment when the same file decodes to different pixels
 
 
 def materialize(source: Source) -> dict[str, np.ndarray]:
@@ -96,6 +98,11 @@ def _cache_folder(source: Source) -> Path:
 
 def _load(folder: Path, source: Source) -> dict[str, np.ndarray] | None:
     """Returns the arrays in `folder`, or None if they are missing or damaged."""
+    if not folder.is_dir():
+        return None
+    if problem := durable.verify(folder):
+        print(f"warning: the decoded images in {folder} are damaged ({problem}); decoding again", file=sys.stderr)
+        return None
     arrays = {}
     for name, spec in example_spec(source).items():
         try:
@@ -115,7 +122,9 @@ def _save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array)
+        durable.seal(scratch)
         shutil.rmtree(folder, ignore_errors=True)  # damaged: an intact one would have been used
         scratch.rename(folder)
+        durable.sync_folder(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

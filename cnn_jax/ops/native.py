@@ -10,6 +10,7 @@ Without a compiler, `available` returns False and convolutions fall back on `cnn
 """
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -29,6 +30,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from cnn_jax.ops.pool import Pads
+from cnn_jax.storage import durable
 from cnn_jax.storage.cache import cache_folder
 
 _SOURCE = Path(__file__).with_name("convolution.cc")
@@ -222,13 +224,22 @@ def _build(compiler: str) -> tuple[Path, str]:
     # These macros identify the compiler and the processor's features, so machines can share a folder.
     macros = run([*command, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     key = _hash(_SOURCE.read_bytes() + macros + " ".join([*command, jax.__version__]).encode())
-    path = cache_folder() / "native" / f"convolution-{key}.so"
-    if not path.exists():
-        path = _folder() / path.name
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            unfinished = Path(folder) / path.name
-            run([*command, str(_SOURCE), "-o", str(unfinished)])
-            unfinished.replace(path)  # atomic: another process may be using it, or have just built it
+    path = cache_folder() / "native" / f"convolution-{key}" / "convolution.so"
+    if durable.verify(path.parent):  # absent or damaged
+        target = _folder() / path.parent.name
+        path = target / path.name
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            unfinished = Path(folder) / target.name
+            unfinished.mkdir()
+            run([*command, str(_SOURCE), "-o", str(unfinished / path.name)])
+            durable.seal(unfinished)
+            with contextlib.suppress(FileNotFoundError):  # a damaged one; processes that use it keep their files
+                target.rename(Path(folder) / "damaged")
+            try:
+                unfinished.rename(target)
+            except OSError:  # another process was faster
+                if durable.verify(target):
+                    raise
     version = re.search(rb'#define __VERSION__ "(.*?)"', macros)
     return path, version[1].decode() if version else ""
 

@@ -7,6 +7,7 @@ from typing import Any
 from cnn_jax.report import curves, figures, html, sections
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters
+from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 
 
@@ -49,7 +50,7 @@ def write_report(
         first_layer = sections.filters(filters, html.figure((drawn["filters"], "filters"), figures.DPI / 100))
     (run / files.PLOTS).mkdir(exist_ok=True)
     for name, data in {**drawn, **pictures}.items():
-        files.write_bytes(run / files.PLOTS / f"{name}.png", data)
+        durable.write(run / files.PLOTS / f"{name}.png", data)
     body = [
         sections.headlines(summary, rows, tiles, split, config.train.select),
         html.code(str(summary["command"])),
@@ -60,7 +61,7 @@ def write_report(
     ]
     subtitle = f"{summary['model']} on {summary['dataset']}, seed {summary['seed']}; {summary['device']}"
     page = html.page(title or str(summary["experiment"]), subtitle, body)
-    files.write_text(run / files.REPORT, page)
+    durable.write(run / files.REPORT, page.encode())
     return run / files.REPORT
 
 

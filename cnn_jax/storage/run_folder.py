@@ -6,6 +6,7 @@
     preprocess.json      image shape, mean and standard deviation
     metrics.jsonl        one JSON object per line, see `append_metrics`
     tensorboard/, …      the same metrics from the config's loggers: also metrics.csv, wandb/ and mlflow/
+    checksums.json       of the files above and below that are read again, see `durable`
     checkpoints/STEP/    train state to resume from
     final.safetensors    the selected weights; written when training ends
     summary.json         the run in one object: accuracies, seconds, parameters, device, …
@@ -18,12 +19,14 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
+from cnn_jax.storage import durable
 
 if TYPE_CHECKING:
     pass
@@ -45,24 +48,25 @@ REPORT = "report.html"
 PLOTS = "plots"
 BEFORE = ".before"  # the replaced run, kept until the new one has compiled
 REMOVED = ".removed"  # the replaced run while it is being deleted
-ALL = (CONFIG, ENVIRONMENT, CLASSES, PREPROCESS, METRICS, *LOGGED, CHECKPOINTS, WEIGHTS, SUMMARY, REPORT, PLOTS)
+ALL = (
+    durable.CHECKSUMS,
+    CONFIG,
+    ENVIRONMENT,
+    CLASSES,
+    PREPROCESS,
+    METRICS,
+    *LOGGED,
+    CHECKPOINTS,
+    WEIGHTS,
+    SUMMARY,
+    REPORT,
+    PLOTS,
+)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small text file in UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a small file atomically, unless it already has this content."""
-    if path.is_file() and path.read_bytes() == data:
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes a text file of a run in UTF-8, with its checksum."""
+    durable.write_checked(path, text.encode())
 
 
 def set_aside(run: Path) -> None:
@@ -72,6 +76,7 @@ def set_aside(run: Path) -> None:
     """
     there = [name for name in ALL if (run / name).exists()]
     (run / BEFORE).mkdir(parents=True)
+    durable.sync_folder(run.parent)
     for name in there:
         os.replace(run / name, run / BEFORE / name)
 
@@ -126,11 +131,12 @@ def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
         file: from `open_metrics`.
         row: `kind` ("train", "validation" or "test"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since the start of
             training, and for "train" `learning_rate` and `images_per_second`. Non-finite numbers are
-            written as null, since JSON has no NaN.
+            written as null, since JSON has no NaN. "crc" is added, the CRC-32 of the line without it.
     """
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
     plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
-    file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    body = json.dumps(plain, allow_nan=False)
+    file.write(f"{body[:-1]}{_checksum(body)}\n".encode())
     file.flush()
 
 
@@ -152,8 +158,12 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         try:
             row: dict[str, Any] = {n: math.nan if v is None else v for n, v in json.loads(line).items()}
             kind, step = row["kind"], int(row["step"])
+            if row.pop("crc", None) is not None:
+                body = f"{line[: -len(_checksum(''))]}}}"
+                if not line.endswith(_checksum(body)):
+                    raise ValueError
         except (ValueError, AttributeError, KeyError, TypeError) as error:
-            what = "not a row of metrics, a JSON object with kind and step"
+            what = "not a row of metrics, or is damaged"
             raise UserError(f"line {number} of {path} is {what}: delete that line") from error
         if kind == "train":
             if step <= last_train_step:
@@ -162,6 +172,11 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         rows.pop((kind, step), None)
         rows[kind, step] = row
     return list(rows.values())
+
+
+def _checksum(body: str) -> str:
+    """The end of a row of metrics: its checksum."""
+    return f', "crc": "{zlib.crc32(body.encode()):08x}"}}'
 
 
 def read_classes(run: str | Path) -> tuple[str, ...]:
@@ -191,22 +206,37 @@ def read_config(run: str | Path) -> Config:
     Raises:
         UserError: `run` is not a run folder, or its config is damaged.
     """
-    if not (Path(run) / CONFIG).is_file():
+    path = Path(run) / CONFIG
+    if not path.is_file():
         raise UserError(f"{run} is not a run folder, as it has no {CONFIG}: name one, such as runs/mnist_lenet5")
-    return Config.load(Path(run) / CONFIG)
+    check(path)
+    return Config.load(path)
 
 
 def read_text(path: Path, what: str) -> str:
     """Reads a text file of a run; messages call it `what`.
 
     Raises:
-        UserError: the file is missing or not UTF-8.
+        UserError: the file is missing, damaged or not UTF-8.
     """
+    check(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text"
         raise UserError(f"cannot read {path}, {what} ({reason}): {_mend(path.name)}") from error
+
+
+def check(path: Path) -> None:
+    """Compares a file of a run with its checksum.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        durable.check(path)
+    except durable.Damaged as error:
+        raise UserError(f"{error}; {_mend(path.name)}") from error
 
 
 def _mend(name: str) -> str:

@@ -1,6 +1,5 @@
 """Saves and loads weights as one `.safetensors` file, with keys such as `params/conv1/kernel`."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,37 +10,38 @@ import safetensors
 import safetensors.numpy
 
 from cnn_jax.errors import UserError
+from cnn_jax.storage import durable
 
 Tree = Mapping[str, Any]  # nested mappings whose leaves are arrays or anything with a shape
 LISTED = 12  # differences of one kind that an error lists; the rest are counted
 
 
 def save_weights(path: str | Path, variables: Tree, metadata: Mapping[str, str]) -> None:
-    """Writes `variables` atomically: readers never see a partial file.
+    """Writes `variables` to a file, whole or not at all.
 
     Args:
         path: the file; an existing one is replaced.
         variables: `{"params": …, "batch_stats": …}`, arrays of NumPy or JAX.
         metadata: strings stored in the file's header.
     """
-    path = Path(path)
+    # Not `safetensors.save_file`, which makes the file readable only by its owner, whatever the umask.
+    durable.write(Path(path), to_bytes(variables, metadata))
+
+
+def to_bytes(variables: Tree, metadata: Mapping[str, str]) -> bytes:
+    """Returns the content of a `.safetensors` file."""
     # safetensors stores memory as it is laid out: transposed arrays must be made contiguous first.
     arrays = {key: np.asarray(leaf, order="C") for key, leaf in _leaves(variables)}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # Not `save_file`, which makes the file readable only by its owner, whatever the umask.
-        partial.write_bytes(safetensors.numpy.save(arrays, metadata=dict(metadata)))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return safetensors.numpy.save(arrays, metadata=dict(metadata))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the variables as nested dictionaries of NumPy arrays, and the metadata.
 
     Raises:
-        UserError: the file is missing, truncated, in another format, or has a dtype that NumPy does not support.
+        UserError: the file is missing, damaged or in another format, or has a dtype that NumPy does not support.
     """
+    durable.check(Path(path))
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}

@@ -1,10 +1,12 @@
 """Saves and restores checkpoints; the only module that uses Orbax.
 
 A checkpoint holds only the train state: the position in the data and every random draw follow from the step.
-Saves are atomic (a folder gets its final name only when it is complete) and run in the background.
+
+Saves run in the background. A checkpoint gets its final name once its files and their checksums are synced, and only
+then may an older one be deleted. It is read only if the checksums agree; otherwise it is set aside, and the one before
+it used.
 """
 
-import json
 import logging
 import sys
 import warnings
@@ -12,11 +14,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_jax.errors import UserError
+from cnn_jax.storage import durable
+from cnn_jax.storage.run_folder import METRICS
 from cnn_jax.tasks import Selection
 from cnn_jax.training.parallel import Tree
 from cnn_jax.training.state import TrainState
@@ -40,6 +45,26 @@ def quiet_failures() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
+class _DurableFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The folder in which Orbax writes a checkpoint, and whose `finalize` gives it its final name."""
+
+    async def finalize(self) -> None:
+        """Seals the checkpoint, renames it, and syncs the new name."""
+        final = Path(self.get_final())
+        if final.name.isdigit():  # not a folder inside the checkpoint
+            durable.sync([final.parent.parent / METRICS])  # the rows up to this step
+            durable.seal(Path(self.get()), but=_CHANGED_LATER)
+        await super().finalize()
+        if final.name.isdigit():
+            durable.sync(final / name for name in _CHANGED_LATER)
+            durable.sync_folder(final)
+            durable.sync_folder(final.parent)
+
+
+# What Orbax still writes when it renames a checkpoint: times. Nothing in them is used.
+_CHANGED_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether `folder` holds a checkpoint; unlike `Checkpoints(folder)`, changes nothing in it."""
     return any(path.name.isdigit() for path in folder.glob("*"))
@@ -57,7 +82,7 @@ class Checkpoints:
         # Orbax logs every phase of every save, and the traceback of every error that it raises anyway.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).resolve()  # Orbax refuses relative paths
-        self._set_aside_without_metrics()
+        self._set_aside_unusable()
         sign = 1.0 if selection.higher_is_better else -1.0
         self._score = lambda metrics: sign * metrics[selection.metric]
         best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
@@ -65,6 +90,7 @@ class Checkpoints:
             best_fn=self._score,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEPT), best]),
             cleanup_tmp_directories=True,
+            temporary_path_class=_DurableFolder,
             # In the background, Orbax would wait 20 minutes for a folder that cannot be created.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -144,13 +170,16 @@ class Checkpoints:
         except Exception:  # a checkpoint whose metrics cannot be read is not a candidate
             return None
 
-    def restore(self, like: TrainState, sharding: Any, step: int | None = None) -> tuple[int, TrainState] | None:
+    def restore(
+        self, like: TrainState, sharding: Any, step: int | None = None, *, finite: bool = True
+    ) -> tuple[int, TrainState] | None:
         """Reads a checkpoint onto the devices; if it cannot be read, warns and falls back to an earlier one.
 
         Args:
             like: a state (or its shapes) with the structure to read.
             sharding: of every array.
             step: the checkpoint to read; default: the latest.
+            finite: whether a state with a number that is not finite counts as damaged.
 
         Returns:
             (step, state), or None if there is no checkpoint.
@@ -162,10 +191,14 @@ class Checkpoints:
         damaged = []
         for candidate in [s for s in reversed(self.steps()) if step is None or s <= step]:
             try:
+                if problem := durable.verify(self.folder / str(candidate)):
+                    raise durable.Damaged(problem)
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     state = self._manager.restore(candidate, args=args)["state"]
+                if finite and not _is_finite(state):
+                    raise durable.Damaged("it holds numbers that are not finite")
             except Exception as error:  # Orbax raises many types for a damaged folder
                 reason = " ".join(str(error).split())[:160]
                 print(f"warning: checkpoint {self.folder / str(candidate)} cannot be read ({reason})", file=sys.stderr)
@@ -179,16 +212,20 @@ class Checkpoints:
             raise self._none_readable(damaged)
         return None
 
-    def _set_aside_without_metrics(self) -> None:
-        """Sets aside checkpoints with damaged metrics: Orbax reads all metrics at the start, and would fail.
+    def _set_aside_unusable(self) -> None:
+        """Sets aside checkpoints that were not finished or whose metrics are damaged.
+
+        Orbax reads all metrics at the start, and the best checkpoint is chosen by them. States are checked when read.
 
         Raises:
             UserError: all checkpoints are damaged.
         """
         steps = [path for path in self.folder.glob("*") if path.name.isdigit()]
-        damaged = [int(path.name) for path in steps if not _are_metrics(path / "metrics" / "metrics")]
-        for step in damaged:
-            print(f"warning: checkpoint {self.folder / str(step)} cannot be read (its metrics)", file=sys.stderr)
+        damaged = []
+        for path in steps:
+            if problem := durable.verify(path, below="metrics/"):
+                print(f"warning: checkpoint {path} cannot be read ({problem})", file=sys.stderr)
+                damaged.append(int(path.name))
         if damaged and len(damaged) == len(steps):
             raise self._none_readable(damaged)
         if damaged:
@@ -213,9 +250,6 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoints")
 
 
-def _are_metrics(file: Path) -> bool:
-    """Whether a checkpoint's metrics can be read, or are rightly absent, as after Ctrl-C."""
-    try:
-        return not file.exists() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
-        return False
+def _is_finite(state: TrainState) -> bool:
+    leaves = jax.device_get(jax.tree.leaves((state.params, state.batch_stats, state.ema)))
+    return all(np.isfinite(leaf).all() for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))

@@ -18,8 +18,9 @@ from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.models.ensembles import member
 from cnn_jax.report import write_report
 from cnn_jax.report.filters import Filters, first_layer
+from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
-from cnn_jax.storage.weights_file import save_weights
+from cnn_jax.storage.weights_file import to_bytes
 from cnn_jax.training import runtime
 from cnn_jax.training.callbacks import Callback, EarlyStopping
 from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
@@ -108,7 +109,7 @@ def _is_finished(run: Path, config: Config) -> bool:
             "over, or set another `workdir`"
         )
     try:
-        saved = Config.load(run / files.CONFIG)
+        saved = files.read_config(run)
     except UserError as error:
         raise UserError(f"{error}, or set `fresh` to start over, or another `workdir`") from error
     differences = config.difference(saved)
@@ -117,7 +118,18 @@ def _is_finished(run: Path, config: Config) -> bool:
             f"{run} holds a run with another config ({'; '.join(differences)}): set another `workdir`, the same "
             "values, or `fresh` to start over"
         )
-    return (run / files.SUMMARY).exists() and (run / files.WEIGHTS).exists()  # missing weights are written again
+    return all([_is_whole(run / name) for name in (files.SUMMARY, files.WEIGHTS)])  # otherwise written again
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and undamaged; a damaged one is set aside."""
+    try:
+        durable.check(path)
+    except durable.Damaged as error:
+        print(f"warning: {error}; writing it again", file=sys.stderr)
+        if path.exists():
+            path.rename(path.with_name(f"damaged-{path.name}"))
+    return path.exists()
 
 
 def _has_trained(run: Path) -> bool:
@@ -172,7 +184,7 @@ def _train(
 ) -> tuple[int, float]:
     """Runs the loop; returns the last step and the duration of the run in seconds."""
     config, parallel, plan = experiment.config, experiment.parallel, experiment.plan
-    restored = checkpoints.restore(experiment.state, parallel.replicated)
+    restored = checkpoints.restore(experiment.state, parallel.replicated, finite=_stays_finite(config))
     first_step, state = restored or (0, parallel.place(experiment.state))
     if restored:
         print(f"resuming   from step {first_step}", flush=True)
@@ -228,6 +240,11 @@ def _train(
         return last_step, recorder.seconds
 
 
+def _stays_finite(config: Config) -> bool:
+    """Whether a state that is not finite is never saved. In a sweep of rates some networks may diverge."""
+    return len(config.optim.member_learning_rates) <= 1
+
+
 def _early_stopping(experiment: Experiment) -> list[Callback]:
     patience, selection = experiment.config.train.patience, experiment.task.selection
     return [] if patience is None else [EarlyStopping(selection.metric, selection.higher_is_better, patience)]
@@ -251,7 +268,8 @@ def _finish(
     """Chooses the weights by validation, evaluates the test set once, and writes weights, summary and report."""
     config, plan, task = experiment.config, experiment.plan, experiment.task
     best = checkpoints.best_step() if config.train.select == "best" else last_step
-    restored = checkpoints.restore(experiment.state, experiment.parallel.replicated, step=best)
+    replicated = experiment.parallel.replicated
+    restored = checkpoints.restore(experiment.state, replicated, step=best, finite=_stays_finite(config))
     assert restored is not None, "the loop saves a checkpoint after its last step"
     step, state = restored
     variables = variables_for_evaluation(state)
@@ -305,7 +323,7 @@ def _write(
         row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
         files.append_metrics(run, row | means | {"seconds": summary["seconds"]})
     about = {name: summary[name] for name in ("experiment", "model", "dataset", "seed", "best_step", "commit")}
-    save_weights(run / files.WEIGHTS, variables, {"cnn_jax": json.dumps(about, sort_keys=True)})
+    durable.write_checked(run / files.WEIGHTS, to_bytes(variables, {"cnn_jax": json.dumps(about, sort_keys=True)}))
     found = task.findings(collected, _Images(experiment.sources[split]), split)
     write_report(
         run,

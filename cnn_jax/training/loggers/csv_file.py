@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cnn_jax.errors import UserError
-from cnn_jax.storage.run_folder import write_bytes
+from cnn_jax.storage import durable
 
 
 class CsvLogger:
@@ -60,7 +60,7 @@ class CsvLogger:
     def _replace(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Rewrites the file atomically with the current columns, and opens it for appending."""
         lines = [_line(self._columns), *(_line([row.get(column, "") for column in self._columns]) for row in rows)]
-        write_bytes(self._path, b"".join(lines))
+        durable.write(self._path, b"".join(lines))
         self._file = open(self._path, "r+b")
         self._file.seek(0, 2)
         self._row = dict(rows[-1]) if rows else {}
