@@ -20,6 +20,7 @@ from cnn_jax.commands.parser import guard
 from cnn_jax.data import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.runs import predict
+from cnn_jax.storage import durable
 
 
 @pytest.fixture(scope="module")
