@@ -19,6 +19,7 @@ from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.tasks import Selection
 from cnn_jax.training import experiment, loop, run
@@ -197,7 +198,7 @@ def test_fresh_keeps_the_old_run_if_the_new_one_cannot_start(killed, tmp_path, m
     run.train(CONFIG.override(workdir=str(folder)))  # still a finished run
 
     def contents(run):
-        return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        return {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != LOCK}
 
     assert contents(folder) == contents(finished)
 

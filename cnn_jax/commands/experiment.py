@@ -4,6 +4,7 @@ JAX is imported only once the arguments are valid, so that `--help` and most err
 """
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,9 +87,10 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
     arguments = _parse(argv, prog, doc, base, presets)
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
     explicit = _explicit(chosen, base, argv)
-    if chosen.train.workdir is None:
-        explicit["workdir"] = os.path.join("runs", folder)
-    return base.override(**explicit).resolve()
+    if chosen.train.workdir is not None:
+        return base.override(**explicit).resolve()
+    config = base.override(**explicit, workdir=os.path.join("runs", folder)).resolve()
+    return config if config.train.fresh else _in_own_folder(config)
 
 
 def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, presets: Mapping[str, Config]) -> Any:
@@ -145,6 +147,25 @@ def _peek(argv: Sequence[str], flag: str) -> str | None:
 
 def _given(argv: Sequence[str], flag: str) -> bool:
     return any(word.replace("_", "-").split("=")[0] == flag for word in argv)
+
+
+def _in_own_folder(config: Config) -> Config:
+    """Adds a number to the default folder if another run is there: runs/NAME-2, runs/NAME-3, …"""
+    usual = config.train.workdir
+    for number in itertools.count(2):
+        saved = os.path.join(str(config.train.workdir), "config.json")
+        try:
+            differences = config.difference(Config.load(saved))
+        except UserError:  # none, or a damaged one, which is refused later
+            break
+        if not differences:
+            break
+        if number == 2:
+            print(f"{usual} holds another run ({'; '.join(differences)})")
+        config = config.override(workdir=f"{usual}-{number}")
+    if config.train.workdir != usual:
+        print(f"using {config.train.workdir}", flush=True)
+    return config
 
 
 def _explicit(config: Config, base: Config, argv: Sequence[str]) -> dict[str, Any]:

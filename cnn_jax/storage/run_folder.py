@@ -1,5 +1,6 @@
 """The run folder: file names, metrics and config.
 
+    .cnn_jax.lock        marks the folder as a run's, and names the process that last wrote to it, see `lock`
     config.json          the whole config (`cnn_jax.config.Config`)
     environment.json     versions, devices, command, commit
     classes.txt          class names, one a line, in the order of the logits
@@ -15,6 +16,7 @@
 `load` needs only this folder. This module imports no JAX.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 from cnn_jax.storage import durable
+from cnn_jax.storage.lock import LOCK
 
 if TYPE_CHECKING:
     pass
@@ -67,6 +70,23 @@ ALL = (
 def write_text(path: Path, text: str) -> None:
     """Writes a text file of a run in UTF-8, with its checksum."""
     durable.write_checked(path, text.encode())
+
+
+def check_ours(run: Path) -> None:
+    """Checks that nothing in a folder would be overwritten or removed but files of a run.
+
+    Raises:
+        UserError: the folder was never a run's, and has files with the names of a run's files.
+    """
+    there = [name for name in ALL if (run / name).exists()]
+    if not there or (run / LOCK).exists() or (run / BEFORE).exists():
+        return
+    with contextlib.suppress(UserError):
+        Config.load(run / CONFIG)  # a run of an earlier version
+        return
+    raise UserError(
+        f"{run} is not a run folder, but has {', '.join(there)}, which a run would overwrite: set another `workdir`"
+    )
 
 
 def set_aside(run: Path) -> None:

@@ -4,7 +4,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cnn_jax.report import write_report
 from cnn_jax.report.filters import Filters, first_layer
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.lock import locked
 from cnn_jax.storage.weights_file import to_bytes
 from cnn_jax.training import runtime
 from cnn_jax.training.callbacks import Callback, EarlyStopping
@@ -55,6 +56,13 @@ def train(
     run = Path(config.train.workdir or f"runs/{config.experiment}")
     if run.exists() and not run.is_dir():
         raise UserError(f"`workdir` {run} is a file: name a folder")
+    files.check_ours(run)
+    with locked(run) if jax.process_index() == 0 else nullcontext():
+        return _train_in(run, config, given, callbacks, command or runtime.command_line())
+
+
+def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
+    """Trains or resumes the run in a folder that no other process writes to."""
     if jax.process_index() == 0:
         files.bring_back(run)  # undo what a killed start had set aside
     if not config.train.fresh and _is_finished(run, config):
@@ -68,14 +76,11 @@ def train(
             f"{config.data.dataset} now has the classes {', '.join(experiment.class_names)}, but {run} was trained on "
             f"{', '.join(known)}: set `fresh` to start over, or another `workdir`"
         )
-    new = not run.exists()
     try:
-        return _start(experiment, run, callbacks, command or runtime.command_line())
+        return _start(experiment, run, callbacks, command)
     except BaseException as error:
         if jax.process_index() == 0:
             files.bring_back(run)  # if it failed before it had compiled
-            if new and run.is_dir() and not any(run.iterdir()):
-                run.rmdir()
         if isinstance(error, TrainingStopped):
             error.experiment = experiment
         raise
