@@ -20,13 +20,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -197,7 +194,7 @@ def read_config(run: str | Path) -> Config:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Reads a text file of a run; messages call it `what`.
+    """Reads a text file of a run; `what` is its name in messages.
 
     Raises:
         UserError: the file is missing or not UTF-8.

@@ -149,7 +149,7 @@ class Checkpoints:
 
         Args:
             like: a state (or its shapes) with the structure to read.
-            sharding: of every array.
+            sharding: the sharding of every array.
             step: the checkpoint to read; default: the latest.
 
         Returns:
@@ -214,7 +214,7 @@ class Checkpoints:
 
 
 def _are_metrics(file: Path) -> bool:
-    """Whether a checkpoint's metrics can be read, or are rightly absent, as after Ctrl-C."""
+    """Whether a checkpoint's metrics can be read, or are legitimately absent, as after Ctrl-C."""
     try:
         return not file.exists() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
