@@ -1,4 +1,4 @@
-"""How the cost of a training step per image grows with batch size, image size, depth and number of classes.
+"""Measures how the cost of a training step per image grows with batch size, image size, depth and number of classes.
 
     python -m benchmarks.growth --output results/speed.csv
     python -m benchmarks.growth --model resnet50 --image 224 --batch 128 --classes 1000 --precision bfloat16 \\
@@ -8,8 +8,8 @@
 Along each axis one number grows and the others are fixed. Each case is timed alternately with the first of its axis.
 Figures are recorded as they are measured, so after an interruption `--axes` runs only what is left.
 
-The *bend* of a case compares its seconds per FLOP with its neighbours': it is the ratio to the straight line between
-theirs, on logarithmic scales, each by its fastest block. Sizes that are not powers of two are there to expose bends.
+The *bend* of a case is its seconds per FLOP over the value that its two neighbours predict by log-log interpolation;
+each case counts by its fastest block. Sizes that are not powers of two are there to expose bends.
 """
 
 import argparse

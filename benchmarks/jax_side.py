@@ -58,12 +58,12 @@ def _optimizer() -> Optimizer:
 
 
 def ours(model: Any, variables: Mapping[str, Any], batch: Batch) -> Side:
-    """Compiles our step and runs the first `CHECKED` ones.
+    """Compiles our training step and runs the first `CHECKED` steps.
 
     Args:
         model: a Linen module of `cnn_jax.models`.
         variables: its initial weights.
-        batch: to train on.
+        batch: the batch to train on.
     """
 
     optimizer, task = _optimizer(), Classification(tuple(map(str, range(model.num_classes))))

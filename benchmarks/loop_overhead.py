@@ -1,4 +1,4 @@
-"""What the training loop costs beyond its bare compiled step: shuffling, placing items, metrics, files, checkpoints.
+"""Measures what the training loop adds to its bare compiled step: shuffling, placement, metrics, files, checkpoints.
 
     python -m benchmarks.loop_overhead --output results/speed.csv
 
@@ -36,8 +36,8 @@ TURNS = 16  # per block
 class Turns(Checkpoints):
     """Alternates the loop's steps with bare steps; a checkpoint is on disk when `save` returns.
 
-    Both use the same state, at the same place in memory: with a state each, times differed by up to 5 %, and otherwise
-    in every process.
+    Both use the same state, at the same place in memory: with separate states, times differed by up to 5 %, and by
+    a different amount in every process.
 
     Attributes:
         seconds: (bare, bare with as many calls in flight as the loop has, loop) of each turn.

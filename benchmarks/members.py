@@ -44,9 +44,9 @@ def of_several(config: Config, members: int, kind: str) -> Config:
 
 
 def memory_limit() -> float:
-    """Returns two thirds of the memory, in bytes, on a CPU, where the system kills a program that takes too much.
+    """Returns the memory budget in bytes: on a CPU two thirds of RAM, elsewhere infinity.
 
-    Infinite elsewhere: there JAX raises an error.
+    On a CPU the system kills a program that uses too much memory; elsewhere JAX raises an error.
     """
     if jax.default_backend() != "cpu":
         return float("inf")

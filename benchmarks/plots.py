@@ -35,7 +35,7 @@ def lines(rows: Sequence[Row], benchmark: str, measure: str, pattern: str) -> di
     """Returns the points of one measure for each line of the plot.
 
     Args:
-        rows: of the table.
+        rows: rows of the table.
         benchmark: whose figures to take.
         measure: which of them.
         pattern: regular expression whose group "number" is the x value in the name of a case; the rest of the name,

@@ -15,12 +15,12 @@ Array = np.ndarray
 
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9  # a large rate would amplify differences of rounding between the two
 CHECKED = 3  # steps whose losses must agree
-SETTLE, PAUSE = 0.05, 0.2  # seconds before a block: until all threads sleep, then to measure other load
+SETTLE, PAUSE = 0.05, 0.2  # seconds before each block: wait for threads to sleep, then measure other load
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch that both train on: images float32 (B, H, W, C), mean 0 and variance 1; labels int32 (B,)."""
+    """The batch that both sides train on: images float32 (B, H, W, C), mean 0 and variance 1; labels int32 (B,)."""
 
     images: Array
     labels: Array
@@ -32,7 +32,7 @@ class Side:
 
     Attributes:
         train: runs the given number of steps, waits for them and returns the last loss.
-        losses: of the first steps.
+        losses: losses of the first steps.
         compile_seconds: until the first step can run (PyTorch: until it has run).
         cached_seconds: the same with the program in the cache; None without such a cache.
         peak_bytes: returns the peak device memory so far; None where it is unknown.

@@ -140,7 +140,7 @@ def read(path: str | Path = PATH) -> list[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the table {path} ({error}): make one with --output {path}") from error
     if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}: name a table of speeds, or a new file")
+        raise UserError(f"{path} does not have the columns {', '.join(COLUMNS)}: name a speed table, or a new file")
     return list(reader)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.startup --output results/speed.csv
 
 Runs the command of an experiment as a user does, in its own process and run folder, until metrics.jsonl has a row, and
-then kills it. The lines that it prints mark the parts of the time:
+then kills it. The lines it prints mark the phases:
 
     imports        until "preparing": the interpreter, imports, arguments, first use of the device
     preparation    until "cnn_jax": data, initial weights, facts about the machine
@@ -11,8 +11,8 @@ then kills it. The lines that it prints mark the parts of the time:
     compilation    until "compiled": tracing and XLA, or reading from the cache
     first step     until the row is written
 
-In each turn the command runs twice with a new cache folder: cold, then warm. For comparison, a Python that only imports
-the libraries that every training needs is timed as well. The first turn does not count.
+In each turn the command runs twice with a new cache folder: cold, then warm. For comparison, a Python process that only
+imports the libraries needed by every training run is timed as well. The first turn is a warm-up and does not count.
 """
 
 import argparse

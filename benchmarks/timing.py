@@ -1,4 +1,4 @@
-"""What the timings share: cases, a compiled training step that runs without the loop, and alternating measurements."""
+"""Shared by the benchmarks: cases, a compiled training step that runs without the loop, and alternating timing."""
 
 import time
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def make_bench(config: Config, steps: int = 1, turns: int = 1) -> Bench:
     """Builds an experiment and compiles its training step; writes nothing.
 
     Args:
-        config: of the run.
+        config: the run's config.
         steps: length of the run, with one validation at its end; rounded up so that each turn has whole calls.
         turns: number of equal parts that the steps must divide into.
     """

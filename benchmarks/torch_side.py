@@ -55,7 +55,7 @@ def theirs(net: Any, variables: Mapping[str, Any], batch: Batch, device: str, dt
     Args:
         net: the same network from `benchmarks.torch_networks`, on the CPU.
         variables: our initial weights.
-        batch: to train on.
+        batch: the batch to train on.
         device: "cpu" or "gpu".
         dtype: "float32", or "bfloat16" for autocast.
         compiled: whether to use torch.compile.

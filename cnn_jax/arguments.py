@@ -68,7 +68,7 @@ def parse_spec(
     """Parses "name" or "name:key=value,key=value" into (name, the function of that name with those arguments bound).
 
     Args:
-        kind: what messages call such a function.
+        kind: name for such a function in messages.
         spec: the text.
         functions: the known functions by name.
         hidden: parameters set by the caller, which the text may not set.
@@ -97,7 +97,7 @@ def parse_arguments(
     default's type. Elements of a tuple are separated by "/", as in "scale=0.5/1".
 
     Args:
-        owner: what messages call the function.
+        owner: name for the function in messages.
         function: its parameters are accepted if their values can be written as text.
         texts: each key=value.
         hidden: parameters set by the caller, which are not accepted.

@@ -29,9 +29,9 @@ def output_size(
         filter_size: F.
         stride: S.
         padding: P, inputs added at each end, or (before, after).
-        rounding: of the quotient. "exact" raises if it is not whole. "floor" ignores inputs at the end that fill no
-            window, as layers do in all frameworks. "ceil" lets the last window overhang the end, as in Caffe's pooling,
-            but it must begin before the end.
+        rounding: how to round the quotient. "exact" raises if it is not whole. "floor" ignores inputs at the end that
+            fill no window, as layers do in all frameworks. "ceil" lets the last window overhang the end, as in Caffe's
+            pooling, but it must begin before the end.
 
     Returns:
         The number of outputs; with "floor" and "ceil" it is below 1 if the filter does not fit.
@@ -102,7 +102,7 @@ def receptive_field(layers: Iterable[tuple[int, int]]) -> int:
 def conv_parameters(
     filter_size: tuple[int, int], maps: int, filters: int, *, groups: int = 1, bias: bool = True
 ) -> int:
-    """Parameters of a convolution of `maps` input maps with `filters` filters of (kh, kw, maps/groups) and a bias each.
+    """Parameters of a convolution of `maps` input maps: `filters` filters of (kh, kw, maps/groups), and their biases.
 
     >>> conv_parameters((5, 5), 3, 10)
     760
@@ -164,7 +164,7 @@ def cross_correlate(signal: Any, kernel: Any, edges: Edges = "valid", stride: in
         stride: between neighbouring outputs; inputs at the end that fill no window are ignored.
 
     Raises:
-        UserError: the kernel has another number of axes than the signal, or does not fit.
+        UserError: the kernel and the signal differ in their number of axes, or the kernel does not fit.
 
     >>> cross_correlate([0, 0, 1, 1], [-1, 1]).tolist()
     [0, 1, 0]
@@ -228,10 +228,10 @@ def conv_input_gradient(
 
     Args:
         dy_BxHxWxF: gradient of the output.
-        kernel_HxWxCxF: of the layer.
+        kernel_HxWxCxF: the layer's kernel.
         size: rows and columns of the layer's input.
-        stride: of the layer.
-        padding: of the layer.
+        stride: the layer's stride.
+        padding: the layer's padding.
     """
     rotated = kernel_HxWxCxF[::-1, ::-1].swapaxes(2, 3)
     spread = [(0, 0, 0)]
@@ -252,8 +252,8 @@ def conv_kernel_gradient(
         x_BxHxWxC: input of the layer.
         dy_BxHxWxF: gradient of its output.
         filter_size: rows and columns of its filters.
-        stride: of the layer.
-        padding: of the layer.
+        stride: the layer's stride.
+        padding: the layer's padding.
     """
     gaps = (0, 0, stride - 1)
     spread = lax.pad(dy_BxHxWxF, jnp.zeros((), dy_BxHxWxF.dtype), [(0, 0, 0), gaps, gaps, (0, 0, 0)])

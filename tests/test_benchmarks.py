@@ -68,7 +68,7 @@ def test_nothing_is_written_without_a_path(tmp_path, monkeypatch):
 def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "digits.csv"
     path.write_text("experiment,model\n")
-    with pytest.raises(UserError, match="other columns"):
+    with pytest.raises(UserError, match="does not have the columns"):
         record(path, "b", [Figure("one", "step", 1.0, "ms")])
     assert path.read_text() == "experiment,model\n"
     with pytest.raises(UserError, match="--output"):
@@ -276,7 +276,7 @@ def test_columns_of_the_table():
     [
         (["--blocks", "0"], "--blocks is 0: it must be a whole number of at least 1"),
         (["--seconds", "nan"], "--seconds is nan: it must be a number greater than 0"),
-        (["--output", "README.md"], "README.md has other columns"),
+        (["--output", "README.md"], "README.md does not have the columns"),
     ],
 )
 def test_mistakes_are_reported_before_measuring(flags, message):

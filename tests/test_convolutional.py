@@ -317,7 +317,7 @@ def test_variables_of_another_size_are_refused(shape):
 
 def test_heat_map_refuses_what_it_cannot_use():
     case = EXACT["strides"]
-    with pytest.raises(UserError, match="PatternNet is no convolutional network: call to_convolutional"):
+    with pytest.raises(UserError, match="PatternNet is not a converted network: call to_convolutional"):
         heat_map(case.model, some_variables(case.model, case.trained), jnp.zeros(case.trained))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"the image has shape \(1, 15, 19, 2\): pass"):
         heat_map(*converted(case), jnp.zeros((1, *case.trained)))

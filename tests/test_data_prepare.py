@@ -163,7 +163,7 @@ def test_without_network_the_command_says_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_tfds_is_silent_at_a_terminal_too(tmp_path, offline, monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # makes Rich behave as at a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes Rich behave as on a terminal
     refused("mnist", tmp_path)
     said = capsys.readouterr()
     assert said.out == "" and "preparing mnist" in said.err

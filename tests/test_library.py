@@ -172,7 +172,7 @@ def test_the_public_api_is_listed_without_importing_jax():
         ((tiny(), (IMAGES, LABELS)), {"classes": ["a", "b"]}, "labels go from 0 to 9: pass labels from 0 to 1"),
         ((tiny(), (IMAGES, jax.nn.one_hot(LABELS, 10))), {}, r"labels are float32 of shape \(256, 10\).*argmax"),
         ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.polyak_sgd()}, "needs more of the loss than its gradient"),
-        ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.sgd(0.1), "learning_rate": 0.1}, "learning_rate cannot"),
+        ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.sgd(0.1), "learning_rate": 0.1}, "built and ignores"),
         ((tiny(), (IMAGES, LABELS)), {"optimizer": "adm"}, "perhaps you meant adam"),
         ((tiny(), (IMAGES, LABELS)), {"validation": 1.5}, "validation share of 1.5"),
         ((tiny(), (IMAGES, LABELS)), {"epoch": 3}, "perhaps you meant epochs"),

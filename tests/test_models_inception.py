@@ -399,7 +399,7 @@ def test_initial_weights_have_the_documented_deviation(name, deviations):
     model = FACTORIES[name]()
 
     def some() -> Any:
-        # The compiler removes the parameters that are not returned.
+        # The compiler skips the initialisation of parameters that are not returned.
         params = model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)), train=False)["params"]
         flat = traverse_util.flatten_dict(params, sep="/")
         return {layer: flat[f"{layer}/conv/kernel"] for layer in deviations}, flat.get("conv2/conv/bias")

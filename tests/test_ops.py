@@ -1,4 +1,4 @@
-"""The fast convolutions and poolings match XLA's in value and in every derivative."""
+"""The fast convolutions and pooling match XLA's in value and in every derivative."""
 
 from functools import partial
 
@@ -203,7 +203,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     assert native._functions("c++")[0]
     for compiler, reason in (("c++ -include nothing.h", "nothing.h: No such file"), ("no-such-compiler", "no-such")):
         functions, said = native._functions(compiler)
-        assert not functions and said.startswith(f"since {compiler} failed: ") and reason in said
+        assert not functions and said.startswith(f"{compiler} failed: ") and reason in said
     assert len(list(tmp_path.rglob("*.so"))) == 1, "failed compilations must leave nothing"
 
 

@@ -187,7 +187,7 @@ def test_what_cannot_work_is_refused_with_the_reason(name: str):
         ({"name": "adagrad", "args": ["initial_accumulator_value=-1"]}, r"_value=-1.0 .* is not 0 or more"),
         (
             {"name": "adam", "schedule": "step", "schedule_args": ["factor=-1"]},
-            r"`schedule_args`: factor=-1.0 for step is not more than 0",
+            r"`schedule_args`: factor=-1.0 for step is not above 0",
         ),
         (
             {"name": "adam", "schedule": "cosine", "schedule_args": ["final=-1"]},

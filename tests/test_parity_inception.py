@@ -46,7 +46,7 @@ CASES = {
             **{name: name for name in INCEPTIONS},
             "pool": "avgpool",
         },
-        image=(76, 90, 3),  # most poolings overhang at this size
+        image=(76, 90, 3),  # most pooling windows overhang at this size
     ),
     # These maps are too small for the auxiliary head; it is compared below.
     "inception_v3": Case(

@@ -123,7 +123,7 @@ def test_two_pairs_of_markers_are_refused():
 
 def test_csv_of_another_kind(tmp_path, capsys):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    assert "other columns" in refuse(capsys, ["table", tmp_path / "x.csv"])
+    assert "do not have the columns" in refuse(capsys, ["table", tmp_path / "x.csv"])
     assert "absent.csv" in refuse(capsys, ["table", tmp_path / "absent.csv"])
 
 

@@ -315,9 +315,10 @@ def test_a_bad_loss_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, at):
 
 
 def test_weights_ruined_by_the_last_update_are_not_saved(tmp_path):
-    config = CONFIG.override(model="softmax_regression", ema_decay=None, learning_rate=1e38, steps=1, augment=())
+    config = CONFIG.override(model="softmax_regression", ema_decay=None, steps=1, augment=())
+    config = config.override(optimizer="gradient_descent", learning_rate=1e38, workdir=str(tmp_path / "run"))
     with pytest.raises(TrainingStopped, match=r"validation loss is (nan|inf) at step 1 \(no checkpoint yet\): "):
-        run.train(config.override(optimizer="gradient_descent", workdir=str(tmp_path / "run")))
+        run.train(config)
     assert list((tmp_path / "run" / files.CHECKPOINTS).glob("[0-9]*")) == []
     assert not (tmp_path / "run" / files.WEIGHTS).exists()
 

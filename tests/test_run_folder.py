@@ -39,7 +39,7 @@ def test_every_line_is_standard_json(tmp_path):
     files.append_metrics(tmp_path, row("train", 1, math.nan, -math.inf))
 
     def no_constants(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     (line,) = (tmp_path / files.METRICS).read_text().splitlines()
     assert json.loads(line, parse_constant=no_constants)["loss"] is None

@@ -277,7 +277,7 @@ def test_command_measures_prints_and_records(tiny_run, monkeypatch, tmp_path, ca
 
 
 class _Stub:
-    """A script stand-in that takes one second per test image."""
+    """Stands in for a script that takes one second per test image."""
 
     def __init__(self, name: str, seconds: float):
         self.name, self.versions, self._seconds = name, "torch 0", seconds

@@ -83,7 +83,7 @@ def test_damaged_files(tmp_path, content):
     path.write_bytes(path.read_bytes()[:-8] if content is None else content)
     with pytest.raises(UserError) as error:
         load_weights(path)
-    assert str(path) in one_line(error) and "whole .safetensors" in one_line(error)
+    assert str(path) in one_line(error) and "complete .safetensors" in one_line(error)
 
 
 def test_absent_file(tmp_path):

@@ -263,7 +263,7 @@ def test_a_whole_network_is_refused(tmp_path):
 def test_a_tensor_never_reaches_beyond_its_storage(tmp_path, offset, shape, strides):
     program = Program()
     tensor = program.tensor(program.storage(np.zeros(4, np.float32)), offset, shape, strides)
-    assert "cannot be read" in message(zipped(tmp_path / "w.pth", program.mapping({"w": tensor}), program.storages))
+    assert "not a readable" in message(zipped(tmp_path / "w.pth", program.mapping({"w": tensor}), program.storages))
 
 
 def test_damaged_archives(tmp_path):
@@ -284,7 +284,7 @@ def test_truncated_files(tmp_path, old, kept):
     path = saved(tmp_path / "w.pth", STATE, old)
     path.write_bytes(path.read_bytes()[:kept])
     said = message(path)
-    assert "cannot be read as a file of torch.save" in said and said.endswith("copy or write it again")
+    assert "is not a readable torch.save file" in said and said.endswith("copy or save it again")
     assert old or kept in (0, 1) or "(cut short)" in said
 
 
@@ -293,7 +293,7 @@ def test_files_of_something_else(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(b"not weights at all, just some words in a file")
     said = message(path)
-    assert str(path) in said and "copy or write it again" in said
+    assert str(path) in said and "copy or save it again" in said
 
 
 def test_absent_files_and_other_endings(tmp_path):

@@ -222,7 +222,7 @@ def test_absent_sources(tmp_path, source):
 def test_classifier_is_kept_replaced_or_refused(tmp_path):
     path = saved(tmp_path / "w" / "model.safetensors").parent
     refused = message(path, num_classes=3)
-    assert "for 5 classes, not 3: set `init_head` to replace (classifier='replace'" in refused
+    assert "for 5 classes, not 3: set `init_head` to replace (in Python, classifier='replace'" in refused
     assert refused.endswith("or use num_classes=5")
     assert load_pretrained(path, num_classes=5)[0].num_classes == 5  # type: ignore[attr-defined]
     model, variables, _ = load_pretrained(path, num_classes=3, classifier="replace")

@@ -43,7 +43,7 @@ def open_source(
     channels: int | None = None,
     skip_bad_images: bool = False,
 ) -> Source:
-    """Opens one split of a data set; reads no image yet.
+    """Opens one split of a data set; images are not read yet.
 
     Args:
       dataset: name, in one of the forms listed at the top of this module.

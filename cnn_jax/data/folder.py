@@ -157,7 +157,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
     if not names:
-        raise UserError(f"{folder} has no sub-folder: move the images into one sub-folder per class")
+        raise UserError(f"{folder} has no sub-folders: move the images into one sub-folder per class")
     return names
 
 
@@ -235,7 +235,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str] | None:
             width, height = image.size
             sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations that rotate by 90 degrees
             return ((height, width) if sideways else (width, height)), image.mode
-    except Exception:  # Pillow raises a dozen kinds on damaged files
+    except Exception:  # Pillow raises a dozen kinds of error on damaged files
         return None
 
 

@@ -85,7 +85,7 @@ def make_pipeline(
     Args:
       source: the examples.
       batch_size: global batch size, over all devices; may exceed the number of examples.
-      seed: for shuffling.
+      seed: seed of the shuffling.
       mode: `resident`, `stream`, or `auto`: resident when the decoded images take at most `max_resident_bytes`.
       workers: reader processes when streaming; 0 reads in threads of this process.
       max_resident_bytes: limit of `auto`.

@@ -61,7 +61,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
         raise UserError(f"{name} needs no preparation: use it as it is")
     archives = None if manual_dir is None else Path(manual_dir).expanduser()
     if archives is not None and not archives.is_dir():
-        raise UserError(f"`manual_dir` {manual_dir} is not a folder: give the path of one with the archives")
+        raise UserError(f"`manual_dir` {manual_dir} is not a folder: set it to the one that holds the archives")
     folder = data_folder(data_dir)
     if prepared := find_prepared(name, folder):
         return Path(prepared.data_path)
@@ -94,7 +94,7 @@ def _builder(name: str, folder: Path) -> Any:
 
 
 def _download_and_prepare(job: _Job) -> None:
-    """Runs TFDS silently; nothing half-written is left, even on failure."""
+    """Runs TFDS silently, and leaves no half-written files even on failure."""
     import tensorflow_datasets as tfds
 
     with (
@@ -240,7 +240,7 @@ def _by_hand(job: _Job, problem: str) -> UserError:
 
 
 def _not_the_original(message: str, job: _Job) -> UserError:
-    """Names the file whose checksum is wrong: a local one, or a download, which is gone by now."""
+    """Names the file whose checksum is wrong: a local one, or a download, already deleted."""
     found = re.match(r"Artifact (?P<url>\S+), downloaded to (?P<path>.+), has wrong checksum", message)
     url, path = (found["url"], found["path"]) if found else ("one of its files", message.splitlines()[0])
     given = f"the download of {url}" if url in job.begun else path

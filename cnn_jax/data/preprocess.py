@@ -48,8 +48,8 @@ class Preprocess:
         matching = shaped and len(self.mean) == len(self.std) == self.image_shape[-1]
         if not matching or not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise UserError(
-                f"image shape {self.image_shape}, mean {self.mean} and std {self.std} do not fit: give height, width "
-                "and channels above 0, and one finite mean and one positive std per channel"
+                f"image shape {self.image_shape}, mean {self.mean} and std {self.std} are invalid: use positive "
+                "height, width and channels, and one finite mean and one positive, finite std per channel"
             )
 
     def normalize(self, images: Any) -> Any:
@@ -97,7 +97,7 @@ class Preprocess:
         try:
             fields = {name: tuple(values) for name, values in json.loads(text).items()}
             if not all(type(size) is int for size in fields["image_shape"]):
-                raise UserError(f"image_shape {list(fields['image_shape'])} is not all whole numbers")
+                raise UserError(f"image_shape {list(fields['image_shape'])} must be whole numbers")
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # the last may be our own UserError
             raise UserError(
@@ -166,11 +166,11 @@ def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarra
             return fit_image(ImageOps.exif_transpose(image), image_shape)
     except UserError:
         raise
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+    except Exception as error:  # Pillow raises a dozen kinds of error on damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"cannot read image {str(path)!r} ({reason}): replace it with a whole JPEG, PNG, WebP, BMP or PGM file, or "
-            "leave it out (`skip_bad_images` does)"
+            f"cannot read image {str(path)!r} ({reason}): replace it with a complete JPEG, PNG, WebP, BMP or PGM file, "
+            "or leave it out (`skip_bad_images` does)"
         ) from error
 
 

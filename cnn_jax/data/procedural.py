@@ -89,7 +89,7 @@ def open_xo(argument: str, split: str, image_size: int | None) -> ProceduralSour
 
     Args:
       argument: comma-separated `key=value` pairs for fields of `XO`; empty for the defaults.
-      split: in split syntax.
+      split: the split, in split syntax.
       image_size: same as the argument `size`.
     """
     arguments = _parse_xo(argument, image_size)
@@ -120,7 +120,7 @@ def _parse_xo(argument: str, image_size: int | None) -> XO:
 def draw_letter(arguments: XO, label: int, generator: np.random.Generator) -> np.ndarray:
     """Draws an anti-aliased X (label 0) or O (label 1), uint8 (size, size, 1).
 
-    Without nuisances the letter spans 0.6 of the image, in strokes 0.1 of it wide. Ink fades over one pixel at edges.
+    Without nuisances the letter spans 0.6 of the image, and its strokes 0.1. Edges fade over one pixel.
     """
     shift_y, shift_x, scale, turn, weight = generator.uniform(-1, 1, 5)
     radius = 0.3 * arguments.size * (1 + arguments.scale * scale)

@@ -158,7 +158,7 @@ def parse_split(split: str, sizes: Mapping[str, int]) -> tuple[str, range]:
 
     Returns:
       The split's name and a non-empty range of its examples. Percentages are rounded to the nearest example, so
-      `[:90%]` and `[90%:]` are disjoint and together complete.
+      `[:90%]` and `[90%:]` are disjoint and together cover the split.
 
     Raises:
       UserError: the split is unknown, malformed, empty or out of range.

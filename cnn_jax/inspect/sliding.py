@@ -122,7 +122,7 @@ def heat_map(model: Convolutional, variables: Mapping[str, Any], image_HxWxC: ja
         UserError: the model is not convolutional, or the image has another rank.
     """
     if not isinstance(model, Convolutional):
-        raise UserError(f"{type(model).__name__} is no convolutional network: call to_convolutional first")
+        raise UserError(f"{type(model).__name__} is not a converted network: call to_convolutional first")
     if image_HxWxC.ndim != 3:
         raise UserError(f"the image has shape {image_HxWxC.shape}: pass (height, width, channels)")
     return _probabilities(model, variables, jnp.asarray(image_HxWxC))
@@ -211,7 +211,7 @@ class _Slide:
         return y
 
     def _unaveraged(self, module: AdaptiveAvgPool, x: jax.Array) -> jax.Array:
-        """Returns larger maps unchanged, if the pooling changed nothing in training."""
+        """Returns larger maps unchanged, if the pooling was the identity on training-size maps."""
         if self.averages:
             raise UserError(
                 f"the model averages its maps to {module.size}x{module.size}, so they do not grow with the image: "

@@ -17,9 +17,9 @@ class LayerRow:
     Attributes:
         name: path of the module, such as stage1_block1/conv1.
         kind: name of its class.
-        output_shape: of one example.
+        output_shape: output shape for one example.
         parameters: count of trainable weights.
-        flops: of the kernel in a forward pass of one image, two per multiply-add. Biases, norms, activations and
+        flops: FLOPs of the kernel in a forward pass of one image, two per multiply-add. Biases, norms, activations and
             pooling are left out; together they are a few per cent. Auxiliary heads count in training only.
         receptive_field: side in pixels of the image square that one output depends on; None for the whole image. Gates
             that see all of it, as in squeeze-and-excitation, are ignored.
@@ -51,7 +51,7 @@ def layer_table(model: nn.Module, input_shape_HWC: tuple[int, int, int]) -> list
         # Composite modules are listed by their parts, and a subclass's call by that of its base class.
         if call.path in inside or (inside and not parameters):
             continue
-        # A kernel that is no parameter is a statistic of the data: the whitening of `speednet`.
+        # A kernel that is not a parameter holds statistics of the data: the whitening of `speednet`.
         kernel = {**call.own.get("batch_stats", {}), **parameters}.get("kernel")
         rows.append(
             LayerRow(

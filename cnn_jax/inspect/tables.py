@@ -45,7 +45,7 @@ def model_table(name: str, size: str | None, classes: int | None, args: Sequence
     """One line per layer of a model, and the totals.
 
     Args:
-        name: of the catalogue.
+        name: a name in the catalogue.
         size: HEIGHTxWIDTHxCHANNELS; default: the published input.
         classes: default: the published number.
         args: the model's arguments, each key=value.

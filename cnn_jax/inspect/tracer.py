@@ -18,11 +18,11 @@ class LayerCall:
     """One call of a named module.
 
     Attributes:
-        path: of the module, such as ("stage1_block1", "conv1").
-        kind: its class.
-        input_shape: of its first argument, batch axis included; () if that is no array.
-        output_shape: of its result, likewise.
-        own: shapes of the variables that are its own and not those of modules inside it, by collection and name.
+        path: the module's path, such as ("stage1_block1", "conv1").
+        kind: the module's class.
+        input_shape: shape of its first argument, batch axis included; () if that is not an array.
+        output_shape: shape of its result, likewise.
+        own: shapes of its own variables, not those of modules inside it, by collection and name.
         inner: how many calls were made inside this one. They directly precede it in the list.
         receptive_field: side in pixels of the image square that one output depends on; None for the whole image.
     """
@@ -46,8 +46,8 @@ def trace_layers(model: nn.Module, input_shape_HWC: tuple[int, int, int], variab
 
     Args:
         model: called as model(x_BxHxWxC, train=False).
-        input_shape_HWC: of one image.
-        variables: of the model; default: freshly initialized ones.
+        input_shape_HWC: shape of one image.
+        variables: the model's variables; default: freshly initialized ones.
 
     Raises:
         UserError: the model does not take images of this size.

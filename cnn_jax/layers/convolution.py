@@ -11,7 +11,7 @@ from cnn_jax.layers.sizes import check_fits, pair
 
 
 class Conv(nn.Conv):
-    """`flax.linen.Conv` with the fast gradient of `cnn_jax.ops`; errors name the layer an image is too small for."""
+    """`flax.linen.Conv` with the fast gradient of `cnn_jax.ops`; the error for too small an image names the layer."""
 
     conv_general_dilated: Any = ops.conv_general_dilated
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
-    """Returns `x`, and exposes it as the stage `name` to `cnn_jax.models.stages`; free in every other call."""
+    """Returns `x`, and exposes it as the stage `name` to `cnn_jax.models.stages`; otherwise it costs nothing."""
     # Not `sow`, which rejects a stage with the same name as a layer.
     if module.is_mutable_collection("stages") and not module.is_initializing():
         module.put_variable("stages", name, x)

@@ -1,6 +1,6 @@
 """All-CNN: Springenberg, Dosovitskiy, Brox and Riedmiller 2014, "Striving for simplicity: the all convolutional net".
 
-No dense layers, and no pooling except the final mean: 3×3 convolutions of stride 2 replace the other poolings.
+No dense layers, and no pooling except the final mean: 3×3 convolutions of stride 2 replace the other pooling layers.
 
     name        parameters   test error on CIFAR-10 in % (table 3, without augmentation)
     all_cnn_a    1,254,250   10.30

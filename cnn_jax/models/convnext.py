@@ -5,7 +5,7 @@ convolutions, layer normalisation, one GELU (exact, by erf) per block, layer sca
 Parameters for 1000 classes: tiny 28,589,128, small 50,223,688, base 88,591,464; published top-1 accuracy 82.1 %, 83.1 %
 and 83.8 % (table 1). `drop_path` is the paper's for each size, trained on ImageNet-1k.
 
-Initialised as by the authors: normal with standard deviation 0.02 (their truncation at ±2 is a hundred standard
+Initialised as in the authors' code: normal with standard deviation 0.02 (their truncation at ±2 is a hundred standard
 deviations out), biases 0.
 """
 

@@ -58,8 +58,8 @@ class Filters(NamedTuple):
 
     Attributes:
         count: number of filters.
-        height: in pixels.
-        width: in pixels.
+        height: height in pixels.
+        width: width in pixels.
         stride: along both axes.
         padded: whether to pad by half a filter at each edge, which keeps the centre; otherwise not at all.
     """
@@ -75,7 +75,7 @@ class Branch(NamedTuple):
     """A path through an inception block: pooling, then convolutions in sequence, then convolutions in parallel.
 
     Attributes:
-        name: of its layers, which are numbered if there are several: NAME_1, NAME_2, a fork NAME_3a, NAME_3b.
+        name: name of its layers, which are numbered if there are several: NAME_1, NAME_2, a fork NAME_3a, NAME_3b.
         chain: convolutions in sequence.
         fork: parallel convolutions on the output of the chain; their outputs are concatenated.
         pool: pooling factory.
@@ -117,7 +117,7 @@ class Inception(nn.Module):
     """Parallel branches whose outputs are concatenated (paper, figure 2b).
 
     Attributes:
-        branches: in the order of their outputs.
+        branches: the branches, in the order of their outputs.
         unit: `ConvUnit` factory, takes `Filters`.
     """
 

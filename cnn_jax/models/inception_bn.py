@@ -4,7 +4,7 @@ covariate shift", figure 5. ImageNet top-1 accuracy of one network on one crop (
 
 11,278,528 parameters, with the filter counts as printed in the figure. Its column of output sizes contradicts them: the
 four branches of 4c and 4d have 608 filters in total, not 576, and 4e outputs 1056 maps, not 1024. With 96 filters after
-the poolings of 4c and 4d (`projection_4cd=96`; 11,188,288 parameters) that column is right, as in Google's own code.
+the pooling of 4c and 4d (`projection_4cd=96`; 11,188,288 parameters) that column is right, as in Google's own code.
 The replicas in Caffe and MXNet use the printed filters, and a plain first convolution (`separable_stem=false`).
 
 Differences from the paper:
@@ -61,7 +61,7 @@ class BNInception(NormalizedClassifier):
 
     Attributes:
         separable_stem: start as in the paper, with eight 7×7 filters per input channel, then 1×1; if false, plain 7×7.
-        projection_4cd: filters after the poolings of 4c and 4d; 96 gives the figure's output sizes.
+        projection_4cd: filters after the pooling of 4c and 4d; 96 gives the figure's output sizes.
         activation: a key of `layers.ACTIVATIONS`, after each normalisation.
         remat: recompute block activations in the backward pass: less memory, more time.
         input_shape: (H, W, C) of the paper; any other works.

@@ -79,7 +79,7 @@ def whitened(variables: Mapping[str, Any], images_BxHxWxC: jax.Array) -> dict[st
     """Returns a SpeedNet's variables with the whitening filters of these normalized images (see `whitening`).
 
     Raises:
-        UserError: the variables are not a SpeedNet's, or the images have another number of channels.
+        UserError: the variables are not a SpeedNet's, or the images have a different number of channels.
     """
     statistics = variables.get("batch_stats", {})
     old = statistics.get("whiten", {}).get("kernel")
@@ -193,7 +193,7 @@ class SpeedNet(NormalizedClassifier):
         kernel_init: a key of `layers.INITIALIZERS` for every layer but the whitening; or "published", see the module
             docstring.
         logit_scale: factor of the logits.
-        momentum: of the running means and variances: running = momentum·running + (1 - momentum)·batch.
+        momentum: momentum of the running means and variances: running = momentum·running + (1 - momentum)·batch.
         unit_output: start the classifier's weights with standard deviation 1, not uniform within ±1/sqrt(fan-in).
         whitening_bias: the whitening's bias starts uniform within ± this.
         train_whitening_bias: whether that bias gets a gradient. The records freeze it after the first epochs, by

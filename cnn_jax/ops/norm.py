@@ -44,7 +44,7 @@ def normalize(
         mean_C, variance_C: per channel, float32 or wider.
         scale_C, bias_C: per channel; None for 1 and 0.
         epsilon: keeps the denominator above 0.
-        dtype: of the result; None promotes the types of maps, scale and bias. The arithmetic is at least float32.
+        dtype: type of the result; None promotes the types of maps, scale and bias. The arithmetic is at least float32.
 
     >>> normalize(jnp.array([[1.0], [3.0]]), jnp.array([2.0]), jnp.array([4.0]), None, None, 0.0, "float32").tolist()
     [[-0.5], [0.5]]

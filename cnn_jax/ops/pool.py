@@ -121,7 +121,7 @@ def _elements(n: int, k: int, stride: int, pads: tuple[int, int], counted: tuple
 
 @dataclass(frozen=True)
 class _Windows:
-    """Small windows over maps of one size; with `pads`, at least one window must fit.
+    """Small pooling windows over maps of one size; with `pads`, at least one window must fit.
 
     The maps are cut into blocks of the size of the strides. The pixels at one position in all blocks form a smaller
     map, and a given element of all windows is a slice of that map. So scattering to an element is adding to a slice,
@@ -173,12 +173,12 @@ class _Windows:
         return greatest, where
 
     def pick(self, x: jax.Array, where: jax.Array) -> jax.Array:
-        """Returns the element of each window whose number is `where`."""
+        """Returns element number `where` of each window."""
         zero = jnp.zeros((), x.dtype)
         return reduce(jnp.add, (jnp.where(where == t, corner, zero) for t, corner in enumerate(self.corners(x, 0.0))))
 
     def place(self, g: jax.Array, where: jax.Array) -> jax.Array:
-        """Adds `g` of each window to its element number `where`: the transpose of `pick`."""
+        """Adds each window's `g` to its element number `where`: the transpose of `pick`."""
         blocks, strides, (rows, columns), zero = self.blocks, self.strides, self.outputs, jnp.zeros((), g.dtype)
         sums: dict[tuple[int, int], jax.Array] = {}
         for number, place, (row, column) in self.elements():

@@ -31,8 +31,8 @@ class Optimizer:
 
     Attributes:
         tx: the complete transformation; its state holds only arrays, none shared with the parameters.
-        schedule: step → learning rate, for logging; None for a finished transformation, which sets its own.
-        learning_rate: the peak rate; None for a finished transformation.
+        schedule: step → learning rate, for logging; None for a ready-made transformation, which sets its own.
+        learning_rate: the peak rate; None for a ready-made transformation.
         at: maps a peak rate, which may be traced, to the same transformation with that rate.
         frozen: rules that select frozen parameters; BatchNorm layers among them keep their running statistics.
         description: a one-line summary.
@@ -149,7 +149,7 @@ def _own_factory(name: str) -> Method:
     """The user's own factory, named `package.module:attribute`."""
     factory: Any = load_attribute(name)
     if isinstance(factory, optax.GradientTransformation):
-        return Method(lambda: factory, "a finished transformation")
+        return Method(lambda: factory, "a ready-made transformation")
     if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:
         raise UserError(
             f"{name} is not an optimizer: name an Optax transformation, or a factory that takes learning_rate"
@@ -174,7 +174,7 @@ def make_optimizer(
 
     Args:
         config: `optimizer` is a key of `METHODS`, a factory of `optax` or `optax.contrib` that takes a learning rate,
-            or `package.module:attribute`: such a factory, or a finished transformation.
+            or `package.module:attribute`: such a factory, or a ready-made transformation.
         total_steps: number of steps in the run.
         steps_per_epoch: converts `warmup_epochs` and `freeze_until` to steps.
         rate_groups: each regex=multiplier; the first match of a path multiplies that parameter's update; default:
@@ -242,7 +242,7 @@ def from_transformation(
     """
     usual, ignored = OptimConfig(), ("learning_rate", "optimizer_args", "schedule", "weight_decay", "warmup_epochs")
     if given := [field for field in ignored if getattr(config, field) != getattr(usual, field)]:
-        raise UserError(f"{name} is a finished transformation, which {', '.join(given)} cannot change: set it there")
+        raise UserError(f"optimizer {name} is already built and ignores {', '.join(given)}: set this where it is built")
     whole = _contain(_chain(tx, frozen, groups, config.clip_norm, None, decay_mask))
     told = [name, *_restrictions(config, (), groups)]
     return Optimizer(whole, None, None, lambda rate: whole, tuple(frozen), ", ".join(told))

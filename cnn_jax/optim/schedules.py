@@ -24,7 +24,7 @@ def step(progress: jax.Array, *, boundaries: tuple[float, ...] = (0.5, 0.75), fa
             f"boundaries={'/'.join(map(str, boundaries))} are not all in [0, 1]: give fractions of training"
         )
     if factor <= 0:
-        raise UserError(f"factor={factor} for step is not more than 0: raise it")
+        raise UserError(f"factor={factor} for step is not above 0: raise it")
     passed = sum(
         (progress + 1e-6 >= boundary).astype(jnp.float32)  # float32 must not put a boundary off by a step
         for boundary in boundaries
@@ -55,7 +55,7 @@ def one_cycle(progress: jax.Array, *, peak: float = 0.3, initial: float = 0.04, 
 def exponential(progress: jax.Array, *, final: float = 0.01) -> jax.Array:
     """Geometric decay from 1 to `final` at the end."""
     if final <= 0:
-        raise UserError(f"final={final} for exponential is not more than 0: raise it")
+        raise UserError(f"final={final} for exponential is not above 0: raise it")
     return jnp.asarray(final, jnp.float32) ** progress
 
 

@@ -28,11 +28,11 @@ def write_report(
 
     Args:
         run: the run folder.
-        summary: of the run, see `cnn_jax.storage.run_folder`.
+        summary: the run's summary, see `cnn_jax.storage.run_folder`.
         metrics: the metrics to plot, name → axis label.
         split: the split of the task's findings: "train", "validation" or "test".
         tiles, found, pictures: the task's headline figures, sections (HTML) and PNG files by name.
-        filters: of the first layer.
+        filters: the first layer's filters.
         classes: names for the filters of a dense layer with one per class.
         title: heading; default: the experiment's name.
 

@@ -62,7 +62,7 @@ def png(figure: "Figure") -> bytes:
 
 
 def image_png(image_HxWxC: np.ndarray) -> bytes:
-    """Returns an image as a PNG file, one pixel per pixel."""
+    """Returns an image as a PNG file, without rescaling."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -95,7 +95,7 @@ def image_rows(rows: Sequence[np.ndarray], titles: Sequence[str]) -> "Figure":
 
     Args:
         rows: corresponding images, such as inputs and outputs; each (N, H, W, C).
-        titles: of the rows.
+        titles: one title per row.
     """
     low, high = (float(bound([bound(row) for row in rows])) for bound in (np.min, np.max))
     scaled = [np.clip((row - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8) for row in rows]
@@ -116,7 +116,7 @@ def image_rows(rows: Sequence[np.ndarray], titles: Sequence[str]) -> "Figure":
 
 
 def filters(found: Filters, titles: Sequence[str]) -> "Figure":
-    """Draws the first `MOST_FILTERS` filters; other than RGB ones run from blue (negative) over white to red."""
+    """Draws the first `MOST_FILTERS` filters; non-RGB ones run from blue (negative) through white to red."""
     cells = pictures(found)[:MOST_FILTERS]
     columns = min(12 if len(cells) > 32 else 8 if len(cells) != 10 else 5, len(cells))
     rows = math.ceil(len(cells) / columns)

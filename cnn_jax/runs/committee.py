@@ -41,7 +41,7 @@ def committee_table(
         if first is None:
             first = (classes, labels_N)
         if classes != first[0] or not np.array_equal(labels_N, first[1]):
-            raise UserError(f"{runs[0]} and {run} differ in their classes or images: drop one of them")
+            raise UserError(f"{runs[0]} and {run} have different classes or test images: drop one of them")
         for number, (rate, logits_NxK) in enumerate(zip(rates, logits_MxNxK, strict=True)):
             seen.append(logits_NxK)
             votes_MxN = np.stack(seen).argmax(axis=-1)

@@ -146,7 +146,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"cannot read results {path} ({error}): collect them again") from error
         if header != COLUMNS:
-            raise UserError(f"results {path} have other columns than {', '.join(COLUMNS)}: collect them again")
+            raise UserError(f"results {path} do not have the columns {', '.join(COLUMNS)}: collect them again")
     return rows
 
 

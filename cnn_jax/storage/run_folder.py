@@ -24,15 +24,12 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 from cnn_jax.storage import durable
 from cnn_jax.storage.lock import LOCK
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -234,7 +231,7 @@ def read_config(run: str | Path) -> Config:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Reads a text file of a run; messages call it `what`.
+    """Reads a text file of a run; `what` is its name in messages.
 
     Raises:
         UserError: the file is missing, damaged or not UTF-8.

@@ -49,9 +49,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     except OSError as error:
         raise UserError(f"cannot read weights {path} ({error.strerror or error}): check the path") from error
     except safetensors.SafetensorError as error:
-        raise UserError(
-            f"weights {path} are not a whole .safetensors file ({error}): copy or write it again"
-        ) from error
+        raise UserError(f"{path} is not a complete .safetensors file ({error}): copy or save it again") from error
     except (AttributeError, TypeError) as error:  # from looking up the dtype in NumPy
         raise UserError(
             f"weights {path} have a type that NumPy lacks ({error}): convert them to float32, float16, bfloat16 or "
@@ -74,7 +72,7 @@ def check_same_structure(
     Args:
         variables: nested arrays, as from `load_weights`.
         expected: nested arrays or `jax.ShapeDtypeStruct`s, as from `jax.eval_shape` of a model's `init`.
-        given, wanted: what messages call the two.
+        given, wanted: names of the two in messages.
 
     Raises:
         UserError: they differ; the message lists differences of every kind.

@@ -33,7 +33,7 @@ def make_task(config: OptimConfig, class_names: Sequence[str]) -> Task:
 
     Args:
         config: its `task` is a key of `TASKS`, or `package.module:attribute`: a function with the same signature.
-        class_names: of the training set.
+        class_names: the training set's class names.
 
     Raises:
         UserError: the task is unknown, or lacks the loss.

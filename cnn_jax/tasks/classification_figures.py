@@ -47,7 +47,7 @@ def confusion(confusion_KxK: np.ndarray, classes: Sequence[str]) -> "Figure":
 
 
 def reliability(calibration: Calibration) -> "Figure":
-    """Draws a reliability diagram: accuracy over confidence, above the histogram of the confidences."""
+    """Draws a reliability diagram: accuracy against confidence, above the histogram of the confidences."""
     figure, (upper, lower) = new_axes(5.0, 5.0, nrows=2, sharex=True, height_ratios=[3, 1])
     bins = len(calibration.count)
     left, width = np.arange(bins) / bins * 100, 100 / bins

@@ -18,7 +18,7 @@ def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, f
     centre = share + z**2 / (2 * count)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
-    # Clip: rounding could put bounds of exactly 0 and 1 outside.
+    # Clip: rounding could push bounds of exactly 0 or 1 out of range.
     return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))
 
 

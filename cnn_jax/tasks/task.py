@@ -83,8 +83,8 @@ class Task(Protocol):
         """Computes the scalar to minimise, and the sums of `metrics` over the batch.
 
         Args:
-            outputs: of the model; the first axis is the batch.
-            batch: prepared, augmented (in training) and normalized.
+            outputs: the model's outputs; the first axis is the batch.
+            batch: the batch, prepared, augmented (in training) and normalized.
             train: whether the loss is for training: label smoothing and auxiliary heads count only then.
             auxiliary: auxiliary heads by name, see `cnn_jax.layers.auxiliary`.
         """

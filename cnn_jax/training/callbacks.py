@@ -14,7 +14,7 @@ class Callback(Protocol):
 
         Args:
             step: number of updates so far.
-            metrics: of the validation split, such as {"loss": 0.3, "accuracy": 0.9}.
+            metrics: metrics on the validation split, such as {"loss": 0.3, "accuracy": 0.9}.
             state: the `TrainState`; None when a resumed run replays the validations of earlier processes.
         """
         ...

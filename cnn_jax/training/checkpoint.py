@@ -177,7 +177,7 @@ class Checkpoints:
 
         Args:
             like: a state (or its shapes) with the structure to read.
-            sharding: of every array.
+            sharding: the sharding of every array.
             step: the checkpoint to read; default: the latest.
             finite: whether a state with a number that is not finite counts as damaged.
 

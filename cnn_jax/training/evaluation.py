@@ -18,7 +18,7 @@ class Evaluator:
 
     Args:
         step: from `make_eval_step`.
-        pipeline: of the split; its batch size must be a multiple of the number of devices.
+        pipeline: the split's pipeline; its batch size must be a multiple of the number of devices.
         parallel: the devices.
     """
 

@@ -67,7 +67,7 @@ def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
     per_epoch = num_examples / config.data.batch_size
     steps = config.train.steps or max(1, math.ceil(round((config.train.epochs or 1) * per_epoch, 6)))
     if steps >= 2**31:
-        raise UserError(f"`epochs` is {config.train.epochs}, which is {steps} steps: lower it below 2**31 steps")
+        raise UserError(f"`epochs` is {config.train.epochs}, which is {steps} steps: lower it to under 2**31 steps")
     eval_every = min(steps, max(1, round(config.train.eval_every * per_epoch)))
     log_every = config.train.log_every or max(10, math.ceil(per_epoch / 20))
     return Plan(steps, eval_every, log_every, per_epoch, config.train.scan_steps if scan else 1)

@@ -33,7 +33,7 @@ def train_members(step: Step, *, skip_diverged: bool) -> Step:
     """Turns the training step of one network into that of stacked members, which all see the same batches.
 
     Args:
-        step: of one network.
+        step: the training step of one network.
         skip_diverged: leave members whose loss is not finite out of the sums, unless all have diverged: among several
             learning rates, some are expected to be too high.
 

@@ -115,7 +115,7 @@ def make_parallel(kind: str, devices: int | None, batch_size: int, accumulate: i
         accumulate: parts into which the batch is split; each must divide evenly over the devices.
 
     Raises:
-        UserError: there are fewer devices, or the batch does not divide evenly over them.
+        UserError: too few devices, or the batch does not divide evenly over them.
     """
     found = jax.devices()
     if devices is not None and devices > len(found):

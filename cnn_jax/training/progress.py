@@ -15,7 +15,7 @@ class Display:
 
     Args:
         metrics: names of the metrics to print.
-        total_steps: of the whole run.
+        total_steps: steps of the whole run.
         first_step: where this process starts.
         steps_per_epoch: converts steps to epochs.
         batch_size: images per step.

@@ -66,7 +66,7 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
     if jax.process_index() == 0:
         files.bring_back(run)  # undo what a killed start had set aside
     if not config.train.fresh and _is_finished(run, config):
-        print(f"finished already: {run / files.REPORT}; set `fresh` to start over, or another `workdir`")
+        print(f"finished already: {run / files.REPORT}; set fresh to start over, or another workdir")
         return files.read_json(run, files.SUMMARY)
     print("preparing  data and initial weights …", flush=True)
     resumes = not config.train.fresh and has_checkpoint(run / files.CHECKPOINTS) and (run / files.PREPROCESS).exists()
@@ -120,7 +120,7 @@ def _is_finished(run: Path, config: Config) -> bool:
     differences = config.difference(saved)
     if differences:
         raise UserError(
-            f"{run} holds a run with another config ({'; '.join(differences)}): set another `workdir`, the same "
+            f"{run} holds a run with a different config ({'; '.join(differences)}): set another `workdir`, the same "
             "values, or `fresh` to start over"
         )
     return all([_is_whole(run / name) for name in (files.SUMMARY, files.WEIGHTS)])  # otherwise written again

@@ -47,7 +47,7 @@ def prepare(config: TrainConfig) -> None:
         found = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names one that is not there
         reason = " ".join(str(error).split())[:160] or "found no such platform"
-        raise UserError(f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')} ({reason}): unset it") from error
+        raise UserError(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} failed ({reason}): unset it") from error
     if config.require is not None and config.require != found:
         raise UserError(
             f"`require` is {config.require}, but JAX found {found} ({jax.device_count()} devices): install the "

@@ -59,11 +59,11 @@ def init_state(
     Args:
         model: a Linen module.
         optimizer: from `make_optimizer`.
-        input_shape: of one input of the model, such as (H, W, C).
+        input_shape: shape of one input of the model, such as (H, W, C).
         seed: the run's seed.
         learning_rate: peak rate; default: the optimizer's.
         ema: whether the state has a moving average of the weights.
-        variables: to start from; default: drawn at random.
+        variables: initial variables; default: drawn at random.
     """
     rate = optimizer.learning_rate if learning_rate is None else learning_rate
     rate = jnp.asarray(jnp.nan if rate is None else rate, jnp.float32)

@@ -93,13 +93,13 @@ def to_torch(
 
 
 def _torch_names(paths: Iterable[str], names: Names, given: str) -> dict[str, str]:
-    """Maps each of our paths to PyTorch's name; names must differ."""
+    """Maps each of our paths to PyTorch's name; names must be unique."""
     named = {path: torch_name(path, names) for path in paths}
     ours: dict[str, str] = {}
     for path, name in named.items():
         if (first := ours.setdefault(name, path)) != path:
             raise UserError(
-                f"{first} and {path} of {given} get the same name {name}, since PyTorch's names cover only the "
+                f"{first} and {path} of {given} get the same name {name}, because PyTorch's names cover only the "
                 "published depth: set `names` to plain"
             )
     return named

@@ -174,7 +174,7 @@ def _read_pickled(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be read as a file of torch.save ({reason}): copy or write it again") from error
+        raise UserError(f"{path} is not a readable torch.save file ({reason}): copy or save it again") from error
 
 
 def _arrays(value: Any) -> Any:
@@ -247,7 +247,7 @@ def _state_dict(value: Any, path: Path) -> State:
     arrays = value.items() if isinstance(value, dict) else ()
     if not arrays or not all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in arrays):
         raise UserError(
-            f"{path} holds no state dict, neither bare nor under {', '.join(_INSIDE)}: save model.state_dict()"
+            f"{path} holds no state dict, at the top level or under {', '.join(_INSIDE)}: save model.state_dict()"
         )
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in value):

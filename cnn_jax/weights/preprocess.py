@@ -89,7 +89,7 @@ class PublishedPreprocess(Preprocess):
             fields: dict[str, Any] = json.loads(text)
             own = {name: fields.pop(name) for name in ("resize", "interpolation") if name in fields}
         except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{file} cannot be read ({error}): write it again with to_json") from error
+            raise UserError(f"{file} cannot be read ({error}): save it again with to_json") from error
         plain = Preprocess.from_json(json.dumps(fields), file)
         try:
             return cls(plain.image_shape, plain.mean, plain.std, **own) if own else plain

@@ -105,7 +105,7 @@ def load_pretrained(
     if classifier == "keep" and classes not in (None, num_classes):
         raise UserError(
             f"the weights {opened.where} are for {classes} classes, not {num_classes}: set `init_head` to replace "
-            f"(classifier='replace' in load_pretrained) for a new classifier, or use num_classes={classes}"
+            f"(in Python, classifier='replace') to start a new classifier, or use num_classes={classes}"
         )
     if num_classes != network.num_classes:
         network = make(num_classes)

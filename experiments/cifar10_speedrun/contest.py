@@ -39,7 +39,7 @@ class Run:
         accuracy: share of the test images.
         extra_accuracy: share of `Data.extra`; None if it was not scored.
         losses: mean training loss of each epoch, if known.
-        wall: of a script, seconds by our clock from the start signal to its accuracy, including validation after every
+        wall: for a script, seconds by our clock from the start signal to its accuracy, including validation after every
             epoch and creation of the network.
     """
 
@@ -69,9 +69,9 @@ class Program:
     """Our program, compiled and warmed up.
 
     Attributes:
-        name: of the recipe.
-        ready_seconds: for tracing, compilation and a first run.
-        flops: per run, see `program.count_run_flops`.
+        name: the recipe's name.
+        ready_seconds: seconds of tracing, compilation and a first run.
+        flops: FLOPs per run, see `program.count_run_flops`.
         streamed: number of steps whose images are sent from the host at a time; None if all are on the device.
     """
 
@@ -79,10 +79,10 @@ class Program:
         """Compiles and runs once.
 
         Args:
-            name: of the recipe.
+            name: the recipe's name.
             recipe: what to train, and how.
-            data: to train and test on.
-            seed: of the first run that counts.
+            data: images to train and test on.
+            seed: seed of the first run that counts.
             unroll: steps per iteration of the compiled loop.
             stream: number of steps whose images are sent at a time; default: stream only if the device cannot hold all.
 

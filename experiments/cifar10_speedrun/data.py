@@ -17,8 +17,8 @@ class Data:
     """Images of a contest.
 
     Attributes:
-        train: to train on.
-        test: to score, within the clock.
+        train: images to train on.
+        test: images to score, within the clock.
         extra: more images, scored by our program only and outside the clock, or None.
         class_names: name of class k at position k.
     """

@@ -20,5 +20,5 @@ def network(recipe: Recipe) -> SpeedNet:
     dtype = jnp.dtype(recipe.precision)
     model: Any = build(recipe.model, NUM_CLASSES, dtype=dtype, args=recipe.model_args)
     widths = tuple(math.ceil(recipe.width_factor * width) for width in model.widths)
-    # A classifier initialised with standard deviation 1 divides its sums by the number of their terms.
+    # If the classifier's weights start with standard deviation 1, its logits are divided by the number of inputs.
     return model.clone(widths=widths, logit_scale=1 / widths[-1] if model.unit_output else model.logit_scale)

@@ -72,7 +72,7 @@ def muon(
 
     Args:
         rate: step → learning rate.
-        momentum: of buffer = momentum·buffer + gradient.
+        momentum: factor in buffer = momentum·buffer + gradient.
         dtype, quintic: see `newton_schulz`.
         rescaled: step → whether to set the norms.
         decay: after the step, kernels are multiplied by 1 - rate·decay.
@@ -148,7 +148,7 @@ def make_optimizer(recipe: Recipe, plan: Plan, stride: int = 1) -> optax.Gradien
 
     Args:
         recipe: holds the rates.
-        plan: of the run.
+        plan: the run's plan.
         stride: steps of the run between two updates.
     """
     decay = recipe.weight_decay * recipe.batch_size

@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
     Attributes:
         accuracy: share of the test images, float32 scalar.
         losses_S: mean training loss per example of each step, before its update.
-        variables: of the trained network.
+        variables: variables of the trained network.
     """
 
     accuracy: jax.Array

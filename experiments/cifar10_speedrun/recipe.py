@@ -30,7 +30,7 @@ class Plan:
 
     Attributes:
         steps_per_epoch: whole batches; the rest of an epoch is dropped.
-        total_steps: of the run; its last epoch may be cut short.
+        total_steps: steps of the run; its last epoch may be cut short.
         whitening_steps: the number of first steps, in which the whitening bias is trained.
     """
 

@@ -1,7 +1,7 @@
-"""The run with its images in the host's memory, for a device that cannot hold them.
+"""Trains with the images in host memory, for a device that cannot hold them.
 
-It takes the same steps on the same batches, in chunks: the images of several steps are sent together, and one call of a
-compiled program takes these steps. The next chunk is sent while the device computes.
+The steps and batches are the same, but in chunks: the images of several steps are sent together, and one call of a
+compiled program runs these steps. The next chunk is sent while the device computes.
 """
 
 from functools import partial
@@ -39,12 +39,12 @@ class Streamed:
     """The run with all images on the host; a `program.Runner`."""
 
     def __init__(self, recipe: Recipe, train: Split, test: Split, steps: int, unroll: int = 1):
-        """Prepares the run, which is compiled in its first call.
+        """Prepares the run, which is compiled at its first call.
 
         Args:
             recipe: what to train, and how.
             train, test: images and labels.
-            steps: number of steps whose images are sent at a time.
+            steps: steps per chunk of images sent.
             unroll: steps per iteration of the compiled loop.
         """
         self._recipe, self._train, self._test, self._steps = recipe, train, test, steps

@@ -97,7 +97,7 @@ class TorchScript:
         return process.returncode
 
     def run(self) -> Run:
-        """Trains once more. A script that has made all its runs is restarted, with a first run to warm up.
+        """Trains once more. A script that has used up its runs is restarted and warmed up with a run first.
 
         Raises:
             UserError: the script failed.

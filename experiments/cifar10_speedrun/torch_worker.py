@@ -40,7 +40,7 @@ def leave(folder: str) -> None:
 
 
 def watch(parent: int, folder: str) -> None:
-    """Leaves when the parent process is gone, even in the middle of a run."""
+    """Exits when the parent process has died, even in the middle of a run."""
     while os.getppid() == parent:
         time.sleep(0.5)
     leave(folder)

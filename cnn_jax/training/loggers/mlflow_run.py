@@ -50,7 +50,7 @@ class MlflowLogger:
         except MlflowException as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"MLflow at {uri} fails ({reason}): set MLFLOW_TRACKING_URI, or use another `logger`"
+                f"MLflow at {uri} failed ({reason}): set MLFLOW_TRACKING_URI, or use another `logger`"
             ) from error
         write_text(id_file, self._id + "\n")
 

@@ -1,6 +1,6 @@
 """torchvision's and timm's names of the weights of VGG.
 
-Both number all layers of `features` in order, including activations and poolings, so the names depend on the network's
+Both number all layers of `features` in order, including activations and pooling, so the names depend on the network's
 fields: bind them with `functools.partial`. timm stores dense layers as equivalent convolutions. Images other than
 224×224 need `head_map=7`.
 
