@@ -317,7 +317,7 @@ class Config:
     def difference(self, other: "Config") -> list[str]:
         """Describes each field that changes the result and differs, as `name: ours here, theirs there`."""
         ours, theirs = self.flat(), other.flat()
-        source = ours["init_from"]  # a path, whose file may be gone, or a name on the hub
+        source = ours["init_from"]  # a path that may no longer exist, or a name on the hub
         if source is not None and os.path.abspath(source) == theirs["init_from"]:
             theirs["init_from"] = source
         return [
@@ -338,9 +338,9 @@ class Config:
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors add a byte-order mark
         except OSError as error:
-            raise UserError(f"cannot read config {path}: {error.strerror}; give the config.json of a run") from error
+            raise UserError(f"cannot read config {path} ({error.strerror}): pass a run's config.json") from error
         except ValueError as error:
-            raise UserError(f"config {path} is not valid JSON ({error}); give the config.json of a run") from error
+            raise UserError(f"config {path} is not valid JSON ({error}): pass a run's config.json") from error
         if not isinstance(record, dict):
             raise UserError(f"config {path} is not a JSON object with the groups {', '.join(GROUPS)}")
         parts = {group: _group(group, record.pop(group, {}), path) for group in GROUPS}

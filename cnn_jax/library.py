@@ -308,7 +308,7 @@ def _sources(
     else:
         whole = as_source(train, class_names=classes)
         if isinstance(validation, str) or isinstance(test, str):
-            raise UserError("`train` is arrays, which have no named splits: pass arrays for validation and test")
+            raise UserError("`train` holds arrays, which have no named splits: pass arrays for validation and test")
     own = {"split": "validation", "class_names": whole.class_names}
     if validation is None or isinstance(validation, float | int):
         whole, held_out = split_off(whole, 0.1 if validation is None else float(validation))
@@ -329,8 +329,8 @@ def _sources(
 def _recorded(model: Any) -> dict[str, Any]:
     """Returns the config fields that record a module given as an object.
 
-    A network of the catalogue is recorded by its name and arguments, so that `load` can make it again; any other by its
-    class and a checksum of its fields, so that resuming with another module is noticed.
+    A catalogue network is recorded by its name and arguments, so that `load` can rebuild it; any other by its class and
+    a checksum of its fields, so that resuming with another module is detected.
     """
     if not isinstance(model, nn.Module):
         return {"model": f"<{type(model).__name__}>"}

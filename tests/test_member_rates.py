@@ -94,7 +94,7 @@ def test_there_is_a_network_for_each_rate(tmp_path):
         ),
         (
             {"member_learning_rates": (0.1, 0.2), "head_learning_rate": 0.1},
-            "and `head_learning_rate` exclude each other",
+            "and `head_learning_rate` cannot be combined",
         ),
     ],
 )

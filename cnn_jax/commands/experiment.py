@@ -66,12 +66,12 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
     prog = f"python -m experiments.{base.experiment}"
     preset, saved = _peek(argv, "--preset"), _peek(argv, "--config")
     if preset is not None and saved is not None:
-        raise UserError("`preset` and `config` exclude each other; drop one")
+        raise UserError("`preset` and `config` cannot be combined: drop one")
     folder = base.experiment
     if preset is not None:
         folder += f"-{preset}"
         if not presets:
-            raise UserError(f"{prog} has no presets; drop `preset`")
+            raise UserError(f"{prog} has no presets: drop `preset`")
         if preset not in presets:
             raise unknown("preset", preset, presets)
         base = presets[preset]
@@ -177,12 +177,12 @@ def _explicit(config: Config, base: Config, argv: Sequence[str]) -> dict[str, An
         argv: shows flags that repeat a default.
 
     Raises:
-        UserError: flags exclude each other.
+        UserError: two flags cannot be combined.
     """
     if _given(argv, "--members") and config.optim.member_learning_rates:
-        raise UserError("`member_learning_rates` says how many members there are; drop `members`")
+        raise UserError("`member_learning_rates` says how many members there are: drop `members`")
     if _given(argv, "--steps") and _given(argv, "--epochs"):
-        raise UserError("`steps` and `epochs` exclude each other; drop one")
+        raise UserError("`steps` and `epochs` cannot be combined: drop one")
     before = base.flat()
     return {
         name: value

@@ -157,7 +157,7 @@ def own_splits(dataset: str) -> dict[str, Source]:
     Raises:
         UserError: it is something else, or its arrays cannot be used.
     """
-    found = load_attribute(dataset)
+    found: Any = load_attribute(dataset)
     if callable(found):
         found = found()
     if not isinstance(found, Mapping):

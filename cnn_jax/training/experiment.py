@@ -245,7 +245,7 @@ def _optimizer(
     if not all(0 < rate < float("inf") for rate in rates):
         raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: they must be finite and above 0")
     if rates and optim.head_learning_rate is not None:
-        raise UserError("`member_learning_rates` and `head_learning_rate` exclude each other: drop one")
+        raise UserError("`member_learning_rates` and `head_learning_rate` cannot be combined: drop one")
     if given.optimizer is not None:
         frozen = frozen_rules(optim.freeze, freeze_until_steps(optim.freeze_until, plan.steps_per_epoch))
         groups = [parse_rule(text) for text in optim.rate_groups]
