@@ -44,6 +44,17 @@ def test_another_process_is_named_and_nothing_is_touched(tmp_path, holder):
     assert sorted(os.listdir(tmp_path / "run")) == sorted([LOCK, files.CONFIG])
 
 
+def test_the_default_folder_of_another_run_that_is_starting_is_left_alone(tmp_path, monkeypatch, holder):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "locked").symlink_to(tmp_path / "run")
+    (tmp_path / "run" / files.CONFIG).write_text(CONFIG.override(steps=3).resolve().to_json())
+    monkeypatch.chdir(tmp_path)
+    assert parse([], CONFIG).train.workdir == "runs/locked-2"
+    holder.kill()
+    holder.wait()
+    assert parse([], CONFIG).train.workdir == "runs/locked"
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -104,6 +115,8 @@ def test_the_default_folder_gets_a_number_if_another_run_is_there(tmp_path, monk
         folder = tmp_path / str(second.train.workdir)
         folder.mkdir(parents=True)
         (folder / files.CONFIG).write_text(second.to_json())
+        assert parse(["--seed", "1"], CONFIG).train.workdir == second.train.workdir, "nothing was trained there"
+        (folder / files.SUMMARY).touch()
         second = parse(["--seed", "1"], CONFIG)
         assert second.train.workdir == "runs/locked-2"
         told = capsys.readouterr().out

@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cnn_jax.commands.parser import guard
 from cnn_jax.config import GROUPS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cnn_jax.errors import UserError, unknown
+from cnn_jax.storage.lock import is_locked
+from cnn_jax.storage.run_folder import CONFIG, has_trained
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,14 @@ def _given(argv: Sequence[str], flag: str) -> bool:
 
 
 def _in_own_folder(config: Config) -> Config:
-    """Adds a number to the default folder if another run is there: runs/NAME-2, runs/NAME-3, …"""
+    """Adds a number to the default folder if another run has trained there, or is about to: runs/NAME-2, …"""
     usual = config.train.workdir
     for number in itertools.count(2):
-        saved = os.path.join(str(config.train.workdir), "config.json")
+        run = Path(str(config.train.workdir))
+        if not (has_trained(run) or is_locked(run)):
+            break
         try:
-            differences = config.difference(Config.load(saved))
+            differences = config.difference(Config.load(run / CONFIG))
         except UserError:  # none, or a damaged one, which is refused later
             break
         if not differences:

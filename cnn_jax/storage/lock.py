@@ -56,6 +56,22 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process is writing to a folder. Changes nothing there."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:  # there is none, or it is not ours to write
+        return False
+    try:
+        if fcntl is not None:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _acquire(path: Path, folder: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

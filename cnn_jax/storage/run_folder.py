@@ -86,6 +86,16 @@ def check_ours(run: Path) -> None:
     )
 
 
+def has_trained(run: Path) -> bool:
+    """Whether the folder holds training results, which a new run would lose."""
+    return has_checkpoint(run) or any((run / name).exists() for name in (WEIGHTS, SUMMARY))
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether the run has a checkpoint."""
+    return any(path.name.isdigit() for path in (run / CHECKPOINTS).glob("*"))
+
+
 def set_aside(run: Path) -> None:
     """Moves only the run's files into a subfolder, to make way for a new run; see `forget`.
 

@@ -65,11 +65,6 @@ class _DurableFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
 _CHANGED_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether `folder` holds a checkpoint; unlike `Checkpoints(folder)`, changes nothing in it."""
-    return any(path.name.isdigit() for path in folder.glob("*"))
-
-
 class Checkpoints:
     """The checkpoints of one run: the two latest and the best by validation.
 

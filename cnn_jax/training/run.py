@@ -24,7 +24,7 @@ from cnn_jax.storage.lock import locked
 from cnn_jax.storage.weights_file import to_bytes
 from cnn_jax.training import runtime
 from cnn_jax.training.callbacks import Callback, EarlyStopping
-from cnn_jax.training.checkpoint import Checkpoints, has_checkpoint
+from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import Experiment, Given, check_names, make_experiment
 from cnn_jax.training.loggers import check_loggers, make_loggers
@@ -69,7 +69,7 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
         print(f"finished already: {run / files.REPORT}; set fresh to start over, or another workdir")
         return files.read_json(run, files.SUMMARY)
     print("preparing  data and initial weights …", flush=True)
-    resumes = not config.train.fresh and has_checkpoint(run / files.CHECKPOINTS) and (run / files.PREPROCESS).exists()
+    resumes = not config.train.fresh and files.has_checkpoint(run) and (run / files.PREPROCESS).exists()
     experiment = make_experiment(config, given, resumed=read_preprocess(run) if resumes else None)
     if resumes and (known := files.read_classes(run)) != tuple(experiment.class_names):
         raise UserError(
@@ -106,7 +106,7 @@ def _is_finished(run: Path, config: Config) -> bool:
     Raises:
         UserError: it holds another run that has trained, or one whose config cannot be read.
     """
-    if not _has_trained(run):
+    if not files.has_trained(run):
         return False
     if not (run / files.CONFIG).exists():
         raise UserError(
@@ -137,18 +137,13 @@ def _is_whole(path: Path) -> bool:
     return path.exists()
 
 
-def _has_trained(run: Path) -> bool:
-    """Whether the folder holds training results, which a new run would lose."""
-    return has_checkpoint(run / files.CHECKPOINTS) or any((run / n).exists() for n in (files.WEIGHTS, files.SUMMARY))
-
-
 def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
     """Writes the files that describe the run.
 
     With `fresh`, or without a checkpoint to resume from, sets the old run's files aside first, and no others.
     """
     fresh = experiment.config.train.fresh or not any((run / name).exists() for name in files.ALL)
-    if not fresh and not has_checkpoint(run / files.CHECKPOINTS) and (run / files.METRICS).exists():
+    if not fresh and not files.has_checkpoint(run) and (run / files.METRICS).exists():
         print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
         fresh = True
     if fresh:
