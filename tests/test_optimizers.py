@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from model_checks import each
 from parts import optimizer_of
 
 from cnn_jax.errors import UserError
@@ -122,7 +123,9 @@ def problem() -> tuple[dict, Callable]:
     return params, lambda p: sum(jax.tree.leaves(jax.tree.map(half_squares, p, targets)))
 
 
-@pytest.mark.parametrize("name", sorted({*METHODS, *optax_factories()}))
+@pytest.mark.parametrize(
+    "name", each(sorted({*METHODS, *optax_factories()}), quick=(*METHODS, "adamw", "lion", "muon"))
+)
 def test_every_optimizer_descends_under_jit_scan_and_donation(name: str):
     params, loss = problem()
     optimizer = optimizer_of(name, learning_rate=get_optimizer_spec(name).learning_rate or 0.01, total_steps=20)
