@@ -8,6 +8,7 @@ it used.
 """
 
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -168,12 +169,12 @@ class Checkpoints:
     def restore(
         self, like: TrainState, sharding: Any, step: int | None = None, *, finite: bool = True
     ) -> tuple[int, TrainState] | None:
-        """Reads a checkpoint onto the devices; if it cannot be read, warns and falls back to an earlier one.
+        """Reads a checkpoint onto the devices; if it cannot be read, warns and falls back to another one.
 
         Args:
             like: a state (or its shapes) with the structure to read.
             sharding: the sharding of every array.
-            step: the checkpoint to read; default: the latest.
+            step: the checkpoint to read; default: the latest. The next best replaces the best, and the latest any other.
             finite: whether a state with a number that is not finite counts as damaged.
 
         Returns:
@@ -184,7 +185,7 @@ class Checkpoints:
         """
         abstract: Tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         damaged = []
-        for candidate in [s for s in reversed(self.steps()) if step is None or s <= step]:
+        for candidate in self._preferred(step):
             try:
                 if problem := durable.verify(self.folder / str(candidate)):
                     raise durable.Damaged(problem)
@@ -206,6 +207,16 @@ class Checkpoints:
         if damaged:
             raise self._none_readable(damaged)
         return None
+
+    def _preferred(self, step: int | None) -> list[int]:
+        """Returns all checkpoints in the order in which `restore` tries them."""
+        latest = self.steps()[::-1]
+        if step is None:
+            return latest
+        if step == self.best_step():
+            scores = {s: self._score(metrics) for s in latest if (metrics := self.metrics(s))}
+            return sorted(latest, key=lambda s: scores.get(s, -math.inf), reverse=True)
+        return sorted(latest, key=lambda s: s == step, reverse=True)
 
     def _set_aside_unusable(self) -> None:
         """Sets aside checkpoints that were not finished or whose metrics are damaged.
