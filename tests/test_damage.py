@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn_jax.config import Config
 from cnn_jax.data import open_source
 from cnn_jax.data.decoded import materialize
 from cnn_jax.errors import UserError
@@ -17,6 +18,7 @@ from cnn_jax.ops import native
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.tasks import Selection
+from cnn_jax.training import run
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
 
@@ -185,3 +187,46 @@ def test_a_damaged_row_of_metrics_is_named(tmp_path):
     path.write_text(path.read_text().replace('"loss": 0.5', '"loss": 0.4', 1))
     with pytest.raises(UserError, match=r"line 1 of .*metrics.jsonl .* damaged: delete that line"):
         files.read_metrics(tmp_path)
+
+
+def images(folder: Path, count: int) -> None:
+    """Writes images of two classes."""
+    for name in "ab":
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "resized", "nothing", "moved"])
+def test_a_run_is_not_resumed_on_other_data(tmp_path, change):
+    images(tmp_path / "images", 30)
+    config = Config("changed").override(
+        dataset=f"folder:{tmp_path / 'images'}",
+        model="softmax_regression",
+        batch_size=8,
+        steps=4,
+        eval_every=0.25,
+        image_size=8,
+        devices=1,
+        workdir=str(tmp_path / "run"),
+    )
+    run.train(config)
+    (tmp_path / "run" / files.SUMMARY).unlink()  # as if it had been stopped
+    path = next((tmp_path / "images" / "a").glob("*5.png"))
+    match change:
+        case "added":
+            images(tmp_path / "images", 40)
+        case "removed":
+            path.unlink()
+        case "resized":
+            Image.new("RGB", (64, 64)).save(path)
+        case "moved":
+            (tmp_path / "images").rename(tmp_path / "elsewhere")
+            (tmp_path / "images").symlink_to(tmp_path / "elsewhere")
+    if change in ("nothing", "moved"):
+        assert run.train(config)["finished"]
+    else:
+        with pytest.raises(UserError, match="data of .* has changed since it was started .*: restore it, set `fresh`"):
+            run.train(config)
+        assert run.train(config.override(fresh=True))["finished"]

@@ -58,6 +58,11 @@ class FolderSource:
             digest.update(f"{file.path.absolute()} {file.label} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
+    @property
+    def contents(self) -> str:
+        """Class folder, name and size of every file, in order, see `describe_contents`."""
+        return "\n".join(f"{'/'.join(file.path.parts[-2:])} {file.path.stat().st_size}" for file in self.files)
+
     def __len__(self) -> int:
         return len(self.files)
 

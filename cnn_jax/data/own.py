@@ -35,6 +35,12 @@ class Subset(DerivedSource):
         own = self.source.fingerprint
         return None if own is None else f"{own} {hashlib.sha256(np.asarray(self.rows).tobytes()).hexdigest()}"
 
+    @property
+    def contents(self) -> str | None:
+        """That of the source and of the choice of rows."""
+        own = getattr(self.source, "contents", None)
+        return None if own is None else f"{own} {hashlib.sha256(np.asarray(self.rows).tobytes()).hexdigest()}"
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -1,6 +1,7 @@
 """`Source`, the interface of every data set, and split syntax."""
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -73,6 +74,18 @@ def example_spec(source: Source) -> dict[str, ArraySpec]:
     return {"image": ArraySpec(source.image_shape, np.dtype(np.uint8)), "label": ArraySpec((), np.dtype(np.int32))}
 
 
+def describe_contents(source: Source) -> dict[str, Any]:
+    """Describes the examples of a source, so that a resumed run notices if they have changed.
+
+    Returns:
+        "examples", their number; and "contents", a checksum, if the source has an attribute of that name: a text that
+        changes with the examples or their order, but not with the place where they are stored.
+    """
+    contents = getattr(source, "contents", None)
+    checksum = {} if contents is None else {"contents": f"{zlib.crc32(contents.encode()):08x}"}
+    return {"examples": len(source), **checksum}
+
+
 @dataclass(frozen=True)
 class DerivedSource:
     """A source derived from another; a subclass overrides what differs and implements `__getitem__`."""
@@ -104,6 +117,11 @@ class DerivedSource:
         """The arrays of one example."""
         return example_spec(self.source)
 
+    @property
+    def contents(self) -> str | None:
+        """As the source's, see `describe_contents`."""
+        return getattr(self.source, "contents", None)
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -123,6 +141,11 @@ class ArraySource:
     images: np.ndarray
     labels: np.ndarray
     fingerprint: None = None
+
+    @property
+    def contents(self) -> str:
+        """Checksums of images and labels, see `describe_contents`."""
+        return " ".join(str(zlib.crc32(np.ascontiguousarray(array).data)) for array in (self.images, self.labels))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -38,6 +38,7 @@ class TfdsSource:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     fingerprint: str
+    contents: str
     records: Any
     image_key: str
     label_key: str
@@ -99,6 +100,7 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
         class_names=tuple(label.names or map(str, range(label.num_classes))),
         image_shape=_image_shape(name, features[image_key].shape, image_size),
         fingerprint=f"{builder.info.full_name} {builder.data_path} {builder.info.splits.total_num_examples}",
+        contents=f"{builder.info.full_name} {builder.info.splits.total_num_examples} {split}",
         records=records,
         image_key=image_key,
         label_key=label_key,

@@ -5,6 +5,7 @@
     environment.json     versions, devices, command, commit
     classes.txt          class names, one a line, in the order of the logits
     preprocess.json      image shape, mean and standard deviation
+    data.json            number and checksum of the examples of each split
     metrics.jsonl        one JSON object per line, see `append_metrics`
     tensorboard/, …      the same metrics from the config's loggers: also metrics.csv, wandb/ and mlflow/
     checksums.json       of the files above and below that are read again, see `durable`
@@ -35,6 +36,7 @@ CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 CLASSES = "classes.txt"
 PREPROCESS = "preprocess.json"
+DATA = "data.json"
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 CSV = "metrics.csv"
@@ -54,6 +56,7 @@ ALL = (
     ENVIRONMENT,
     CLASSES,
     PREPROCESS,
+    DATA,
     METRICS,
     *LOGGED,
     CHECKPOINTS,

@@ -174,7 +174,8 @@ class Checkpoints:
         Args:
             like: a state (or its shapes) with the structure to read.
             sharding: the sharding of every array.
-            step: the checkpoint to read; default: the latest. The next best replaces the best, and the latest any other.
+            step: the checkpoint to read; default: the latest. If it is damaged, the next best replaces the best and the
+                latest any other.
             finite: whether a state with a number that is not finite counts as damaged.
 
         Returns:

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from cnn_jax.config import Config
 from cnn_jax.data import Source
+from cnn_jax.data.sources import describe_contents
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.models.ensembles import member
 from cnn_jax.report import write_report
@@ -76,6 +77,8 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
             f"{config.data.dataset} now has the classes {', '.join(experiment.class_names)}, but {run} was trained on "
             f"{', '.join(known)}: set `fresh` to start over, or another `workdir`"
         )
+    if resumes:
+        _check_data(experiment, run)
     try:
         return _start(experiment, run, callbacks, command)
     except BaseException as error:
@@ -98,6 +101,27 @@ def _start(experiment: Experiment, run: Path, callbacks: Sequence[Callback], com
         with StopRequest() as stop:
             last_step, seconds = _train(experiment, run, checkpoints, stop, callbacks)
         return _finish(experiment, run, checkpoints, facts, last_step, seconds)
+
+
+def _check_data(experiment: Experiment, run: Path) -> None:
+    """Checks that the examples are those that the run began with: their order depends on them.
+
+    Raises:
+        UserError: a split has changed.
+    """
+    if not (run / files.DATA).exists():  # a run of an earlier version
+        return
+    before = files.read_json(run, files.DATA)
+    for split, now in _describe_data(experiment).items():
+        if split in before and now != before[split]:
+            raise UserError(
+                f"the {split} data of {run} has changed since it was started ({before[split]['examples']:,} examples "
+                f"then, {now['examples']:,} now): restore it, set `fresh` to start over, or another `workdir`"
+            )
+
+
+def _describe_data(experiment: Experiment) -> dict[str, Any]:
+    return {split: describe_contents(source) for split, source in experiment.sources.items()}
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -152,6 +176,7 @@ def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> No
     files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
     files.write_text(run / files.CLASSES, "\n".join(experiment.class_names) + "\n")
     files.write_text(run / files.PREPROCESS, experiment.preprocess.to_json())
+    files.write_text(run / files.DATA, json.dumps(_describe_data(experiment), indent=2) + "\n")
     files.write_text(run / files.ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 
 
