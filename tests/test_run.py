@@ -83,7 +83,7 @@ def interrupted(monkeypatch, config, at: int):
 
 def test_a_run_leaves_a_complete_folder(finished):
     wanted = {files.CONFIG, files.ENVIRONMENT, files.CLASSES, files.PREPROCESS, files.METRICS, files.TENSORBOARD}
-    wanted |= {files.CHECKPOINTS, files.WEIGHTS, files.SUMMARY, files.REPORT}
+    wanted |= {files.DATA, files.CHECKPOINTS, files.WEIGHTS, files.SUMMARY, files.REPORT}
     assert wanted <= {p.name for p in finished.iterdir()}
     assert Config.load(finished / files.CONFIG).difference(CONFIG) == []
     summary = json.loads((finished / files.SUMMARY).read_text())
