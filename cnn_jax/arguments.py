@@ -54,10 +54,14 @@ def load_attribute(text: str) -> Any:
         raise UserError(
             f"there is no module {error.name} for {text!r}: correct the name, or run from the folder that holds it"
         ) from None
+    except (OSError, MemoryError, SystemExit) as error:  # not to be taken for a problem of ours
+        raise ImportError(f"{module_name} fails when it is imported: {type(error).__name__}: {error}") from error
     for name in attribute.split("."):
         if not hasattr(found, name):
-            close = " or ".join(nearest(name, dir(found))) or "one of its attributes"
-            raise UserError(f"{module_name} has no attribute {name}: perhaps you meant {close}")
+            public = {own.lower(): own for own in dir(found) if not own.startswith("_")}
+            close = " or ".join(public[own] for own in nearest(name, public))
+            hint = f"perhaps you meant {close}" if close else "correct the name"
+            raise UserError(f"{module_name} has no attribute {name}: {hint}")
         found = getattr(found, name)
     return found
 

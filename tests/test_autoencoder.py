@@ -14,6 +14,7 @@ from cnn_jax.data import open_source
 from cnn_jax.data.pictures import export
 from cnn_jax.errors import UserError
 from cnn_jax.models import create_model
+from cnn_jax.runs.results import collect
 from cnn_jax.storage import run_folder as files
 from cnn_jax.tasks import Classification, Reconstruction
 
@@ -102,6 +103,23 @@ def test_commands_evaluate_and_predict(run, tmp_path, capsys):
     predict.main([str(run.folder), str(tmp_path / "images"), "--pictures", str(tmp_path / "made")])
     assert "error" in capsys.readouterr().out
     assert len(list((tmp_path / "made").glob("*.png"))) == 3
+
+
+def test_it_needs_no_classes(run, tmp_path, capsys):
+    """One class trains; its weights start another run; other data needs no classes of the same names."""
+    export(open_source("digits", "train[:40]"), tmp_path / "images")
+    for folder in (tmp_path / "images").iterdir():
+        if folder.name != "3":
+            for number, image in enumerate(folder.iterdir()):
+                image.rename(tmp_path / "images" / "3" / f"{folder.name}-{number}.png")
+            folder.rmdir()
+    fields: dict[str, Any] = {"task": "reconstruction", "steps": 2, "batch_size": 8}
+    again = cnn_jax.fit("conv_autoencoder", f"folder:{tmp_path / 'images'}", init_from=str(run.folder), **fields)
+    assert again.summary["test_loss"] < cnn_jax.fit("conv_autoencoder", "digits", **fields).summary["test_loss"]
+    evaluate.main([str(run.folder), "--dataset", f"folder:{tmp_path / 'images'}"])
+    assert "loss" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is a run of reconstruction, without accuracies: leave it out"):
+        collect([run.folder])
 
 
 def test_members_are_averaged():

@@ -68,6 +68,18 @@ def test_a_size_in_the_name_of_a_data_set_is_the_size():
     assert parse(["--dataset", "mnist"], base).data.image_size == 28
 
 
+@pytest.mark.parametrize("fault", ["open('/nowhere/file')", "raise MemoryError('too much')", "raise SystemExit(0)"])
+def test_the_error_of_a_users_module_is_shown_whole(fault, tmp_path):
+    (tmp_path / "mine.py").write_text(f"{fault}\n")
+    flags = ["--model", "mine:Net", "--steps", "1"]
+    command = [sys.executable, "-m", "experiments.digits_lenet5", *flags]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1 and "Traceback" in done.stderr and 'mine.py", line 1' in done.stderr
+    assert "mine fails when it is imported" in done.stderr
+    assert {*os.listdir(tmp_path)} <= {"mine.py", "__pycache__"}, "nothing was written"
+
+
 @pytest.mark.parametrize(
     "argv",
     [

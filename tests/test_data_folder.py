@@ -176,8 +176,8 @@ def test_too_few_images_for_three_splits_are_told_before_training(tmp_path):
     assert message(pairs).startswith(f"{pairs} has no class with three images")
     assert len(open_source(pairs, "train")) > 0  # the images can still be opened
     one = fill(tmp_path / "one", {"cat": 9})
-    assert message(one) == f"the only class of {one} is 'cat', but training needs two: add a class folder"
-    assert "is '0', but training needs two: choose another `dataset`" in message("synthetic:8x8x1:1")
+    assert message(one).startswith("the only class of the data is 'cat', but classification needs two: add a class")
+    assert "is '0', but classification needs two: " in message("synthetic:8x8x1:1")
 
     fill(tmp_path / "few" / "train", {"cat": 3, "dog": 4})
     few = f"folder:{tmp_path / 'few'}"

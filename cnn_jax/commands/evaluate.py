@@ -93,7 +93,9 @@ def _print(scores: Sequence[dict[str, Any]]) -> None:
     from rich.text import Text
 
     shown = [name for name in COLUMNS if any(name in row for row in scores)]
-    numbers = [Column(COLUMNS[name], no_wrap=True) for name in shown]
+    if "accuracy" not in shown:  # another task than classification: all of its measures
+        shown += list(dict.fromkeys(n for row in scores for n, v in row.items() if type(v) is float and n not in shown))
+    numbers = [Column(COLUMNS.get(name, name.replace("_", " ")), no_wrap=True) for name in shown]
     table = Table(Column("run", overflow="fold"), "data", *numbers, box=None, pad_edge=False)
     for row in scores:
         cells = [row["run"], f"{row['dataset']} {row['split']}", *(_cell(name, row) for name in shown)]

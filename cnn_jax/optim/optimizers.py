@@ -318,11 +318,14 @@ def _build(
         given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
         _check_ranges(name, given)
         try:
-            return method.factory(learning_rate=rate, **{**method.values, **given, **own})
+            made = method.factory(learning_rate=rate, **{**method.values, **given, **own})
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             told = " ".join(args)
             raise UserError(f"Optax refuses {told} for optimizer {name} ({reason}): correct it") from error
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise UserError(f"optimizer {name} makes {type(made).__name__}: return an optax.GradientTransformation")
+    return made
 
 
 def _check_ranges(name: str, given: Mapping[str, Any]) -> None:

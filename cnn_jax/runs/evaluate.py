@@ -73,7 +73,7 @@ def evaluate_source(
         UserError: the source has a class that the model lacks.
     """
     network = _with_views(trained.model, views)
-    collected = _collect(trained, network, trained.variables, _relabelled(source, trained.classes), batch_size)
+    collected = _collect(trained, network, trained.variables, _relabelled(source, trained), batch_size)
     return trained.task.measures(collected)
 
 
@@ -92,7 +92,7 @@ def member_predictions(
     model, members = trained.model, [trained.variables]
     if isinstance(model, Committee):
         model, members = model.model, [member(trained.variables, i) for i in range(trained.config.train.members)]
-    source = _relabelled(_open(trained.config.data, split), trained.classes)
+    source = _relabelled(_open(trained.config.data, split), trained)
     batch_size, network = trained.config.data.eval_batch_size, _with_views(model, views)
     each = [_collect(trained, network, own, source, batch_size) for own in members]
     if "logits" not in each[0]:
@@ -133,8 +133,11 @@ class _Relabelled(DerivedSource):
         return {**example, "label": self.labels[example["label"]]}
 
 
-def _relabelled(source: Source, classes: Sequence[str]) -> Source:
-    """The source with the run's labels; the source itself if its labels are the same."""
+def _relabelled(source: Source, trained: Trained) -> Source:
+    """The source with the run's labels; the source itself if they are the same, or its task has no classes."""
+    classes = trained.classes
+    if trained.task.outputs is None:
+        return source
     labels = match_classes(source, classes)
     if tuple(source.class_names) == tuple(classes):
         return source

@@ -61,6 +61,8 @@ def collect(runs: Iterable[str | Path]) -> list[Row]:
         if not (Path(run) / files.SUMMARY).is_file():
             raise UserError(f"{run} is unfinished, without {files.SUMMARY}: finish the run, or leave it out")
         summary, environment = files.read_json(run, files.SUMMARY), files.read_json(run, files.ENVIRONMENT)
+        if "test_accuracy" not in summary and summary.get("task", "classification") != "classification":
+            raise UserError(f"{run} is a run of {summary['task']}, without accuracies: leave it out of the table")
         lacking = [*(_NEEDED - summary.keys()), *({"jax"} - environment.keys())]
         if lacking:
             raise UserError(

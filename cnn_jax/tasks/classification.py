@@ -130,8 +130,13 @@ def make(config: OptimConfig, class_names: Sequence[str]) -> Classification:
     """Makes the task of a config.
 
     Raises:
-        UserError: an unknown loss.
+        UserError: an unknown loss, or a single class.
     """
+    if len(class_names) == 1:
+        raise UserError(
+            f"the only class of the data is {class_names[0]!r}, but classification needs two: add a class, or choose "
+            "another `dataset` or `task`"
+        )
     loss = config.loss or "cross_entropy"
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)

@@ -280,9 +280,6 @@ def _open_sources(config: Config) -> dict[str, Source]:
     size_and_kind = {"image_size": data.image_size, "channels": data.channels}
     opened = partial(open_source, data.dataset, data_dir=data.data_dir, **size_and_kind)
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
-    if len(names := sources["train"].class_names) < 2:
-        advice = "add a class folder" if data.dataset.startswith("folder:") else "choose another `dataset`"
-        raise UserError(f"the only class of {data.dataset} is {', '.join(names)!r}, but training needs two: {advice}")
     sizes = {}  # of the splits that are used in part, bad images included
     for part in (part for split in splits.values() for part in _parts(split)):
         name = part.partition("[")[0]

@@ -39,8 +39,10 @@ def initial_variables(
             f"with `init_from`, the {config.train.members} `members` would all start from the same weights: train one "
             "run per `seed` and join them with python -m cnn_jax committee RUN …"
         )
+    classes = getattr(model, "num_classes", None)
+    head = "keep" if classes is None else config.model.init_head
     _, variables, preprocess = load_pretrained(
-        source, model=model, num_classes=model.num_classes, classifier=config.model.init_head, seed=config.train.seed
+        source, model=model, num_classes=classes, classifier=head, seed=config.train.seed
     )
     expected = _expected(model, image_shape)
     if _shapes(variables) != _shapes(expected):

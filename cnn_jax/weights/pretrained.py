@@ -97,6 +97,9 @@ def load_pretrained(
     shape = opened.preprocess.image_shape if opened.preprocess else network.input_shape
     like = _shapes(network, shape)
     naming = None if opened.ours else recognise(network, list(like), opened.state)
+    if not hasattr(network, "num_classes"):  # such as an auto-encoder
+        arrays = _converted(opened, naming, network, shape, like, [])
+        return network, traverse_util.unflatten_dict(arrays, sep="/"), opened.preprocess
     classes = _classes(opened.state, naming)
     if num_classes is None:
         num_classes = network.num_classes if isinstance(model, nn.Module) or classes is None else classes
@@ -136,7 +139,8 @@ def _converted(
 ) -> dict[str, Any]:
     """Converts the weights to the arrays `kept` of the network, which they must match exactly apart from `head`."""
     size = "x".join(map(str, shape))
-    wanted = f"weights of {type(network).__name__} for {size} images and {network.num_classes} classes"
+    classes = f" and {network.num_classes} classes" if hasattr(network, "num_classes") else ""
+    wanted = f"weights of {type(network).__name__} for {size} images{classes}"
     if naming is None:
         arrays = {path: array for path, array in opened.state.items() if path not in head}
         check_same_structure(arrays, kept, given=opened.where, wanted=wanted)
