@@ -16,6 +16,7 @@ import numpy as np
 from cnn_jax.data.pipeline import Item, Pipeline
 from cnn_jax.tasks import Sums
 from cnn_jax.training.parallel import Parallel, Tree
+from cnn_jax.training.runtime import COMPILE_QUICKLY
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import EvalStep, Step
 
@@ -125,12 +126,21 @@ def mean_metrics(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
     return means
 
 
+def call_once(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function as a compiled program that will not run often, so it is compiled quickly."""
+    return _program(jax.jit(function).lower(*args), "", COMPILE_QUICKLY)(*args)
+
+
 def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings: bool) -> Any:
-    """Compiles `run`, or returns the program already compiled from the same text for the same devices."""
     lowered = parallel.lower(run, args, **settings)
-    key = hashlib.sha256(f"{parallel.kind} {parallel.devices} {settings} {lowered.as_text()}".encode()).hexdigest()
+    return _program(lowered, f"{parallel.kind} {parallel.devices} {settings}")
+
+
+def _program(lowered: Any, where: str, options: dict[str, Any] | None = None) -> Any:
+    """Compiles a lowered function, or returns the program already compiled from the same text for the same devices."""
+    key = hashlib.sha256(f"{where} {options} {lowered.as_text()}".encode()).hexdigest()
     if key not in _programs:
-        _programs[key] = lowered.compile()
+        _programs[key] = lowered.compile(compiler_options=options)
         while len(_programs) > KEPT:
             _programs.popitem(last=False)
     _programs.move_to_end(key)

@@ -32,11 +32,11 @@ from cnn_jax.optim.optimizers import (
 from cnn_jax.optim.parameter_groups import freeze_until_steps, frozen_rules, parse_rule
 from cnn_jax.optim.schedules import SCHEDULES
 from cnn_jax.tasks import Task, make_task
+from cnn_jax.training.compiled import call_once
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
 from cnn_jax.training.members import member_hyperparameters, stack_members, train_members
 from cnn_jax.training.parallel import Parallel, make_parallel
-from cnn_jax.training.runtime import COMPILE_QUICKLY
 from cnn_jax.training.state import TrainState, Tree, init_state
 from cnn_jax.training.step import Augment, Step, make_eval_step, make_train_step
 from cnn_jax.training.transfer import initial_variables, rate_groups
@@ -155,9 +155,8 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
         variables, published = initial_variables(config, model, train.image_shape)
         preprocess = published or Preprocess.fit(train, config.data.normalize)
         start = partial(stack_members, partial(init, variables=variables))
-        if variables is None:  # given variables would become constants of the program
-            start = jax.jit(start, compiler_options=COMPILE_QUICKLY)
-        state = start(*hyperparameters)
+        # Given variables would become constants of a program.
+        state = call_once(start, *hyperparameters) if variables is None else start(*hyperparameters)
     return Experiment(
         config,
         parallel,

@@ -12,10 +12,10 @@ import numpy as np
 
 from cnn_jax.optim.schedules import Schedule
 from cnn_jax.storage.run_folder import open_metrics, read_metrics, write_metrics
+from cnn_jax.training.compiled import call_once
 from cnn_jax.training.loggers import Logger
 from cnn_jax.training.loop import Plan
 from cnn_jax.training.progress import Display
-from cnn_jax.training.runtime import COMPILE_QUICKLY
 
 
 @dataclass
@@ -141,4 +141,4 @@ class Recorder:
 
 def _rates(schedule: Schedule, steps: int) -> np.ndarray:
     rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))
-    return np.asarray(jax.jit(rates, compiler_options=COMPILE_QUICKLY)(np.arange(steps)))
+    return np.asarray(call_once(rates, np.arange(steps)))
