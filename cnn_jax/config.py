@@ -262,7 +262,7 @@ class Config:
         family, _, path = self.data.dataset.partition(":")
         if family == "folder":
             if not path:
-                raise UserError("`dataset` is folder: without a path: write folder:PATH")
+                raise UserError("`dataset` has no path after folder: write folder:PATH")
             changes["dataset"] = "folder:" + os.path.abspath(os.path.expanduser(path))
         if self.model.init_from is not None:
             source = os.path.expanduser(self.model.init_from)

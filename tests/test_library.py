@@ -144,10 +144,10 @@ def test_interrupt_returns_a_usable_run_and_the_same_call_resumes(run, tmp_path)
     assert not resumed.interrupted and same(resumed.variables, whole.variables)
 
 
-def test_early_stopping_ends_at_the_same_step_when_resumed(tmp_path):
+def test_early_stopping_ends_at_the_same_step_when_resumed(tmp_path, capsys):
     fields = {**FIELDS, "steps": 60, "learning_rate": 1e-9, "eval_every": 0.1, "patience": 2}
     run = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
-    assert run.summary["steps"] < 60
+    assert f"early, after step {run.summary['steps']} of 60" in capsys.readouterr().out and run.summary["steps"] < 60
     (run.folder / files.SUMMARY).unlink()  # as if killed before the end
     again = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
     assert again.summary["steps"] == run.summary["steps"] and same(again.variables, run.variables)
@@ -177,7 +177,7 @@ def test_the_public_api_is_listed_without_importing_jax():
         ((tiny(), (IMAGES, LABELS - 1)), {}, "labels go from -1 to 8"),
         ((tiny(), (IMAGES, LABELS)), {"classes": ["a", "b"]}, "labels go from 0 to 9: pass labels from 0 to 1"),
         ((tiny(), (IMAGES, jax.nn.one_hot(LABELS, 10))), {}, r"labels are float32 of shape \(256, 10\).*argmax"),
-        ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.polyak_sgd()}, "needs more of the loss than its gradient"),
+        ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.polyak_sgd()}, "needs the loss value, not only gradients"),
         ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.sgd(0.1), "learning_rate": 0.1}, "built and ignores"),
         ((tiny(), (IMAGES, LABELS)), {"optimizer": "adm"}, "perhaps you meant adam"),
         ((tiny(), (IMAGES, LABELS)), {"validation": 1.5}, "validation share of 1.5"),

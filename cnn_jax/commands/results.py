@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         case "collect":
             rows = collect(arguments.runs)
             write_rows(arguments.output, rows)
-            print(f"{len(arguments.runs)} runs in {len(rows)} rows; {arguments.output}")
+            print(f"wrote {arguments.output}: {len(rows)} rows of {len(arguments.runs)} runs in all")
         case "table":
             print(table(read_rows(arguments.csv)))
         case "readme":

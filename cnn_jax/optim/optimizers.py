@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
 }
 
 _ANOTHER = "use another, such as adam"
-_NEEDS_LOSS = f"it needs more of the loss than its gradient; {_ANOTHER}"
+_NEEDS_LOSS = f"it needs the loss value, not only gradients; {_ANOTHER}"
 _SCHEDULE_FREE = "its weights must be averaged before every evaluation; use another optimizer with `ema_decay`"
 REFUSED: dict[str, str] = {
     "lbfgs": _NEEDS_LOSS,
@@ -242,7 +242,8 @@ def from_transformation(
     """
     usual, ignored = OptimConfig(), ("learning_rate", "optimizer_args", "schedule", "weight_decay", "warmup_epochs")
     if given := [field for field in ignored if getattr(config, field) != getattr(usual, field)]:
-        raise UserError(f"optimizer {name} is already built and ignores {', '.join(given)}: set this where it is built")
+        names = ", ".join(f"`{field}`" for field in given)
+        raise UserError(f"optimizer {name} is already built and ignores {names}: set them where you build it")
     whole = _contain(_chain(tx, frozen, groups, config.clip_norm, None, decay_mask))
     told = [name, *_restrictions(config, (), groups)]
     return Optimizer(whole, None, None, lambda rate: whole, tuple(frozen), ", ".join(told))
@@ -264,7 +265,7 @@ def check_update(optimizer: Optimizer, params: Tree) -> None:
         raise
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        needs = "it needs more of the loss than its gradient" if "argument" in reason else "it does not fit the model"
+        needs = "it needs the loss value, not only gradients" if "argument" in reason else "it does not fit the model"
         raise UserError(
             f"{optimizer.description.partition(',')[0]} cannot be used here, as {needs} ({reason}): use another "
             "optimizer, such as adam"

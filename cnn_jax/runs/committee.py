@@ -30,8 +30,11 @@ def committee_table(
         (share of images on which all k predict the same class), "count" of images.
 
     Raises:
-        UserError: the runs differ in classes or examples.
+        UserError: the runs differ in classes or examples, or one is named twice.
     """
+    names = [Path(run).resolve() for run in runs]
+    if twice := [str(run) for run, name in zip(runs, names, strict=True) if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} would vote twice: name each run once")
     rows: list[dict[str, Any]] = []
     seen: list[Any] = []
     first: Any = None

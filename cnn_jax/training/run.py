@@ -261,6 +261,8 @@ def _train(
                 stop=stop,
                 callbacks=callbacks,
             )
+            if last_step < plan.total_steps:
+                display.say(f"stopped    early, after step {last_step:,} of {plan.total_steps:,}")
         checkpoints.wait()
         return last_step, recorder.seconds
 
