@@ -149,6 +149,8 @@ def test_the_table_of_finished_runs(tmp_path, capsys, monkeypatch):
     together = np.mean(np.asarray(average(jnp.asarray(logits))).argmax(-1) == labels)
     assert evaluate("two")["accuracy"] == pytest.approx(together)
     assert evaluate("two", views=["shift"])["loss"] != evaluate("two")["loss"]
+    with pytest.raises(UserError, match="one would vote twice: name each run once"):
+        main(["one", "two", "./one"])
     with pytest.raises(UserError, match="have different classes or test images"):
         train(plain.override(workdir="other", dataset="xo", model_args=("hidden=4",), epochs=1))
         main(["one", "other"])
