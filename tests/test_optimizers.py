@@ -259,6 +259,24 @@ def test_weight_decay_is_decoupled_where_the_optimizer_has_its_own(name: str):
     np.testing.assert_array_equal(one_update(ZERO, name)["kernel"], [[0.0, 0.0]])
 
 
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_layer_wise_rates_are_for_weights_only(name: str):
+    """The update of a kernel has the size of the kernel; that of a bias does not depend on the bias."""
+    gradient = {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([1.0, -2.0])}
+
+    def update(scale: float) -> dict[str, jax.Array]:
+        params = {"kernel": scale * jnp.array([[0.6, 0.8]]), "bias": scale * jnp.array([0.5, 0.25])}
+        return updates_of(optimizer_of(name, learning_rate=0.1, total_steps=10), params, [gradient])[0]
+
+    one, ten = update(1.0), update(10.0)
+    np.testing.assert_allclose(ten["kernel"], 10 * one["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(ten["bias"], one["bias"], rtol=1e-5)
+    expected = {"lars": [-0.1, 0.2], "lamb": [-0.1, 0.1]}[name]  # the gradient; Adam's first step, its sign
+    np.testing.assert_allclose(one["bias"], expected, rtol=1e-4)
+    size = {"lars": 0.1 * 0.001, "lamb": 0.1}[name]  # the rate times the coefficient of LARS, times |kernel| = 1
+    assert float(jnp.linalg.norm(one["kernel"])) == pytest.approx(size, rel=1e-4)
+
+
 def test_muon_makes_the_update_of_a_convolution_orthogonal():
     """As a (3·3·2) × 4 matrix, its singular values become similar however spread out the gradient's are."""
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 4)) * jnp.array([[[[1.0, 0.1, 10.0, 0.3]]]])

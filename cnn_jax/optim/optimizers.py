@@ -63,6 +63,29 @@ class Method:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+def weights_only(params: Tree) -> Tree:
+    """Selects parameters of at least two dimensions: LARS and LAMB scale no biases and norms layer by layer."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def lamb(
+    learning_rate: float | Callable[[Any], Any],
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    eps_root: float = 0.0,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+) -> optax.GradientTransformation:
+    """Returns `optax.lamb`, but with the trust ratio of `weights_only`."""
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), weights_only),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 # The sources of SGD, momentum and Nesterov give no rate: 0.01 is Keras's default. RMSProp was never published; its rate
 # is from Hinton's lecture. AdaGrad's δ and RMSProp's ε are added outside the square root there, but Optax adds
 # AdaGrad's inside it, hence the square. Nadam omits Dozat's momentum schedule.
@@ -81,6 +104,8 @@ METHODS: dict[str, Method] = {
     "adamw": Method(optax.adamw, "Loshchilov & Hutter 2019", 0.001),
     "adabelief": Method(optax.adabelief, "Zhuang et al. 2020", 0.001),
     "lion": Method(optax.lion, "Chen et al. 2023", 0.0001),
+    "lamb": Method(lamb, "You et al. 2020"),
+    "lars": Method(optax.lars, "You et al. 2017", values={"trust_ratio_mask": weights_only}),
     "yogi": Method(optax.yogi, "Zaheer et al. 2018", 0.01),
 }
 
