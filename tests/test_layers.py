@@ -399,3 +399,17 @@ def test_recorded_stages_are_seen_only_when_asked_for():
     assert set(state["stages"]) == {"first", "second"}
     np.testing.assert_array_equal(state["stages"]["second"], y)
     np.testing.assert_array_equal(Two().apply(variables, x), y)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 3)])
+def test_batch_norm_of_a_single_value_is_refused(shape):
+    layer = BatchNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), jnp.ones(shape))
+    with pytest.raises(UserError, match="BatchNorm: the batch statistics would be of a single value per channel"):
+        layer.apply(variables, jnp.ones(shape), mutable=["batch_stats"])
+    several = jnp.ones((2, *shape[1:]))
+    layer.apply(variables, several, mutable=["batch_stats"])
+    BatchNorm(use_running_average=True).apply(variables, jnp.ones(shape))
+    joined = BatchNorm(use_running_average=False, axis_name="parts")
+    apply = lambda x: joined.apply(variables, x, mutable=["batch_stats"])  # noqa: E731
+    jax.vmap(apply, axis_name="parts")(several[:, None])

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnn_jax.errors import UserError
 from cnn_jax.layers.initializers import Initializer
 from cnn_jax.ops.norm import batch_moments, normalize
 
@@ -41,7 +42,11 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Normalises over all axes but the last; in training, updates the collection "batch_stats"."""
+        """Normalises over all axes but the last; in training, updates the collection "batch_stats".
+
+        Raises:
+            UserError: the statistics would be of a single value, which normalizes to 0 whatever it is.
+        """
         size = x_BxHxWxC.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, size, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, size, jnp.float32)
@@ -51,11 +56,22 @@ class BatchNorm(nn.Module):
             if self.use_running_average:
                 moments = mean.value, variance.value
             else:
+                self._check_count(x_BxHxWxC)
                 moments = batch_moments(x_BxHxWxC, None if self.is_initializing() else self.axis_name)
                 if not self.is_initializing():
                     for running, batch in zip((mean, variance), moments):
                         running.value = self.momentum * running.value + (1 - self.momentum) * batch
             return normalize(x_BxHxWxC, *moments, scale, bias, self.epsilon, self.dtype)
+
+    def _check_count(self, x_BxHxWxC: jax.Array) -> None:
+        count = x_BxHxWxC.size // max(1, x_BxHxWxC.shape[-1])
+        if count == 1 and not self.is_initializing():
+            parts = 1 if self.axis_name is None else jax.lax.psum(1, self.axis_name)
+            if parts == 1:
+                raise UserError(
+                    f"{'/'.join(self.path) or 'BatchNorm'}: the batch statistics would be of a single value per "
+                    "channel, so nothing would be learned: use larger batches or images, or a smaller `accumulate`"
+                )
 
 
 class LocalResponseNorm(nn.Module):
