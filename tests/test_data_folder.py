@@ -226,3 +226,39 @@ def test_a_changed_file_is_decoded_again(tmp_path):
     Image.fromarray(np.full((5, 7, 3), 99, np.uint8)).save(path)
     os.utime(path, ns=(1, 1))
     assert set(materialize(open_source(name, "train"))["image"][:, 0, 0, 0].tolist()) == {99, 1}
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "valid"])
+def test_other_names_of_validation_and_strangers(tmp_path, name, capsys):
+    for part in ("train", name, "test"):
+        fill(tmp_path / part, {"a": 3, "b": 4})
+    fill(tmp_path / "extra", {"a": 1})
+    folder = f"folder:{tmp_path}"
+    assert default_splits(folder, None) == Splits()
+    assert len(open_source(folder, "validation")) == 7
+    assert len(open_source(folder, "all")) == 21
+    assert capsys.readouterr().err == f"warning: {folder}: ignoring extra beside train, validation, test\n"
+    other = "val" if name == "valid" else "valid"
+    fill(tmp_path / other, {"a": 1})
+    with pytest.raises(
+        UserError, match=f"has both {'|'.join((f'{name} and {other}', f'{other} and {name}'))}: keep one"
+    ):
+        open_source(folder, "train")
+
+
+def test_a_class_that_is_called_train(tmp_path):
+    folder = fill(tmp_path, {"bus": 8, "car": 8, "train": 8})
+    assert open_source(folder, "train").class_names == ("bus", "car", "train")
+    assert (
+        len(open_source(folder, "all"))
+        == 24
+        == sum(len(open_source(folder, s)) for s in ("train", "validation", "test"))
+    )
+
+
+def test_a_test_set_alone_is_enough_to_evaluate(tmp_path):
+    folder = fill(tmp_path / "set" / "test", {"a": 3, "b": 3}).removesuffix("/test")
+    source = open_source(folder, "test")
+    assert (len(source), source.class_names) == (6, ("a", "b"))
+    with pytest.raises(UserError, match="has test but no train: add .*/train/CLASS"):
+        default_splits(folder, None)

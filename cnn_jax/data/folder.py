@@ -2,19 +2,22 @@
 
 Two layouts:
 
-  PATH/train/CLASS/*.jpg, optionally also PATH/validation (or val) and PATH/test
+  PATH/train/CLASS/*.jpg, optionally also PATH/validation (or val, or valid) and PATH/test
   PATH/CLASS/*.jpg, divided into about 80 % train, 10 % validation and 10 % test
 
 In the second, the hash of a file's class and name chooses its split, so adding files does not move the others. Every
 class with at least three files occurs in every split; smaller classes may be missing from validation and test, never
 from train. Files within a split are ordered by hash, so a slice such as train[90%:] is a random sample.
 
+`all` is the whole folder.
+
 Images are JPEG, PNG, WebP, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them alike.
 """
 
+import functools
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +30,7 @@ from cnn_jax.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+_PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _INSPECTED = 1000  # number of files, evenly spaced, whose headers determine size and channels
 _LARGEST_OWN_SIZE = 256
 _DEFAULT_SIZE = 64
@@ -78,7 +82,7 @@ def open_folder(
 
     Args:
       path: the folder.
-      split: `train`, `validation` or `test`, in split syntax.
+      split: `train`, `validation`, `test` or `all`, in split syntax.
       image_size: height and width; None keeps the images' size if they all have the same, at most 256x256, and
         otherwise means 64x64.
       skip_bad_images: reads every file once and leaves unreadable ones out, with a warning.
@@ -88,6 +92,10 @@ def open_folder(
       UserError: there are no classes, a class has no images, or the split is missing or empty.
     """
     class_names, splits = _scan(path)
+    if split.startswith("train"):
+        _require_train(path, splits)
+    if split.partition("[")[0] == "all":
+        splits = {"all": [file for files in splits.values() for file in files]}
     if not splits.get(split.partition("[")[0], [None]):
         raise UserError(
             f"folder:{path} has no class with three images, so none is left for {split}: give at least one class 3 "
@@ -115,6 +123,7 @@ def default_splits(path: str) -> Splits:
       UserError: as `open_folder`; also if such a tenth is empty or leaves a class without training images.
     """
     class_names, parts = _scan(path)
+    _require_train(path, parts)
     match "validation" in parts, "test" in parts:
         case True, True:
             return Splits()
@@ -140,27 +149,46 @@ def default_splits(path: str) -> Splits:
     return splits
 
 
+def _require_train(path: str, parts: Collection[str]) -> None:
+    if "train" not in parts:
+        raise UserError(f"folder:{path} has {' and '.join(parts)} but no train: add {path}/train/CLASS")
+
+
 def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     """Returns the class names in alphabetical order, and the files of each existing split."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"folder:{path} is not a folder: give the path of one with a sub-folder per class")
-    folders = {"train": root / "train", "validation": root / "validation", "test": root / "test"}
-    if (root / "val").is_dir():
-        folders["validation"] = root / "val"
-    if folders["train"].is_dir():
-        class_names = _class_names(folders["train"])
-        splits = {part: _files(folder, class_names) for part, folder in folders.items() if folder.is_dir()}
-    elif folders["validation"].is_dir() and folders["test"].is_dir():
-        raise UserError(f"folder:{path} has validation and test but no train: add PATH/train/CLASS")
-    else:
+    there = _folders(root)
+    # A folder of images is a class, even one that is called train: bus, car, train.
+    named = {part: [n for n in names if n in there and _folders(root / n)] for part, names in _PARTS.items()}
+    parts = {part: root / found[0] for part, found in named.items() if found}
+    empty = {name for names in _PARTS.values() for name in names if name in there and not any((root / name).iterdir())}
+    others = sorted(there - empty - {name for found in named.values() for name in found})
+    if "train" not in parts and others or not parts:
         class_names = _class_names(root)
-        splits = _divide(_files(root, class_names))
-    return class_names, splits
+        return class_names, _divide(_files(root, class_names))
+    if twice := next((found for found in named.values() if len(found) > 1), None):
+        raise UserError(f"folder:{path} has both {' and '.join(twice)}: keep one of them")
+    if others:
+        _warn(f"folder:{path}: ignoring {', '.join(others)} beside {', '.join(parts)}")
+    holding_classes = [parts["train"]] if "train" in parts else parts.values()
+    class_names = tuple(sorted(set().union(*map(_folders, holding_classes))))
+    return class_names, {part: _files(folder, class_names) for part, folder in parts.items()}
+
+
+def _folders(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)}
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Prints a warning, once per process: a folder is scanned for each of its splits."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)))
+    names = tuple(sorted(_folders(folder)))
     if not names:
         raise UserError(f"{folder} has no sub-folders: move the images into one sub-folder per class")
     return names
