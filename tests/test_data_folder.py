@@ -10,6 +10,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Splits, default_splits, materialize, open_source
 from cnn_jax.data.folder import open_folder
 from cnn_jax.errors import UserError
+from cnn_jax.storage.lock import locked
 from cnn_jax.training.experiment import make_experiment
 
 CONFIG = Config("photos").override(model="softmax_regression", batch_size=8, steps=1, epochs=None)
@@ -262,3 +263,12 @@ def test_a_test_set_alone_is_enough_to_evaluate(tmp_path):
     assert (len(source), source.class_names) == (6, ("a", "b"))
     with pytest.raises(UserError, match="has test but no train: add .*/train/CLASS"):
         default_splits(folder, None)
+
+
+def test_runs_beside_the_classes_are_no_class(tmp_path):
+    folder = fill(tmp_path, {"a": 8, "b": 8})
+    with locked(tmp_path / "runs" / "one"):
+        (tmp_path / "runs" / "one" / "config.json").touch()
+    assert open_source(folder, "train").class_names == ("a", "b")
+    fill(tmp_path, {"runs": 3})
+    assert open_source(folder, "train").class_names == ("a", "b")

@@ -16,6 +16,7 @@ Images are JPEG, PNG, WebP, BMP, PGM or PPM, grey or colour, of any size; `prepr
 
 import functools
 import hashlib
+import os
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from PIL import Image
 from cnn_jax.data.preprocess import read_image
 from cnn_jax.data.sources import Example, Splits, parse_split
 from cnn_jax.errors import UserError
+from cnn_jax.storage.lock import LOCK
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -178,7 +180,14 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
 
 
 def _folders(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)}
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry) and not _has_runs(entry)}
+
+
+def _has_runs(folder: Path) -> bool:
+    """Whether runs were written here: to train inside the data's folder must not add the class "runs"."""
+    with os.scandir(folder) as entries:  # unlike iterdir, tells files from folders without a look at each
+        inside = [entry.path for entry in entries if entry.is_dir()]
+    return any(os.path.isfile(os.path.join(path, LOCK)) for path in (folder, *inside))
 
 
 @functools.cache
