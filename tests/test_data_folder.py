@@ -4,11 +4,11 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cnn_jax.config import Config
 from cnn_jax.data import Splits, default_splits, materialize, open_source
-from cnn_jax.data.folder import open_folder
+from cnn_jax.data.folder import find_images, open_folder
 from cnn_jax.errors import UserError
 from cnn_jax.storage.lock import locked
 from cnn_jax.training.experiment import make_experiment
@@ -272,3 +272,37 @@ def test_runs_beside_the_classes_are_no_class(tmp_path):
     assert open_source(folder, "train").class_names == ("a", "b")
     fill(tmp_path, {"runs": 3})
     assert open_source(folder, "train").class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "tif", "tiff", "avif"])
+def test_less_common_kinds_of_images(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    (tmp_path / "a").mkdir()
+    for number in range(3):
+        image = Image.new("RGB", (6, 5), (200, 10, 10))
+        image.save(tmp_path / "a" / f"{number}.{suffix}", format="JPEG" if suffix == "jfif" else None)
+    source = open_source(f"folder:{tmp_path}", "all")
+    assert len(source) == 3 and abs(int(source[0]["image"][0, 0, 0]) - 200) < 10
+
+
+def test_what_is_left_out_is_named(tmp_path, capsys):
+    folder = fill(tmp_path, {"a": 4, "b": 4})
+    for name in ("x.gif", "y.gif", "notes.txt", ".hidden.png", "Thumbs.db"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    (tmp_path / "b" / "more").mkdir()
+    (tmp_path / "b" / "a.jpg").mkdir()
+    (tmp_path / "__background__").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    assert len(open_source(folder, "all")) == len(open_source(folder, "all")) == 8
+    told = f"warning: {folder}: left out 3 files (.gif 2, .txt 1) and the folders __background__, b/a.jpg, b/more\n"
+    assert capsys.readouterr().err == told
+
+
+def test_images_below_a_folder_are_found_by_the_same_rules(tmp_path):
+    fill(tmp_path / "set", {"a": 2, ".ipynb_checkpoints": 1, "__MACOSX": 1})
+    fill(tmp_path / "elsewhere", {"linked": 1})
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    found = [str(path.relative_to(tmp_path / "set")) for path in find_images(tmp_path / "set")]
+    assert found == ["a/0.png", "a/1.png", "link/linked/0.png"]

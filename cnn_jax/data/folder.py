@@ -11,14 +11,15 @@ from train. Files within a split are ordered by hash, so a slice such as train[9
 
 `all` is the whole folder.
 
-Images are JPEG, PNG, WebP, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them alike.
+Images are JPEG, PNG, WebP, AVIF, TIFF, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them alike.
 """
 
+import collections
 import functools
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +31,9 @@ from cnn_jax.data.sources import Example, Splits, parse_split
 from cnn_jax.errors import UserError
 from cnn_jax.storage.lock import LOCK
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+_JUNK = {"__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
 _PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _INSPECTED = 1000  # number of files, evenly spaced, whose headers determine size and channels
 _LARGEST_OWN_SIZE = 256
@@ -169,11 +171,13 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     others = sorted(there - empty - {name for found in named.values() for name in found})
     if "train" not in parts and others or not parts:
         class_names = _class_names(root)
+        _warn_of_left_out(path, [root])
         return class_names, _divide(_files(root, class_names))
     if twice := next((found for found in named.values() if len(found) > 1), None):
         raise UserError(f"folder:{path} has both {' and '.join(twice)}: keep one of them")
     if others:
         _warn(f"folder:{path}: ignoring {', '.join(others)} beside {', '.join(parts)}")
+    _warn_of_left_out(path, parts.values())
     holding_classes = [parts["train"]] if "train" in parts else parts.values()
     class_names = tuple(sorted(set().union(*map(_folders, holding_classes))))
     return class_names, {part: _files(folder, class_names) for part, folder in parts.items()}
@@ -188,6 +192,30 @@ def _has_runs(folder: Path) -> bool:
     with os.scandir(folder) as entries:  # unlike iterdir, tells files from folders without a look at each
         inside = [entry.path for entry in entries if entry.is_dir()]
     return any(os.path.isfile(os.path.join(path, LOCK)) for path in (folder, *inside))
+
+
+def _warn_of_left_out(path: str, parts: Iterable[Path]) -> None:
+    """Names what lies among the classes and images but is neither."""
+    kinds: collections.Counter[str] = collections.Counter()
+    folders = []
+    for part in parts:
+        folders += [e.name for e in part.iterdir() if e.is_dir() and e.name.startswith("__") and e.name not in _JUNK]
+        for name in _folders(part):
+            for entry in (part / name).iterdir():
+                if entry.name.startswith((".", "__")) or entry.name in _JUNK or is_image(entry):
+                    continue
+                if entry.is_dir():
+                    folders.append(f"{name}/{entry.name}")
+                else:
+                    kinds[entry.suffix or entry.name] += 1
+    told = (
+        [f"{sum(kinds.values())} files ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(5))})"]
+        if kinds
+        else []
+    )
+    told += [f"the folders {', '.join(sorted(folders)[:5])}{', …' if len(folders) > 5 else ''}"] if folders else []
+    if told:
+        _warn(f"folder:{path}: left out {' and '.join(told)}")
 
 
 @functools.cache
@@ -230,7 +258,25 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
 
 def _images(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
-        yield from (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not _hidden(file))
+        yield from filter(is_image, folder.iterdir())
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is read as an image: by its ending, and if it is not hidden."""
+    return path.suffix.lower() in SUFFIXES and not _hidden(path) and not path.is_dir()
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Returns the images in and below a folder, by the same rules as those of a class, sorted."""
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(Path(name))]
+        if (real := os.path.realpath(parent)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [path for path in (Path(parent, name) for name in names) if is_image(path)]
+    return sorted(found)
 
 
 def _place(name: str) -> float:

@@ -153,7 +153,7 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads a JPEG, PNG, WebP, BMP or PGM file as uint8 HxWxC.
+    """Reads a JPEG, PNG, WebP, AVIF, TIFF, BMP or PGM file as uint8 HxWxC.
 
     Applies the EXIF orientation, puts transparent parts on white, reduces 16 bits to 8, and converts to the channels
     and size of `image_shape`; see `fit_image`.
@@ -169,7 +169,7 @@ def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarra
     except Exception as error:  # Pillow raises a dozen kinds of error on damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"cannot read image {str(path)!r} ({reason}): replace it with a complete JPEG, PNG, WebP, BMP or PGM file, "
+            f"cannot read image {str(path)!r} ({reason}): replace it with a complete JPEG, PNG, WebP, AVIF, TIFF, BMP or PGM file, "
             "or leave it out (`skip_bad_images` does)"
         ) from error
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn_jax.data.folder import SUFFIXES
+from cnn_jax.data import folder
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.runs.inference import predict_outputs
@@ -107,10 +107,9 @@ def find_images(given: Iterable[str | Path]) -> Iterator[Path]:
     """
     for path in map(Path, given):
         if path.is_dir():
-            files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            inside = sorted(p for p in files if p.is_file())
+            inside = folder.find_images(path)
             if not inside:
-                endings = " ".join(sorted(SUFFIXES))
+                endings = " ".join(sorted(folder.SUFFIXES))
                 raise UserError(f"no images in {path}: add files that end in {endings}")
             yield from inside
         elif path.exists():
