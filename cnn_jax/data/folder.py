@@ -11,7 +11,8 @@ from train. Files within a split are ordered by hash, so a slice such as train[9
 
 `all` is the whole folder.
 
-Images are JPEG, PNG, WebP, AVIF, TIFF, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them alike.
+Images are JPEG, PNG, WebP, AVIF, TIFF, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them
+alike.
 """
 
 import collections
@@ -194,20 +195,21 @@ def _has_runs(folder: Path) -> bool:
     return any(os.path.isfile(os.path.join(path, LOCK)) for path in (folder, *inside))
 
 
-def _warn_of_left_out(path: str, parts: Iterable[Path]) -> None:
+def _warn_of_left_out(folder: str, parts: Iterable[Path]) -> None:
     """Names what lies among the classes and images but is neither."""
     kinds: collections.Counter[str] = collections.Counter()
     folders = []
     for part in parts:
         folders += [e.name for e in part.iterdir() if e.is_dir() and e.name.startswith("__") and e.name not in _JUNK]
         for name in _folders(part):
-            for entry in (part / name).iterdir():
-                if entry.name.startswith((".", "__")) or entry.name in _JUNK or is_image(entry):
-                    continue
-                if entry.is_dir():
-                    folders.append(f"{name}/{entry.name}")
-                else:
-                    kinds[entry.suffix or entry.name] += 1
+            with os.scandir(part / name) as entries:
+                for entry in entries:
+                    if entry.name.startswith((".", "__")) or entry.name in _JUNK:
+                        continue
+                    if entry.is_dir():
+                        folders.append(f"{name}/{entry.name}")
+                    elif not is_image(path := Path(entry.name)):
+                        kinds[path.suffix or path.name] += 1
     told = (
         [f"{sum(kinds.values())} files ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(5))})"]
         if kinds
@@ -215,7 +217,7 @@ def _warn_of_left_out(path: str, parts: Iterable[Path]) -> None:
     )
     told += [f"the folders {', '.join(sorted(folders)[:5])}{', …' if len(folders) > 5 else ''}"] if folders else []
     if told:
-        _warn(f"folder:{path}: left out {' and '.join(told)}")
+        _warn(f"folder:{folder}: left out {' and '.join(told)}")
 
 
 @functools.cache
@@ -258,12 +260,13 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
 
 def _images(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
-        yield from filter(is_image, folder.iterdir())
+        with os.scandir(folder) as entries:  # unlike iterdir, tells files from folders without a look at each
+            yield from (path for entry in entries if is_image(path := Path(entry.path)) and not entry.is_dir())
 
 
 def is_image(path: Path) -> bool:
     """Whether a file is read as an image: by its ending, and if it is not hidden."""
-    return path.suffix.lower() in SUFFIXES and not _hidden(path) and not path.is_dir()
+    return path.suffix.lower() in SUFFIXES and not _hidden(path)
 
 
 def find_images(folder: Path) -> list[Path]:

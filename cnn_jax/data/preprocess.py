@@ -169,8 +169,8 @@ def read_image(path: str | Path, image_shape: tuple[int, int, int]) -> np.ndarra
     except Exception as error:  # Pillow raises a dozen kinds of error on damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"cannot read image {str(path)!r} ({reason}): replace it with a complete JPEG, PNG, WebP, AVIF, TIFF, BMP or PGM file, "
-            "or leave it out (`skip_bad_images` does)"
+            f"cannot read image {str(path)!r} ({reason}): replace it with a complete JPEG, PNG, WebP, AVIF, TIFF, "
+            "BMP or PGM file, or leave it out (`skip_bad_images` does)"
         ) from error
 
 

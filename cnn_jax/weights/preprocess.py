@@ -59,8 +59,8 @@ class PublishedPreprocess(Preprocess):
         except Exception as error:  # Pillow raises a dozen kinds of error on damaged files
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"image {str(path)!r} cannot be read ({reason}): replace it with a complete JPEG, PNG, WebP, BMP or "
-                "PGM file, or leave it out"
+                f"image {str(path)!r} cannot be read ({reason}): replace it with a complete JPEG, PNG, WebP, AVIF, "
+                "TIFF, BMP or PGM file, or leave it out"
             ) from error
 
     def fit(self, image: Image.Image) -> np.ndarray:
