@@ -66,6 +66,7 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
     """Trains or resumes the run in a folder that no other process writes to."""
     if jax.process_index() == 0:
         files.bring_back(run)  # undo what a killed start had set aside
+        files.remove_partial(run)
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; set fresh to start over, or another workdir")
         return files.read_json(run, files.SUMMARY)
