@@ -95,6 +95,18 @@ def test_a_damaged_checkpoint_is_never_restored(checkpoints, tmp_path, seed):
         shutil.rmtree(tmp_path / str(number))
 
 
+def test_a_step_that_is_damaged_again_is_set_aside_again(checkpoints, tmp_path):
+    folder = tmp_path / files.CHECKPOINTS
+    shutil.copytree(checkpoints, folder)
+    for _ in range(3):
+        (folder / "3" / "metrics" / "metrics").write_text("{")
+        with Checkpoints(folder, SELECTION) as saved:
+            assert saved.steps() == [1, 2]
+            saved.save(3, state(3), {"accuracy": 0.7})
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["1", "2", "3", "damaged-3", "damaged-3-2", "damaged-3-3"]
+
+
 def test_a_state_that_is_not_finite_is_not_resumed_from(tmp_path, capsys):
     folder = tmp_path / files.CHECKPOINTS
     bad = state(2)
