@@ -299,6 +299,10 @@ def check(path: Path) -> None:
     """
     try:
         durable.check(path)
+    except durable.ChecksumsDamaged as error:
+        raise durable.ChecksumsDamaged(
+            f"{error}; delete it, and the run's files are used without being checked"
+        ) from error
     except durable.Damaged as error:
         raise UserError(f"{error}; {_mend(path.name)}") from error
 

@@ -140,8 +140,11 @@ def _is_finished(run: Path, config: Config) -> bool:
         )
     try:
         saved = files.read_config(run)
+    except durable.ChecksumsDamaged:  # says what to do
+        raise
     except UserError as error:
-        raise UserError(f"{error}, or set `fresh` to start over, or another `workdir`") from error
+        start_over = "" if "`fresh`" in str(error) else "set `fresh` to start over, or "
+        raise UserError(f"{error}, or {start_over}set another `workdir`") from error
     differences = config.difference(saved)
     if differences:
         raise UserError(
