@@ -92,9 +92,13 @@ def verify(folder: Path, below: str = "") -> str | None:
         below: only files whose path in the folder starts with this are checked.
     """
     try:
-        sums = _known(folder, strict=True)
-    except Damaged as error:
+        return _problem(folder, below)
+    except (Damaged, OSError) as error:  # OSError: a failing disk, or a file of another user
         return str(error)
+
+
+def _problem(folder: Path, below: str) -> str | None:
+    sums = _known(folder, strict=True)
     if not sums:
         return f"it was not finished: it has no {CHECKSUMS}"
     for name, expected in sums.items():
