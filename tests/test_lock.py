@@ -157,14 +157,14 @@ def test_a_folder_that_others_remove_is_created_again(tmp_path, monkeypatch):
 
 
 def test_the_error_is_not_hidden_by_another_process_that_writes_there(tmp_path, monkeypatch):
-    unlink = os.unlink
+    rmdir = os.rmdir
 
-    def unlink_and_write(path):
-        unlink(path)
+    def write_and_rmdir(path, **settings):
         (tmp_path / "run" / "theirs").touch()
+        rmdir(path, **settings)
 
-    monkeypatch.setattr(os, "unlink", unlink_and_write)
-    with pytest.raises(UserError, match="mine"), locked(tmp_path / "run"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="mine"), locked(tmp_path / "run"):
+        patch.setattr(os, "rmdir", write_and_rmdir)
         raise UserError("mine")
     assert os.listdir(tmp_path / "run") == ["theirs"]
 
