@@ -28,6 +28,7 @@ from cnn_jax.report import curves, figures
 from cnn_jax.runs.evaluate import evaluate, evaluate_source
 from cnn_jax.runs.inference import predict_outputs
 from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.lock import LOCK
 from cnn_jax.tasks import Task
 from cnn_jax.training.callbacks import Callback
 from cnn_jax.training.experiment import Given
@@ -155,10 +156,14 @@ class Run:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            shutil.copytree(self.folder, scratch, dirs_exist_ok=True)
+            unfinished = scratch / target.name
+            unfinished.mkdir()
+            mode = unfinished.stat().st_mode  # a temporary folder is closed to others, a saved one like any new folder
+            shutil.copytree(self.folder, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
+            unfinished.chmod(mode)
             if target.exists():
                 target.rmdir()
-            scratch.rename(target)
+            unfinished.rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if self._remove is not None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cnn_jax.config import Config
+from cnn_jax.data import decoded as decoded_module
 from cnn_jax.data import open_source
 from cnn_jax.data.decoded import materialize
 from cnn_jax.errors import UserError
@@ -95,6 +96,18 @@ def test_a_damaged_checkpoint_is_never_restored(checkpoints, tmp_path, seed):
         shutil.rmtree(tmp_path / str(number))
 
 
+def test_a_step_that_is_damaged_again_is_set_aside_again(checkpoints, tmp_path):
+    folder = tmp_path / files.CHECKPOINTS
+    shutil.copytree(checkpoints, folder)
+    for _ in range(3):
+        (folder / "3" / "metrics" / "metrics").write_text("{")
+        with Checkpoints(folder, SELECTION) as saved:
+            assert saved.steps() == [1, 2]
+            saved.save(3, state(3), {"accuracy": 0.7})
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["1", "2", "3", "damaged-3", "damaged-3-2", "damaged-3-3"]
+
+
 def test_a_state_that_is_not_finite_is_not_resumed_from(tmp_path, capsys):
     folder = tmp_path / files.CHECKPOINTS
     bad = state(2)
@@ -159,6 +172,44 @@ def test_damaged_decoded_images_are_decoded_again(tmp_path, monkeypatch, capsys)
     assert durable.verify(folder) is None, "mended"
 
 
+@pytest.fixture
+def decoded(tmp_path, monkeypatch):
+    """A source and the folder of its decoded images."""
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path))
+    images(tmp_path / "images", 3)
+    source = open_source(f"folder:{tmp_path / 'images'}", "train", image_size=12)
+    materialize(source)
+    [folder] = (tmp_path / "decoded").iterdir()
+    return source, folder
+
+
+def test_decoded_images_are_open_to_other_users(decoded, tmp_path):
+    _, folder = decoded
+    (tmp_path / "usual").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_decoded_images_that_cannot_be_read_are_decoded_again(decoded, monkeypatch, capsys):
+    source, folder = decoded
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable, "_digest", fail)
+    assert len(materialize(source)["image"]) == len(source)
+    assert "are damaged ([Errno 5] Input/output error); decoding again" in capsys.readouterr().err
+
+
+def test_decoded_images_that_another_process_has_just_written_stay(decoded, monkeypatch):
+    source, folder = decoded
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(decoded_module, "_load", lambda *arguments: None)  # it was missing or damaged then
+        materialize(source)
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_damaged_compiled_code_is_compiled_again(tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path))
     built: list[str] = []
@@ -176,6 +227,20 @@ def test_damaged_compiled_code_is_compiled_again(tmp_path, monkeypatch):
         change()
         assert native._build("c++")[0] == path and len(built) == number
         assert path.read_bytes() == b"machine code" * 1000
+
+
+def test_compiled_code_that_another_process_removes_is_compiled_again(tmp_path, monkeypatch):
+    loaded = []
+
+    def load(path):
+        loaded.append(path)
+        if len(loaded) == 1:  # damaged, and removed by another process that noticed first
+            raise OSError("file too short")
+        return type("Library", (), {f"convolution_{part}": part for part in ("output", "input", "kernel")})
+
+    monkeypatch.setattr(native, "_build", lambda compiler: (tmp_path / "convolution.so", "1"))
+    monkeypatch.setattr(native.ctypes, "CDLL", load)
+    assert native._functions("c++")[1] == "c++ 1" and len(loaded) == 2
 
 
 def test_a_damaged_row_of_metrics_is_named(tmp_path):

@@ -74,6 +74,32 @@ def test_a_crash_between_checksum_and_file_damages_nothing(tmp_path, monkeypatch
         durable.check(path)
 
 
+def test_a_file_without_a_checksum_is_not_damaged_by_a_crash_while_it_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"of an earlier version")
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write", _stop_at(path))
+        with pytest.raises(KeyboardInterrupt):
+            durable.write_checked(path, b"second")
+    durable.check(path)
+    assert path.read_bytes() == b"of an earlier version"
+    durable.write_checked(path, b"second")
+    durable.check(path)
+
+
+def test_a_file_without_a_checksum_gets_one_even_if_its_content_stays(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"same")
+    durable.write_checked(path, b"same")
+    path.write_bytes(b"damaged")
+    with pytest.raises(durable.Damaged):
+        durable.check(path)
+    durable.write_checked(path, b"new")
+    path.write_bytes(b"damaged")
+    with pytest.raises(durable.Damaged):
+        durable.check(path)
+
+
 def _stop_at(path: Path):
     write = durable.write
 

@@ -17,6 +17,7 @@ import cnn_jax
 from cnn_jax.data import open_source
 from cnn_jax.errors import UserError
 from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.training import compiled
 
@@ -101,6 +102,9 @@ def test_own_module_optimizer_and_arrays_learn(tmp_path):
     assert probabilities.shape == (7, 10) and np.allclose(probabilities.sum(-1), 1)
     assert all("learning_rate" not in row for row in run.history), "the rate is inside the optimizer"
     run.save(tmp_path / "saved")
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "saved").stat().st_mode == (tmp_path / "usual").stat().st_mode, "open to others"
+    assert not (tmp_path / "saved" / LOCK).exists()
     again = cnn_jax.load(tmp_path / "saved", model=tiny())
     assert np.array_equal(again.predict(IMAGES), run.predict(IMAGES))
     with pytest.raises(UserError, match=r"pass it, as in load\(run, model=…\)"):

@@ -1,17 +1,21 @@
 """One process at a time writes to a run folder, and never over files that are not a run's."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cnn_jax.commands.experiment import parse
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
+from cnn_jax.storage import lock
 from cnn_jax.storage import run_folder as files
-from cnn_jax.storage.lock import LOCK, locked
+from cnn_jax.storage.lock import LOCK, is_locked, locked
 from cnn_jax.training import run
 
 CONFIG = Config("locked").override(
@@ -20,7 +24,8 @@ CONFIG = Config("locked").override(
 HOLD = (
     "import os, sys, time; from pathlib import Path; from cnn_jax.storage.lock import locked\n"
     "with locked(Path(sys.argv[1])):\n"
-    "    if len(sys.argv) > 2 and os.fork() == 0: time.sleep(60)\n"
+    "    if sys.argv[2:] == ['fork'] and os.fork() == 0: time.sleep(60)\n"
+    "    if sys.argv[2:] == ['leave']: os.wait() if os.fork() else sys.exit()\n"
     "    print('held', flush=True)\n"
     "    sys.stdin.read()\n"
 )
@@ -73,6 +78,106 @@ def test_forked_children_do_not_keep_the_lock(tmp_path):
         with locked(tmp_path / "run"):
             pass
         os.killpg(p.pid, signal.SIGKILL)
+
+
+def refused(folder) -> bool:
+    """Whether another process is refused the lock."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    return b"in use by process" in subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr
+
+
+def test_the_lock_outlives_whoever_opens_its_file(tmp_path):
+    with locked(tmp_path / "run"):
+        assert refused(tmp_path / "run")
+        (tmp_path / "run" / LOCK).read_bytes()
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        assert is_locked(tmp_path / "run") and not is_locked(tmp_path / "copy")
+        assert refused(tmp_path / "run")
+    assert not is_locked(tmp_path / "run")
+
+
+def test_asking_takes_no_lock(tmp_path, holder, monkeypatch):
+    assert is_locked(tmp_path / "run")
+    holder.kill()
+    holder.wait()
+    taken = []
+    monkeypatch.setattr(lock.fcntl, "lockf", lambda *arguments: taken.append(arguments))
+    assert not is_locked(tmp_path / "run")
+    assert taken == []
+
+
+def test_a_forked_child_that_leaves_the_context_removes_nothing(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run"), "leave"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
+        assert p.stdout is not None and p.stdout.readline() == "held\n"
+        assert is_locked(tmp_path / "run")
+        p.kill()
+    assert not is_locked(tmp_path / "run") and (tmp_path / "run" / LOCK).exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EROFS])
+def test_a_folder_that_cannot_be_locked_is_used_without(tmp_path, monkeypatch, capsys, number):
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*((lock.fcntl, "fcntl") if number == errno.ENOLCK else (os, "open")), fail)
+    with locked(tmp_path), locked(tmp_path / "other"):
+        pass
+    assert os.listdir(tmp_path) == []
+    assert ("cannot be locked (No locks available)" in capsys.readouterr().err) == (number == errno.ENOLCK)
+
+
+def test_a_system_without_open_file_description_locks_has_record_locks(tmp_path, monkeypatch):
+    real = lock.fcntl.fcntl
+
+    def fail(descriptor, command, argument):
+        if command == lock.fcntl.F_OFD_SETLK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(descriptor, command, argument)
+
+    monkeypatch.setattr(lock.fcntl, "fcntl", fail)
+    with locked(tmp_path / "run"):
+        assert is_locked(tmp_path / "run") and refused(tmp_path / "run")
+
+
+def test_a_folder_that_others_remove_is_created_again(tmp_path, monkeypatch):
+    folder, count = tmp_path / "run", iter(range(100))
+    names = os.listdir
+
+    def listed(path):
+        found = names(path)
+        if next(count) < 3:
+            os.rmdir(path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", listed)
+        with locked(folder):
+            assert (folder / LOCK).exists()
+
+
+def test_the_error_is_not_hidden_by_another_process_that_writes_there(tmp_path, monkeypatch):
+    rmdir = os.rmdir
+
+    def write_and_rmdir(path, **settings):
+        (tmp_path / "run" / "theirs").touch()
+        rmdir(path, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="mine"), locked(tmp_path / "run"):
+        patch.setattr(os, "rmdir", write_and_rmdir)
+        raise UserError("mine")
+    assert os.listdir(tmp_path / "run") == ["theirs"]
+
+
+def test_folders_that_were_created_above_it_go_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="mine"), locked(Path("there/new/run")):
+        raise UserError("mine")
+    assert os.listdir("there") == []
+    with locked(Path("there/new/run")):
+        Path("there/new/file").touch()
+    assert os.listdir("there/new") == ["file"]
 
 
 def test_the_same_process_cannot_lock_twice(tmp_path):

@@ -18,6 +18,7 @@ import cnn_jax
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.runs.evaluate import evaluate
+from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import load_weights
@@ -149,8 +150,20 @@ def test_a_file_in_the_place_of_the_folder(tmp_path, fresh):
 def test_a_damaged_config_in_the_folder_is_named_with_the_remedies(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / files.CONFIG).write_text((finished / files.CONFIG).read_text()[:50])
-    with pytest.raises(UserError, match=r"config.json is damaged: .*, or set `fresh`"):
+    remedies = "; put it back, or train again with `fresh`, or set another `workdir`$"
+    with pytest.raises(UserError, match=f"config.json is damaged: .*{remedies}"):
         run.train(CONFIG.override(workdir=str(tmp_path)))
+
+
+def test_damaged_checksums_can_be_deleted(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / durable.CHECKSUMS).write_bytes(b"\0" * 40)
+    for use in (lambda: run.train(CONFIG.override(workdir=str(tmp_path))), lambda: evaluate(tmp_path)):
+        with pytest.raises(UserError, match="checksums.json is damaged: .*; delete it, and .* without being checked$"):
+            use()
+    (tmp_path / durable.CHECKSUMS).unlink()
+    assert run.train(CONFIG.override(workdir=str(tmp_path)))["finished"] and evaluate(tmp_path)
+    assert sorted(tmp_path.glob("damaged-*")) == []
 
 
 def test_a_resumed_run_does_not_need_its_initial_weights(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -243,3 +245,118 @@ def test_damaged_files_are_reported_with_the_remedy(tmp_path, name, damage, advi
 def test_every_file_of_a_run_is_listed(run):
     assert {path.name for path in run.iterdir()} <= set(files.ALL)
     assert load_weights(run / files.WEIGHTS)[0]["params"].keys() == {"output"}
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(call: int, patch: pytest.MonkeyPatch) -> None:
+    """Replaces the calls that change a folder: from the given one on, counted from 0, they do nothing but raise."""
+    count = iter(range(10**6))
+
+    def watch(real):
+        def watched(*args, **kwargs):
+            if next(count) >= call:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return watched
+
+    for name in ("replace", "mkdir", "rmdir", "unlink", "fsync"):
+        patch.setattr(os, name, watch(getattr(os, name)))
+
+
+def contents(run: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(run)): p.read_bytes() if p.is_file() else None for p in sorted(run.rglob("*"))}
+
+
+def old_run(run: Path) -> dict[str, bytes | None]:
+    """Writes a run and a file of the user's; returns what was written."""
+    for name in (files.CONFIG, files.METRICS, files.WEIGHTS, "checkpoints/20/state", "plots/a.png", "notes.txt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(f"old {name}")
+    return contents(run)
+
+
+def new_run(run: Path) -> None:
+    for name in (files.CONFIG, files.CLASSES, "checkpoints/3/state"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(f"new {name}")
+
+
+def interrupted(step, run: Path, call: int) -> bool:
+    """Whether the step was killed at the call, rather than completed before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(call, patch)
+        try:
+            step(run)
+        except Killed:
+            return True
+    return False
+
+
+def test_a_kill_while_the_old_run_is_set_aside_loses_nothing(tmp_path):
+    for call in range(100):
+        run = tmp_path / str(call)
+        before = old_run(run)
+        if not interrupted(files.set_aside, run, call):
+            break
+        files.bring_back(run)
+        assert contents(run) == before, call
+    assert call > 8
+
+
+def test_kills_while_the_old_run_is_brought_back_lose_nothing(tmp_path):
+    for call in range(100):
+        run = tmp_path / str(call)
+        before = old_run(run)
+        files.set_aside(run)
+        new_run(run)
+        if not interrupted(files.bring_back, run, call):
+            break
+        for again in range(1, 4):
+            interrupted(files.bring_back, run, again)
+        files.bring_back(run)
+        assert contents(run) == before, call
+    assert call > 12
+
+
+def test_a_kill_while_the_old_run_is_deleted_leaves_the_new_one(tmp_path):
+    for call in range(100):
+        run = tmp_path / str(call)
+        before = old_run(run)
+        files.set_aside(run)
+        new_run(run)
+        after = {name: data for name, data in contents(run).items() if not name.startswith(files.BEFORE)}
+        if not interrupted(files.forget, run, call):
+            break
+        files.bring_back(run)
+        assert contents(run) == (after if call > 1 else before), call  # the second call renames
+    assert call > 3 and contents(run) == after
+
+
+def test_a_run_folder_with_links_is_set_aside_and_deleted(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    before = old_run(run)
+    (run / files.CHECKPOINTS).rename(elsewhere)
+    (run / files.CHECKPOINTS).symlink_to(elsewhere)
+    (run / files.SUMMARY).symlink_to("nowhere")
+    files.set_aside(run)
+    new_run(run)
+    files.bring_back(run)
+    assert (run / files.SUMMARY).is_symlink() and (run / files.CHECKPOINTS / "20" / "state").exists()
+    files.set_aside(run)
+    files.forget(run)
+    assert sorted(os.listdir(run)) == ["notes.txt"] and len(before) > 5
+    assert (elsewhere / "20" / "state").exists(), "only the link is the run's"
+
+
+def test_files_left_by_killed_processes_are_removed(tmp_path):
+    ours = [f".{files.WEIGHTS}.123", f".{files.CONFIG}.7", "plots/.training.png.99"]
+    others = [".notes.txt.5", f".{files.CONFIG}.bak", files.CONFIG, "plots/training.png"]
+    (tmp_path / files.PLOTS).mkdir()
+    for name in (*ours, *others):
+        (tmp_path / name).touch()
+    files.remove_partial(tmp_path)
+    assert {name for name in (*ours, *others) if (tmp_path / name).exists()} == set(others)

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ def materialize(source: Source) -> dict[str, np.ndarray]:
         return cached
     arrays = _decode(source)
     with contextlib.suppress(OSError):  # a full or read-only disk must not stop the run
-        _save(folder, arrays)
+        _save(folder, arrays, source)
     return arrays
 
 
@@ -100,31 +99,39 @@ def _load(folder: Path, source: Source) -> dict[str, np.ndarray] | None:
     """Returns the arrays in `folder`, or None if they are missing or damaged."""
     if not folder.is_dir():
         return None
-    if problem := durable.verify(folder):
-        print(f"warning: the decoded images in {folder} are damaged ({problem}); decoding again", file=sys.stderr)
+    try:
+        return _open(folder, source)
+    except (OSError, ValueError, EOFError, durable.Damaged) as error:
+        print(f"warning: the decoded images in {folder} are damaged ({error}); decoding again", file=sys.stderr)
         return None
+
+
+def _open(folder: Path, source: Source) -> dict[str, np.ndarray]:
+    """Opens the arrays in `folder`; raises one of several errors if they are damaged."""
+    if problem := durable.verify(folder):
+        raise durable.Damaged(problem)
     arrays = {}
     for name, spec in example_spec(source).items():
-        try:
-            array = np.load(folder / f"{name}.npy", mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            return None
+        array = np.load(folder / f"{name}.npy", mmap_mode="r")
         if array.shape != (len(source), *spec.shape) or array.dtype != spec.dtype:
-            return None
+            raise durable.Damaged(f"{name} has another shape or type")
         arrays[name] = array
     return arrays
 
 
-def _save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _save(folder: Path, arrays: Mapping[str, np.ndarray], source: Source) -> None:
     """Writes the arrays atomically: other processes see all of them or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as scratch:
+        unfinished = Path(scratch, "arrays")
+        unfinished.mkdir()  # unlike `scratch`, it is open to other users
         for name, array in arrays.items():
-            np.save(scratch / f"{name}.npy", array)
-        durable.seal(scratch)
-        shutil.rmtree(folder, ignore_errors=True)  # damaged: an intact one would have been used
-        scratch.rename(folder)
+            np.save(unfinished / f"{name}.npy", array)
+        durable.seal(unfinished)
+        with contextlib.suppress(OSError, ValueError, EOFError, durable.Damaged):
+            _open(folder, source)
+            return  # another process was faster
+        with contextlib.suppress(FileNotFoundError):  # a damaged one; processes that use it keep their files
+            folder.rename(Path(scratch, "damaged"))
+        unfinished.rename(folder)
         durable.sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -205,7 +205,7 @@ def _functions(compiler: str) -> tuple[dict[str, Any], str]:
         try:
             library = ctypes.CDLL(str(path))
         except OSError:  # damaged by a full disk or a crash
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have removed it
             path, version = _build(compiler)
             library = ctypes.CDLL(str(path))
         return {part: getattr(library, f"convolution_{part}") for part in _OPERANDS}, f"{compiler} {version}"

@@ -21,6 +21,10 @@ class Damaged(UserError):
     """A file differs from what was written, or is missing."""
 
 
+class ChecksumsDamaged(Damaged):
+    """The checksums cannot be read; the files may be whole."""
+
+
 def write(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, and returns once it would survive power loss."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -38,11 +42,12 @@ def write(path: Path, data: bytes) -> None:
 def write_checked(path: Path, data: bytes) -> None:
     """Writes a file as `write` does, with its checksum, unless it already has this content."""
     new, sums = f"{zlib.crc32(data):08x}", _known(path.parent)
-    there = _digest(path) if path.is_file() else None
-    known = [digest for digest in sums.get(path.name, []) if digest == there]
-    if known == [new]:
+    there = [_digest(path)] if path.is_file() else []
+    recorded = sums.get(path.name)
+    known = [digest for digest in there if recorded is None or digest in recorded]
+    if known == [new] and recorded is not None:
         return
-    sums[path.name] = [new, *known]
+    sums[path.name] = [new, *(digest for digest in known if digest != new)]
     _write_known(path.parent, sums)
     write(path, data)
 
@@ -51,6 +56,7 @@ def check(path: Path) -> None:
     """Compares a file with its checksum; passes if none was recorded.
 
     Raises:
+        ChecksumsDamaged: the checksums cannot be read.
         Damaged: the file is missing or has other content.
     """
     expected = _known(path.parent, strict=True).get(path.name)
@@ -86,9 +92,13 @@ def verify(folder: Path, below: str = "") -> str | None:
         below: only files whose path in the folder starts with this are checked.
     """
     try:
-        sums = _known(folder, strict=True)
-    except Damaged as error:
+        return _problem(folder, below)
+    except (Damaged, OSError) as error:  # OSError: a failing disk, or a file of another user
         return str(error)
+
+
+def _problem(folder: Path, below: str) -> str | None:
+    sums = _known(folder, strict=True)
     if not sums:
         return f"it was not finished: it has no {CHECKSUMS}"
     for name, expected in sums.items():
@@ -125,7 +135,7 @@ def _known(folder: Path, strict: bool = False) -> dict[str, Any]:
     """Returns the recorded checksums by file name; empty if there are none.
 
     Raises:
-        Damaged: with `strict`, if they cannot be read.
+        ChecksumsDamaged: with `strict`, if they cannot be read.
     """
     path = folder / CHECKSUMS
     try:
@@ -137,7 +147,7 @@ def _known(folder: Path, strict: bool = False) -> dict[str, Any]:
     except (ValueError, AttributeError, KeyError, TypeError):
         pass
     if strict:
-        raise Damaged(f"{path} is damaged: it does not hold checksums")
+        raise ChecksumsDamaged(f"{path} is damaged: it does not hold checksums")
     return {}
 
 

@@ -21,6 +21,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -48,8 +49,9 @@ WEIGHTS = "final.safetensors"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PLOTS = "plots"
+UNFINISHED = ".before-unfinished"  # `BEFORE` while the run's files are moved into it or out of it
 BEFORE = ".before"  # the replaced run, kept until the new one has compiled
-REMOVED = ".removed"  # the replaced run while it is being deleted
+REMOVED = ".removed"  # what is being deleted: the replaced run or, if that is brought back, the new one
 ALL = (
     durable.CHECKSUMS,
     CONFIG,
@@ -79,7 +81,7 @@ def check_ours(run: Path) -> None:
         UserError: the folder was never a run's, and has files with the names of a run's files.
     """
     there = [name for name in ALL if (run / name).exists()]
-    if not there or (run / LOCK).exists() or (run / BEFORE).exists():
+    if not there or any((run / name).exists() for name in (LOCK, BEFORE, UNFINISHED)):
         return
     with contextlib.suppress(UserError):
         Config.load(run / CONFIG)  # a run of an earlier version
@@ -102,35 +104,67 @@ def has_checkpoint(run: Path) -> bool:
 def set_aside(run: Path) -> None:
     """Moves only the run's files into a subfolder, to make way for a new run; see `forget`.
 
-    Creates the run folder if there is none.
+    Creates the run folder if there is none. The subfolder gets its final name last: whichever step is interrupted,
+    `bring_back` can tell the old run's files from the new one's.
     """
-    there = [name for name in ALL if (run / name).exists()]
-    (run / BEFORE).mkdir(parents=True)
+    (run / UNFINISHED).mkdir(parents=True)
     durable.sync_folder(run.parent)
-    for name in there:
-        os.replace(run / name, run / BEFORE / name)
+    _move(run, run / UNFINISHED)
+    _rename(run / UNFINISHED, run / BEFORE)
 
 
 def bring_back(run: Path) -> None:
-    """Undoes `set_aside`, if it was called, and removes what has been written since."""
+    """Undoes `set_aside`, if it was called, and removes what has been written since.
+
+    If it is interrupted, calling it again completes it.
+    """
+    _remove(run / REMOVED)
     if (run / BEFORE).is_dir():
-        for name in ALL:
-            _remove(run / name)
-            if (run / BEFORE / name).exists():
-                os.replace(run / BEFORE / name, run / name)
-        (run / BEFORE).rmdir()
+        (run / REMOVED).mkdir()
+        _move(run, run / REMOVED)
+        _rename(run / BEFORE, run / UNFINISHED)
+    if (run / UNFINISHED).is_dir():  # from here on, no file of a new run is left, and nothing may be removed
+        _move(run / UNFINISHED, run)
+        (run / UNFINISHED).rmdir()
+    _remove(run / REMOVED)
 
 
 def forget(run: Path) -> None:
     """Deletes what `set_aside` moved."""
     _remove(run / REMOVED)
     if (run / BEFORE).is_dir():
-        os.replace(run / BEFORE, run / REMOVED)  # rename first: a half-deleted run must not be restored
+        _rename(run / BEFORE, run / REMOVED)  # rename first: a half-deleted run must not be restored
         _remove(run / REMOVED)
 
 
+def remove_partial(run: Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote to the folder, see `durable.write`."""
+    for folder, names in ((run, ALL), (run / PLOTS, None)):
+        for path in folder.glob(".*"):
+            match = _PARTIAL.fullmatch(path.name)
+            if match and (names is None or match[1] in names) and path.is_file():
+                path.unlink()
+
+
+_PARTIAL = re.compile(r"\.(.+)\.[0-9]+")
+
+
+def _move(source: Path, target: Path) -> None:
+    """Moves the run's files to another folder, and returns once that would survive power loss."""
+    for name in ALL:
+        if os.path.lexists(source / name):
+            os.replace(source / name, target / name)
+    durable.sync_folder(target)
+    durable.sync_folder(source)
+
+
+def _rename(source: Path, target: Path) -> None:
+    os.replace(source, target)
+    durable.sync_folder(target.parent)
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -265,6 +299,10 @@ def check(path: Path) -> None:
     """
     try:
         durable.check(path)
+    except durable.ChecksumsDamaged as error:
+        raise durable.ChecksumsDamaged(
+            f"{error}; delete it, and the run's files are used without being checked"
+        ) from error
     except durable.Damaged as error:
         raise UserError(f"{error}; {_mend(path.name)}") from error
 

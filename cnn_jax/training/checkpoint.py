@@ -252,7 +252,11 @@ class Checkpoints:
         """Renames damaged checkpoints: nothing is deleted, and the run can save those steps again."""
         if jax.process_index() == 0:
             for step in damaged:
-                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                path = self.folder / f"damaged-{step}"
+                number = 2
+                while path.exists():  # the step was saved again, and damaged again
+                    path, number = self.folder / f"damaged-{step}-{number}", number + 1
+                (self.folder / str(step)).rename(path)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints")
 

@@ -66,6 +66,7 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
     """Trains or resumes the run in a folder that no other process writes to."""
     if jax.process_index() == 0:
         files.bring_back(run)  # undo what a killed start had set aside
+        files.remove_partial(run)
     if not config.train.fresh and _is_finished(run, config):
         print(f"finished already: {run / files.REPORT}; set fresh to start over, or another workdir")
         return files.read_json(run, files.SUMMARY)
@@ -139,8 +140,11 @@ def _is_finished(run: Path, config: Config) -> bool:
         )
     try:
         saved = files.read_config(run)
+    except durable.ChecksumsDamaged:  # says what to do
+        raise
     except UserError as error:
-        raise UserError(f"{error}, or set `fresh` to start over, or another `workdir`") from error
+        start_over = "" if "`fresh`" in str(error) else "set `fresh` to start over, or "
+        raise UserError(f"{error}, or {start_over}set another `workdir`") from error
     differences = config.difference(saved)
     if differences:
         raise UserError(
