@@ -49,7 +49,8 @@ class Run:
         task: what it was trained for.
         config: the run's config.
         classes: class names, in the order of a classifier's outputs.
-        interrupted: whether Ctrl-C stopped the training; then the weights are those of the last step.
+        interrupted: whether Ctrl-C stopped the run; then the weights are those of the last step, or those that were best by
+            validation if the training was complete.
     """
 
     def __init__(
@@ -248,7 +249,7 @@ def fit(
     except TrainingStopped as stop:
         if stop.state is None or stop.experiment is None:
             if temporary:
-                shutil.rmtree(folder, ignore_errors=True)
+                _discard(folder)
             raise
         print(stop)
         experiment, variables = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
@@ -258,9 +259,17 @@ def fit(
         return Run(folder, trained, interrupted=True, temporary=temporary)
     except BaseException:
         if temporary:
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
         raise
     return Run(folder, load_trained(folder, given.model, given.task), temporary=temporary)
+
+
+def _discard(folder: Path) -> None:
+    """Deletes a temporary folder, unless something was trained in it."""
+    if files.has_trained(folder):
+        print(f"{folder} keeps what was trained: pass it as workdir to go on from there", flush=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(folder: str | Path, model: nn.Module | None = None, task: Task | None = None) -> Run:

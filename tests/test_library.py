@@ -1,9 +1,11 @@
 """`fit`, `Run` and `load`: the same code path as the commands, with objects as well as names."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -15,10 +17,11 @@ import pytest
 
 import cnn_jax
 from cnn_jax.data import open_source
-from cnn_jax.errors import UserError
+from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.training import compiled
+from cnn_jax.training import run as run_module
 
 SOURCE = open_source("digits", "train[:256]")
 IMAGES, LABELS = (
@@ -229,3 +232,47 @@ def test_callbacks_get_the_train_state(run):
     kept: list[Any] = []
     cnn_jax.fit("mlp", "digits", callbacks=[Keep()], **FIELDS)
     assert kept == [(8, 8, pytest.approx(1e-2), ())]
+
+
+class Interrupts:
+    """A callback that presses Ctrl-C `times` times at each validation."""
+
+    def __init__(self, times: int = 1):
+        self.times = times
+
+    def on_evaluation(self, step, metrics, state):
+        for _ in range(self.times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_during_the_final_test_returns_a_usable_run(monkeypatch, tmp_path):
+    def interrupted(*arguments, **values):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_module, "write_report", interrupted)
+    stopped = cnn_jax.fit("mlp", "digits", **FIELDS)
+    assert stopped.interrupted and stopped.folder.exists() and stopped.predict(IMAGES[:3]).shape == (3, 10)
+    monkeypatch.undo()
+    finished = cnn_jax.fit("mlp", "digits", workdir=stopped.folder, **FIELDS)
+    assert not finished.interrupted and same(finished.variables, stopped.variables)
+
+
+def test_a_second_ctrl_c_raises_and_keeps_the_checkpoints(capsys):
+    with pytest.raises(KeyboardInterrupt):
+        cnn_jax.fit("mlp", "digits", callbacks=[Interrupts(times=2)], **FIELDS)
+    folder = Path(capsys.readouterr().out.splitlines()[-1].split(" keeps ")[0])
+    try:
+        assert files.has_checkpoint(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_diverged_run_keeps_the_checkpoint_that_its_message_names(capsys):
+    rates = optax.scale_by_schedule(lambda step: jnp.where(step < 4, -0.05, jnp.nan))
+    with pytest.raises(TrainingStopped, match="last good checkpoint: step 4 in ") as stopped:
+        cnn_jax.fit(tiny(), (IMAGES, LABELS), optimizer=rates, steps=12, batch_size=64, eval_every=1)
+    folder = Path(str(stopped.value).split(" in ")[1].split(")")[0])
+    try:
+        assert files.has_checkpoint(folder.parent)
+    finally:
+        shutil.rmtree(folder.parent)
