@@ -237,7 +237,7 @@ def fit(
     """
     start = Config("fit") if config is None else config
     _check_objects(start, optimizer, task, callbacks)
-    _check_fields(fields, train, validation, test, classes)
+    _check_fields(fields, train, validation, test, classes, task)
     named: dict[str, Any] = {name: as_field(name, value) for name, value in fields.items()}
     named["dataset"] = train if isinstance(train, str) else "<arrays>"
     for field, value in (("optimizer", optimizer), ("task", task)):
@@ -336,7 +336,7 @@ def _shown(value: Any) -> str:
     return repr(value) if name is None else f"{'the class' if isinstance(value, type) else 'the function'} {name}"
 
 
-def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: Any, classes: Any) -> None:
+def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: Any, classes: Any, task: Any) -> None:
     """Rejects what would be ignored.
 
     Raises:
@@ -348,6 +348,9 @@ def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: 
         raise UserError(f"`steps` is {fields['steps']} and `epochs` is {fields['epochs']}: set one of them")
     if classes is not None and not isinstance(train, tuple | list):
         raise UserError("`classes` is for arrays, and this data set has names for its classes: leave it out")
+    for name in ("loss", "label_smoothing"):
+        if fields.get(name) and not isinstance(task, str | None):
+            raise UserError(f"`{name}` is for a task given by name: set it in the task itself")
     for name, data in (("train", train), ("validation", validation), ("test", test)):
         if fields.get(f"{name}_split") is None:
             continue

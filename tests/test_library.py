@@ -24,7 +24,7 @@ from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.tasks import Classification, Reconstruction
-from cnn_jax.training import compiled
+from cnn_jax.training import compiled, loop
 from cnn_jax.training import run as run_module
 from cnn_jax.training.labels import label
 
@@ -217,6 +217,7 @@ def test_the_public_api_is_listed_without_importing_jax():
         ((tiny(), (IMAGES, LABELS)), {"precision": "bfloat16"}, "`precision` is for a model given by name"),
         ((tiny(), (IMAGES, LABELS)), {"dataset": "digits"}, "`dataset` is not a field of fit"),
         ((tiny(), (IMAGES, LABELS)), {"steps": 3, "epochs": 2}, "`steps` is 3 and `epochs` is 2: set one of them"),
+        (("mlp", "digits"), {"task": Reconstruction("mse"), "loss": "l1"}, "`loss` is for a task given by name"),
         (("mlp", "digits"), {"classes": ["a", "b"]}, "`classes` is for arrays"),
         (("mlp", "digits"), {"validation": 0.1, "validation_split": "train[:9]"}, "are both set: drop one"),
         (("nowhere.net:Tiny", "digits"), {}, "there is no module nowhere"),
@@ -293,8 +294,21 @@ def test_a_second_ctrl_c_raises_and_keeps_the_checkpoints(capsys):
         shutil.rmtree(folder)
 
 
+def test_a_second_ctrl_c_ends_a_command(monkeypatch):
+    def quit_at_once(number, frame):
+        raise SystemExit(130)
+
+    monkeypatch.setattr(loop, "quit_at_once", quit_at_once)
+    previous = signal.signal(signal.SIGINT, quit_at_once)  # as the commands do
+    try:
+        with pytest.raises(SystemExit), loop.StopRequest():
+            Interrupts(times=2).on_evaluation(0, {}, None)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def test_a_diverged_run_keeps_the_checkpoint_that_its_message_names(capsys):
-    rates = optax.scale_by_schedule(lambda step: jnp.where(step < 4, -0.05, jnp.nan))
+    rates = optax.scale_by_schedule(lambda step: jnp.where(jnp.asarray(step) < 4, -0.05, jnp.nan))
     with pytest.raises(TrainingStopped, match="last good checkpoint: step 4 in ") as stopped:
         cnn_jax.fit(tiny(), (IMAGES, LABELS), optimizer=rates, steps=12, batch_size=64, eval_every=1)
     folder = Path(str(stopped.value).split(" in ")[1].split(")")[0])
