@@ -5,6 +5,7 @@ is the help text, and its value goes into `config.json`. Imports no JAX, to keep
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -284,6 +285,7 @@ class Config:
             ...
         cnn_jax.errors.UserError: `epochs` is 0: it must be more than 0
         """
+        self.check_types()
         values = {name: value for name, value in self.flat().items() if value is not None}
 
         def require(name: str, holds: Callable[[Any], bool], rule: str) -> None:
@@ -309,6 +311,22 @@ class Config:
                 f"`batch_size` is {self.data.batch_size} and `accumulate` is {self.optim.accumulate}: "
                 "the batch size must be divisible by the number of parts"
             )
+
+    def check_types(self) -> None:
+        """Rejects values of the wrong type, and those that are not among a field's choices.
+
+        Raises:
+            UserError: names the field, its value and what it must be.
+
+        >>> Config().override(batch_size="64").check_types()
+        Traceback (most recent call last):
+            ...
+        cnn_jax.errors.UserError: `batch_size` is '64': it must be a whole number
+        """
+        for name, value in self.flat().items():
+            if not _is(value, hint := field_types()[name]):
+                needed = _in_words(hint).replace("or null", "or None").replace("true or false", "True or False")
+                raise UserError(f"`{name}` is {value!r}: it must be {needed}")
 
     def flat(self) -> dict[str, Any]:
         """Returns all fields of all groups by name; names are unique over the groups."""
@@ -351,6 +369,35 @@ class Config:
 
 
 GROUPS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "train": TrainConfig}
+
+
+@functools.cache
+def field_types() -> dict[str, Any]:
+    """Returns the type of every field of every group."""
+    return {name: hint for kind in GROUPS.values() for name, hint in typing.get_type_hints(kind).items()}
+
+
+def as_field(name: str, value: Any) -> Any:
+    """Converts a value from Python code to the form of a field, if it is one that people write for it.
+
+    NumPy and JAX scalars become Python's, lists and arrays tuples, paths texts, whole floats integers for a field that
+    is an integer, and one value a tuple for a field that is a tuple. `Config.check_types` rejects other wrong types.
+
+    >>> as_field("augment", "flip"), as_field("batch_size", 64.0), as_field("member_learning_rates", [0.1, 0.2])
+    (('flip',), 64, (0.1, 0.2))
+    """
+    hint = field_types().get(name)
+    if hasattr(value, "tolist"):  # without importing NumPy
+        value = value.tolist()
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if typing.get_origin(hint) is tuple and value is not None and not isinstance(value, tuple):
+        return (value,)
+    if isinstance(value, float) and value.is_integer() and not _is(value, hint) and _is(int(value), hint):
+        return int(value)
+    return value
 
 
 def _group(group: str, record: Any, path: str | Path) -> Any:

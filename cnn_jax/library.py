@@ -5,7 +5,6 @@ import html
 import shutil
 import tempfile
 import weakref
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,25 @@ import numpy as np
 import optax
 
 from cnn_jax.arguments import as_text
-from cnn_jax.config import Config
+from cnn_jax.config import Config, ModelConfig, as_field
 from cnn_jax.data import Preprocess, Source, default_splits, open_source
+from cnn_jax.data.channels import with_channels
 from cnn_jax.data.own import OwnData, as_source, fingerprint, resized, split_off
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.models import model_name
 from cnn_jax.models.ensembles import Network
-from cnn_jax.models.named import make_model
+from cnn_jax.models.named import check_module, make_model
 from cnn_jax.report import curves, figures
 from cnn_jax.runs.evaluate import evaluate, evaluate_source
 from cnn_jax.runs.inference import predict_outputs
+from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
+from cnn_jax.storage.weights_file import to_bytes
 from cnn_jax.tasks import Task
 from cnn_jax.training.callbacks import Callback
 from cnn_jax.training.experiment import Given
+from cnn_jax.training.labels import label
 from cnn_jax.training.run import train as train_run
 from cnn_jax.training.state import variables_for_evaluation
 from cnn_jax.weights.trained import Trained, load_trained
@@ -50,7 +53,8 @@ class Run:
         task: what it was trained for.
         config: the run's config.
         classes: class names, in the order of a classifier's outputs.
-        interrupted: whether Ctrl-C stopped the training; then the weights are those of the last step.
+        interrupted: whether Ctrl-C stopped the run; then the weights are those of the last step, or the best ones by
+            validation if the training was complete.
     """
 
     def __init__(
@@ -119,8 +123,11 @@ class Run:
         """
         if isinstance(data, str):
             if self.config.data.dataset.startswith("<"):
-                raise UserError(f"this run was trained on arrays, which have no split {data!r}: pass (images, labels)")
-            return evaluate(self.folder, data, batch_size=batch_size)
+                raise UserError(
+                    f"the data of this run, {self.config.data.dataset}, were given to `fit` as objects, so there is no "
+                    f"split {data!r} to open: pass (images, labels), or a Source"
+                )
+            return evaluate(self.folder, data, batch_size=batch_size, trained=self._trained)
         source = as_source(data, split="test", class_names=self.classes)
         if source.image_shape != self.preprocess.image_shape:
             raise UserError(
@@ -147,6 +154,8 @@ class Run:
     def save(self, folder: str | Path) -> Path:
         """Copies the run folder atomically; returns the new path.
 
+        That of an interrupted run gets the weights of this run, so that `load` opens it; `fit` still resumes it.
+
         Raises:
             UserError: `folder` exists and is not an empty folder.
         """
@@ -161,6 +170,8 @@ class Run:
             mode = unfinished.stat().st_mode  # a temporary folder is closed to others, a saved one like any new folder
             shutil.copytree(self.folder, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
             unfinished.chmod(mode)
+            if self.interrupted:
+                durable.write_checked(unfinished / files.WEIGHTS, to_bytes(self.variables, {}))
             if target.exists():
                 target.rmdir()
             unfinished.rename(target)
@@ -217,10 +228,11 @@ def fit(
             adam.
         task: "classification" (the default), "reconstruction" or a `Task`.
         classes: class names for arrays; default: "0" to the largest label.
-        workdir: run folder; default: a temporary one, see `Run.save`.
+        workdir: run folder; default: that of `config`, or else a temporary one, see `Run.save`.
         callbacks: their `on_evaluation(step, metrics, state)` is called after each validation; True stops training.
-        config: supplies fields that are not given; default: `Config()`.
-        fields: any field of the config by name, such as epochs=5, batch_size=64, augment=["flip"], patience=3.
+        config: supplies fields that are not given, `workdir` included; default: `Config()`.
+        fields: any field of the config by name, such as epochs=5, batch_size=64, augment=["flip"], patience=3. NumPy
+            numbers, lists and arrays, and one text for a list of texts are accepted.
 
     Returns:
         The run, with the weights that were best by validation.
@@ -228,17 +240,23 @@ def fit(
     Raises:
         UserError: a mistake in the arguments; nothing has been written then.
     """
-    start = config or Config("fit")
-    named: dict[str, Any] = {name: _frozen(value) for name, value in fields.items()}
+    start = Config("fit") if config is None else config
+    _check_objects(start, optimizer, task, callbacks)
+    _check_fields(fields, train, validation, test, classes, task)
+    named: dict[str, Any] = {name: as_field(name, value) for name, value in fields.items()}
     named["dataset"] = train if isinstance(train, str) else "<arrays>"
-    sources = _sources(start.override(**named), train, validation, test, classes, named)
+    for field, value in (("optimizer", optimizer), ("task", task)):
+        if value is not None:
+            named[field] = value if isinstance(value, str) else label(value)
     if isinstance(model, str):
         named["model"] = model
     else:
-        named |= _recorded(model)
-    for field, value in (("optimizer", optimizer), ("task", task)):
-        if value is not None:
-            named[field] = value if isinstance(value, str) else f"<{type(value).__name__}>"
+        recorded = _recorded(check_module(model))
+        _check_unset(start.override(**named | {"model": recorded["model"]}), recorded)
+        named |= recorded
+    start.override(**named).check_types()
+    sources = _sources(start.override(**named), train, validation, test, classes, named)
+    workdir = workdir or start.train.workdir
     temporary = workdir is None
     folder = Path(tempfile.mkdtemp(prefix="cnn_jax-run-") if temporary else str(workdir)).expanduser()
     given = Given(
@@ -253,7 +271,7 @@ def fit(
     except TrainingStopped as stop:
         if stop.state is None or stop.experiment is None:
             if temporary:
-                shutil.rmtree(folder, ignore_errors=True)
+                _discard(folder)
             raise
         print(stop)
         experiment, variables = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
@@ -263,13 +281,21 @@ def fit(
         return Run(folder, trained, interrupted=True, temporary=temporary)
     except BaseException:
         if temporary:
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
         raise
     return Run(folder, load_trained(folder, given.model, given.task), temporary=temporary)
 
 
+def _discard(folder: Path) -> None:
+    """Deletes a temporary folder, unless something was trained in it."""
+    if files.has_trained(folder):
+        print(f"{folder} keeps what was trained: pass it as workdir to go on from there", flush=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def load(folder: str | Path, model: nn.Module | None = None, task: Task | None = None) -> Run:
-    """Opens the folder of a finished run.
+    """Opens the folder of a finished run, or of an interrupted one that `Run.save` wrote.
 
     Args:
         folder: the run folder.
@@ -280,7 +306,63 @@ def load(folder: str | Path, model: nn.Module | None = None, task: Task | None =
         UserError: the folder is not a finished run, or its weights do not fit the model.
     """
     path = Path(folder).expanduser()
-    return Run(path, load_trained(path, model, task))
+    return Run(path, load_trained(path, model, task), interrupted=not (path / files.SUMMARY).is_file())
+
+
+def _check_objects(config: Any, optimizer: Any, task: Any, callbacks: Any) -> None:
+    """Rejects objects of other kinds than `fit` takes.
+
+    Raises:
+        UserError: names the parameter.
+    """
+    if not isinstance(config, Config):
+        raise UserError(f"`config` is {config!r}: pass a cnn_jax.config.Config, or its fields by name")
+    if not isinstance(optimizer, str | optax.GradientTransformation | None):
+        advice = f"call it, as in {optimizer.__name__}(1e-3)" if callable(optimizer) else "pass one, such as 'adam'"
+        raise UserError(f"`optimizer` is {_shown(optimizer)}, which is no Optax transformation: {advice}")
+    if task is not None and not isinstance(task, str):
+        missing = [part for part in ("metrics", "selection", "prepare", "loss") if not hasattr(task, part)]
+        if missing or isinstance(task, type):
+            raise UserError(
+                f"`task` is {_shown(task)}, which is no cnn_jax.tasks.Task: pass one, such as Classification(names), "
+                "or 'classification' or 'reconstruction'"
+            )
+    if not isinstance(callbacks, Sequence):
+        raise UserError(f"`callbacks` is {_shown(callbacks)}: pass a list of callbacks")
+    for callback in callbacks:
+        if isinstance(callback, type) or not callable(getattr(callback, "on_evaluation", None)):
+            raise UserError(
+                f"`callbacks` has {_shown(callback)}: pass objects with a method on_evaluation(step, metrics, state)"
+            )
+
+
+def _shown(value: Any) -> str:
+    name = getattr(value, "__name__", None)
+    return repr(value) if name is None else f"{'the class' if isinstance(value, type) else 'the function'} {name}"
+
+
+def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: Any, classes: Any, task: Any) -> None:
+    """Rejects what would be ignored.
+
+    Raises:
+        UserError: names the field.
+    """
+    if "dataset" in fields:
+        raise UserError("`dataset` is not a field of fit: pass the name as its second argument, `train`")
+    if fields.get("steps") is not None and fields.get("epochs") is not None:
+        raise UserError(f"`steps` is {fields['steps']} and `epochs` is {fields['epochs']}: set one of them")
+    if classes is not None and not isinstance(train, tuple | list):
+        raise UserError("`classes` is for arrays, and this data set has names for its classes: leave it out")
+    for name in ("loss", "label_smoothing"):
+        if fields.get(name) and not isinstance(task, str | None):
+            raise UserError(f"`{name}` is for a task given by name: set it in the task itself")
+    for name, data in (("train", train), ("validation", validation), ("test", test)):
+        if fields.get(f"{name}_split") is None:
+            continue
+        if not isinstance(train, str):
+            raise UserError(f"`{name}_split` is for a data set given by name: pass part of the arrays instead")
+        if name != "train" and data is not None:
+            raise UserError(f"`{name}` and `{name}_split` are both set: drop one")
 
 
 def _sources(
@@ -306,8 +388,8 @@ def _sources(
             train, split, data_dir=data.data_dir, image_size=data.image_size, channels=data.channels
         )
         whole = open_split(data.train_split or usual.train)
-        validation = usual.validation if validation is None else validation
-        test = usual.test if test is None else test
+        validation = (data.validation_split or usual.validation) if validation is None else validation
+        test = (data.test_split or usual.test) if test is None else test
         validation = open_split(validation) if isinstance(validation, str) else validation
         test = open_split(test) if isinstance(test, str) else test
     else:
@@ -322,23 +404,35 @@ def _sources(
     sources = {"train": whole, "validation": held_out}
     if test is not None:
         sources["test"] = as_source(test, **{**own, "split": "test"})
+    if data.channels is not None:
+        sources = {name: with_channels(source, data.channels) for name, source in sources.items()}
     if data.image_size is not None:
         sources = {name: resized(source, data.image_size) for name, source in sources.items()}
     for name, source in sources.items():
-        if source.image_shape != whole.image_shape and data.image_size is None:
-            raise UserError(f"{name} images have shape {source.image_shape}: pass {whole.image_shape}, as in training")
+        if source.image_shape != (wanted := sources["train"].image_shape):
+            raise UserError(f"{name} images have shape {source.image_shape}: pass {wanted}, as in training")
     named["dataset"] = f"<{named['dataset'].strip('<>')} {fingerprint(sources)}>"
     return sources
 
 
-def _recorded(model: Any) -> dict[str, Any]:
+def _check_unset(config: Config, recorded: Mapping[str, Any]) -> None:
+    """Rejects fields that a module given as an object would ignore.
+
+    Raises:
+        UserError: names the field.
+    """
+    usual, chosen = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config.model)
+    for name in ("model_args", "precision"):
+        if chosen[name] not in (usual[name], recorded[name]):
+            raise UserError(f"`{name}` is for a model given by name: set it in the module itself")
+
+
+def _recorded(model: nn.Module) -> dict[str, Any]:
     """Returns the config fields that record a module given as an object.
 
     A catalogue network is recorded by its name and arguments, so that `load` can rebuild it; any other by its class and
     a checksum of its fields, so that resuming with another module is detected.
     """
-    if not isinstance(model, nn.Module):
-        return {"model": f"<{type(model).__name__}>"}
     found = model_name(model)
     if found is not None:
         name, fields = found
@@ -350,10 +444,4 @@ def _recorded(model: Any) -> dict[str, Any]:
                 return {"model": name, "model_args": args, "precision": dtype}
         except UserError:
             pass  # fields that have no text, such as a parameter type
-    own = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name != "parent"}
-    return {"model": f"<{type(model).__name__} {zlib.crc32(repr(own).encode()):08x}>"}
-
-
-def _frozen(value: Any) -> Any:
-    """Turns a list into a tuple, as in the config."""
-    return tuple(value) if isinstance(value, list) else value
+    return {"model": label(model), "model_args": (), "precision": ModelConfig.precision}

@@ -1,9 +1,12 @@
 """`fit`, `Run` and `load`: the same code path as the commands, with objects as well as names."""
 
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -14,12 +17,17 @@ import optax
 import pytest
 
 import cnn_jax
+from cnn_jax.config import Config
 from cnn_jax.data import open_source
-from cnn_jax.errors import UserError
+from cnn_jax.data.own import Subset, as_source, fingerprint
+from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import load_weights
-from cnn_jax.training import compiled
+from cnn_jax.tasks import Classification, Reconstruction
+from cnn_jax.training import compiled, loop
+from cnn_jax.training import run as run_module
+from cnn_jax.training.labels import label
 
 SOURCE = open_source("digits", "train[:256]")
 IMAGES, LABELS = (
@@ -52,6 +60,17 @@ class Untrainable(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+class Interrupts:
+    """A callback that presses Ctrl-C `times` times at each validation."""
+
+    def __init__(self, times: int = 1):
+        self.times = times
+
+    def on_evaluation(self, step, metrics, state):
+        for _ in range(self.times):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -189,6 +208,28 @@ def test_the_public_api_is_listed_without_importing_jax():
         ((tiny(), (IMAGES, LABELS)), {"epochs": 0}, "`epochs` is 0: it must be more than 0"),
         ((tiny(), (IMAGES, LABELS)), {"logger": ["cvs"]}, "perhaps you meant csv"),
         (("resnet21", "digits"), {}, "unknown model 'resnet21'"),
+        ((tiny(), (IMAGES, LABELS)), {"batch_size": "64"}, "`batch_size` is '64': it must be a whole number"),
+        ((tiny(), (IMAGES, LABELS)), {"batch_size": 64.5}, "`batch_size` is 64.5: it must be a whole number"),
+        ((tiny(), (IMAGES, LABELS)), {"image_size": "28"}, "`image_size` is '28': it must be a whole number or None"),
+        ((tiny(), (IMAGES, LABELS)), {"select": "foo"}, "`select` is 'foo': it must be one of best, last"),
+        ((tiny(), (IMAGES, LABELS)), {"augment": [3]}, "`augment` is .3,.: it must be a list of strings"),
+        (("mlp", (IMAGES, LABELS)), {"precision": "float16"}, "`precision` is 'float16': it must be one of float32"),
+        ((tiny(), (IMAGES, LABELS)), {"callbacks": [print]}, "`callbacks` has the function print: pass objects with a"),
+        ((tiny(), (IMAGES, LABELS)), {"callbacks": [Interrupts]}, "`callbacks` has the class Interrupts"),
+        ((tiny(), (IMAGES, LABELS)), {"callbacks": Interrupts()}, "pass a list of callbacks"),
+        ((tiny(), (IMAGES, LABELS)), {"optimizer": optax.adam}, r"the function adam, .* call it, as in adam\(1e-3\)"),
+        ((tiny(), (IMAGES, LABELS)), {"optimizer": 3}, "`optimizer` is 3, which is no Optax transformation"),
+        ((tiny(), (IMAGES, LABELS)), {"task": 3}, "`task` is 3, which is no cnn_jax.tasks.Task"),
+        ((tiny(), (IMAGES, LABELS)), {"task": Classification}, "`task` is the class Classification, which is no"),
+        ((tiny(), (IMAGES, LABELS)), {"config": {"steps": 3}}, "`config` is .*: pass a cnn_jax.config.Config"),
+        ((tiny(), (IMAGES, LABELS)), {"train_split": "train[:9]"}, "`train_split` is for a data set given by name"),
+        ((tiny(), (IMAGES, LABELS)), {"model_args": ["a=1"]}, "`model_args` is for a model given by name"),
+        ((tiny(), (IMAGES, LABELS)), {"precision": "bfloat16"}, "`precision` is for a model given by name"),
+        ((tiny(), (IMAGES, LABELS)), {"dataset": "digits"}, "`dataset` is not a field of fit"),
+        ((tiny(), (IMAGES, LABELS)), {"steps": 3, "epochs": 2}, "`steps` is 3 and `epochs` is 2: set one of them"),
+        (("mlp", "digits"), {"task": Reconstruction("mse"), "loss": "l1"}, "`loss` is for a task given by name"),
+        (("mlp", "digits"), {"classes": ["a", "b"]}, "`classes` is for arrays"),
+        (("mlp", "digits"), {"validation": 0.1, "validation_split": "train[:9]"}, "are both set: drop one"),
         (("nowhere.net:Tiny", "digits"), {}, "there is no module nowhere"),
         (("optax:adamm", "digits"), {}, "optax has no attribute adamm: perhaps you meant adam"),
     ],
@@ -239,3 +280,158 @@ def test_callbacks_get_the_train_state(run):
     kept: list[Any] = []
     cnn_jax.fit("mlp", "digits", callbacks=[Keep()], **FIELDS)
     assert kept == [(8, 8, pytest.approx(1e-2), ())]
+
+
+def test_ctrl_c_during_the_final_test_returns_a_usable_run(monkeypatch, tmp_path):
+    def interrupted(*arguments, **values):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_module, "write_report", interrupted)
+    stopped = cnn_jax.fit("mlp", "digits", **FIELDS)
+    assert stopped.interrupted and stopped.folder.exists() and stopped.predict(IMAGES[:3]).shape == (3, 10)
+    monkeypatch.undo()
+    finished = cnn_jax.fit("mlp", "digits", workdir=stopped.folder, **FIELDS)
+    assert not finished.interrupted and same(finished.variables, stopped.variables)
+
+
+def test_a_second_ctrl_c_raises_and_keeps_the_checkpoints(capsys):
+    with pytest.raises(KeyboardInterrupt):
+        cnn_jax.fit("mlp", "digits", callbacks=[Interrupts(times=2)], **FIELDS)
+    folder = Path(capsys.readouterr().out.splitlines()[-1].split(" keeps ")[0])
+    try:
+        assert files.has_checkpoint(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_second_ctrl_c_ends_a_command(monkeypatch):
+    def quit_at_once(number, frame):
+        raise SystemExit(130)
+
+    monkeypatch.setattr(loop, "quit_at_once", quit_at_once)
+    previous = signal.signal(signal.SIGINT, quit_at_once)  # as the commands do
+    try:
+        with pytest.raises(SystemExit), loop.StopRequest():
+            Interrupts(times=2).on_evaluation(0, {}, None)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_a_diverged_run_keeps_the_checkpoint_that_its_message_names(capsys):
+    rates = optax.scale_by_schedule(lambda step: jnp.where(jnp.asarray(step) < 4, -0.05, jnp.nan))
+    with pytest.raises(TrainingStopped, match="last good checkpoint: step 4 in ") as stopped:
+        cnn_jax.fit(tiny(), (IMAGES, LABELS), optimizer=rates, steps=12, batch_size=64, eval_every=1)
+    folder = Path(str(stopped.value).split(" in ")[1].split(")")[0])
+    try:
+        assert files.has_checkpoint(folder.parent)
+    finally:
+        shutil.rmtree(folder.parent)
+
+
+def test_values_from_numpy_and_single_texts_are_fields(tmp_path):
+    fields: dict[str, Any] = {"seed": np.int64(1), "learning_rate": jnp.float32(0.5), "batch_size": 32.0}
+    lists: dict[str, Any] = {"augment": "flip", "logger": "csv", "member_learning_rates": np.array([0.25, 0.5])}
+    run = cnn_jax.fit("softmax_regression", (IMAGES, LABELS), steps=1, data_dir=tmp_path, devices=1, **fields, **lists)
+    saved = files.read_config(run.folder)
+    assert (saved.train.seed, saved.optim.learning_rate, saved.data.batch_size) == (1, 0.5, 32)
+    assert (saved.data.augment, saved.train.logger) == (("flip",), ("csv",))
+    assert saved.optim.member_learning_rates == (0.25, 0.5) and saved.data.data_dir == str(tmp_path)
+
+
+def test_a_run_of_own_parts_is_evaluated_on_its_own_test_split(tmp_path):
+    run = cnn_jax.fit(tiny(), "digits", task=Classification(SOURCE.class_names), steps=2, batch_size=32)
+    assert run.evaluate("test")["accuracy"] == run.summary["test_accuracy"]
+    other = cnn_jax.fit("softmax_regression", "digits", validation=(IMAGES, LABELS), steps=1)
+    with pytest.raises(UserError, match=r"the data of this run, <digits \w+>, were given .* as objects"):
+        other.evaluate("test")
+
+
+def test_an_interrupted_run_is_evaluated_and_saved(tmp_path):
+    fields: dict[str, Any] = FIELDS | {"steps": 80}
+    stopped = cnn_jax.fit("mlp", "digits", callbacks=[Interrupts()], **fields)
+    assert stopped.interrupted
+    accuracy = stopped.evaluate("test")["accuracy"]
+    with pytest.raises(UserError, match="not finished .*: repeat the call of cnn_jax.fit with workdir="):
+        cnn_jax.load(stopped.folder)
+    again = cnn_jax.load(stopped.save(tmp_path / "saved"))
+    assert again.interrupted and again.evaluate("test")["accuracy"] == accuracy
+
+
+def test_labels_are_the_same_in_every_process():
+    code = (
+        "import optax, jax, flax.linen as nn\n"
+        "from cnn_jax.tasks import Reconstruction\n"
+        "from cnn_jax.training.labels import label\n"
+        "class Net(nn.Module):\n    act: object\n"
+        "net = Net([nn.relu, lambda x: x, jax.tree_util.Partial(nn.gelu, approximate=True), nn.Dense(3), object()])\n"
+        "print(label(net), label(optax.adam(optax.cosine_decay_schedule(0.1, 9))), label(Reconstruction('mse')))\n"
+    )
+    ran = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout for _ in range(2)]
+    assert ran[0] == ran[1] != b""
+
+
+class Activated(nn.Module):
+    act: Any = nn.relu
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return self.act(nn.Dense(10)(x.reshape(len(x), -1)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Activated(), Activated(nn.gelu)),
+        (Activated(lambda x: x), Activated(lambda x: -x)),
+        (
+            Activated(functools.partial(nn.leaky_relu, negative_slope=0.1)),
+            Activated(functools.partial(nn.leaky_relu, negative_slope=0.2)),
+        ),
+        (Activated(nn.initializers.normal(0.1)), Activated(nn.initializers.normal(0.2))),
+        (optax.adam(1e-2), optax.adam(1e-3)),
+        (optax.sgd(optax.cosine_decay_schedule(0.1, 10)), optax.sgd(optax.cosine_decay_schedule(0.1, 20))),
+        (
+            optax.multi_transform({"a": optax.sgd(0.1)}, {"mine": "a"}),
+            optax.multi_transform({"a": optax.sgd(0.2)}, {"mine": "a"}),
+        ),
+        (Reconstruction("mse"), Reconstruction("l1")),
+    ],
+)
+def test_labels_change_with_the_settings(one, other):
+    assert label(one) == label(one) != label(other)
+
+
+class Plain:
+    """A source that tells nothing about its contents."""
+
+    name, split, image_shape, fingerprint = "plain", "train", (8, 8, 1), None
+
+    def __init__(self, value: int, classes: tuple[str, ...] = ("a", "b")):
+        self.value, self.class_names = value, classes
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return {"image": np.full((8, 8, 1), self.value * (index % 2), np.uint8), "label": index % 2}
+
+
+def test_fingerprints_change_with_data_and_classes():
+    arrays = [(IMAGES, LABELS), (IMAGES[:9], LABELS[:9]), (255 - IMAGES, LABELS), (IMAGES, LABELS[::-1])]
+    sources: list[Any] = [*(as_source(pair) for pair in arrays), as_source(arrays[0], class_names=list("abcdefghij"))]
+    sources += [Subset(sources[0], range(5), "train"), Subset(sources[0], range(1, 6), "train")]
+    sources += [Plain(1), Plain(2), Plain(1, ("a", "c"))]
+    assert len({fingerprint({"train": source}) for source in sources}) == len(sources)
+
+
+def test_a_folder_of_another_optimizer_object_is_refused(tmp_path):
+    fields: dict[str, Any] = {"steps": 1, "batch_size": 32, "workdir": tmp_path / "run"}
+    cnn_jax.fit("softmax_regression", (IMAGES, LABELS), optimizer=optax.sgd(0.1), **fields)
+    with pytest.raises(UserError, match="different config .*optimizer"):
+        cnn_jax.fit("softmax_regression", (IMAGES, LABELS), optimizer=optax.sgd(0.2), **fields)
+
+
+def test_workdir_of_the_config_and_channels_of_arrays_are_honoured(tmp_path):
+    config = Config("fit").override(workdir=str(tmp_path / "run"))
+    run = cnn_jax.fit("softmax_regression", (IMAGES, LABELS), config=config, channels=3, steps=1)
+    assert run.folder == tmp_path / "run" and run.preprocess.image_shape == (8, 8, 3)

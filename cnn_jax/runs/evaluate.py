@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int | None = None,
     views: Sequence[str] = (),
     skip_bad_images: bool = False,
+    trained: Trained | None = None,
 ) -> dict[str, Any]:
     """Evaluates the weights of a finished run on every example of a split, once.
 
@@ -46,6 +47,7 @@ def evaluate(
             each image (test-time augmentation).
         skip_bad_images: leave out unreadable images of a folder, with a warning that counts them; default: as in the
             run.
+        trained: the run's model, if it is open; then the run need not be finished.
 
     Returns:
         "run", "dataset", "split", and the task's measures: "count", "loss" (without label smoothing) and, for
@@ -55,7 +57,7 @@ def evaluate(
     Raises:
         UserError: no finished run, an unknown data set or split, or images or classes that do not suit the run.
     """
-    trained = load_trained(run)
+    trained = trained or load_trained(run)
     data = _data_config(trained.config.data, dataset, data_dir, image_size, trained.preprocess.image_shape)
     data = dataclasses.replace(data, skip_bad_images=skip_bad_images or data.skip_bad_images)
     source = _open(data, split)

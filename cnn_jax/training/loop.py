@@ -203,18 +203,23 @@ def _diverged(what: str, value: float, step: int, checkpoints: Checkpoints) -> T
 
 
 class StopRequest:
-    """Makes the first Ctrl-C (or SIGTERM) stop the loop after the current step, and a second one quit at once."""
+    """Makes the first Ctrl-C (or SIGTERM) stop the loop after the current step, and a second one at once.
+
+    At once, a command ends the process, and the library raises KeyboardInterrupt: the process is the caller's.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and self._previous[signal.SIGINT] is quit_at_once:  # set by the commands
             quit_at_once(number, frame)  # safe, as writes are atomic; an exception would wait for the device and Orbax
+        if self.requested:
+            raise KeyboardInterrupt
         self.requested = True
         # Not print: the signal may arrive in the middle of one.
-        os.write(2, b"\nstopping after this step and saving; press Ctrl-C again to quit at once\n")
+        os.write(2, b"\nstopping after this step and saving; press Ctrl-C again to stop at once\n")
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():

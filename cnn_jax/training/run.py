@@ -32,7 +32,7 @@ from cnn_jax.training.loggers import check_loggers, make_loggers
 from cnn_jax.training.loop import STOP_CODE, StopRequest, run_loop
 from cnn_jax.training.progress import Display, in_words
 from cnn_jax.training.record import Recorder
-from cnn_jax.training.state import variables_for_evaluation
+from cnn_jax.training.state import TrainState, variables_for_evaluation
 from cnn_jax.weights.trained import read_preprocess
 
 
@@ -101,7 +101,24 @@ def _start(experiment: Experiment, run: Path, callbacks: Sequence[Callback], com
     with Checkpoints(run / files.CHECKPOINTS, experiment.task.selection) as checkpoints:
         with StopRequest() as stop:
             last_step, seconds = _train(experiment, run, checkpoints, stop, callbacks)
-        return _finish(experiment, run, checkpoints, facts, last_step, seconds)
+        best, state = _selected(experiment, checkpoints, last_step)
+        try:
+            return _finish(experiment, run, checkpoints, facts, last_step, seconds, best, state)
+        except KeyboardInterrupt as error:  # only in the library: a command has quit
+            raise TrainingStopped(
+                "stopped before the results were written; the training is complete: the same command writes them",
+                STOP_CODE,
+                state,
+            ) from error
+
+
+def _selected(experiment: Experiment, checkpoints: Checkpoints, last_step: int) -> tuple[int, TrainState]:
+    """Restores the checkpoint that is best by validation, or the last one; returns its step and state."""
+    config, replicated = experiment.config, experiment.parallel.replicated
+    step = checkpoints.best_step() if config.train.select == "best" else last_step
+    restored = checkpoints.restore(experiment.state, replicated, step=step, finite=_stays_finite(config))
+    assert restored is not None, "the loop saves a checkpoint after its last step"
+    return restored
 
 
 def _check_data(experiment: Experiment, run: Path) -> None:
@@ -295,14 +312,11 @@ def _finish(
     facts: dict[str, Any],
     last_step: int,
     seconds: float,
+    step: int,
+    state: TrainState,
 ) -> dict[str, Any]:
-    """Chooses the weights by validation, evaluates the test set once, and writes weights, summary and report."""
+    """Evaluates the test set once with the selected state, and writes weights, summary and report."""
     config, plan, task = experiment.config, experiment.plan, experiment.task
-    best = checkpoints.best_step() if config.train.select == "best" else last_step
-    replicated = experiment.parallel.replicated
-    restored = checkpoints.restore(experiment.state, replicated, step=best, finite=_stays_finite(config))
-    assert restored is not None, "the loop saves a checkpoint after its last step"
-    step, state = restored
     variables = variables_for_evaluation(state)
     split = "test" if "test" in experiment.sources else "validation"
     means, collected = experiment.evaluator(split).predictions(variables)

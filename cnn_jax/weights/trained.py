@@ -53,8 +53,7 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
     config = files.read_config(run)
     path = Path(run) / files.WEIGHTS
     if not path.is_file():
-        again = f"python -m experiments.{config.experiment} --config {Path(run) / files.CONFIG} --workdir {run}"
-        raise UserError(f"{run} is not finished (it has no {files.WEIGHTS}): continue it with {again}")
+        raise UserError(f"{run} is not finished (it has no {files.WEIGHTS}): {_how_to_continue(config, run)}")
     classes, preprocess = files.read_classes(run), read_preprocess(run)
     task = _task(config, classes, run) if task is None else task
     module = _module(config, task, run) if model is None else model
@@ -73,6 +72,13 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
     )
     network = module if members == 1 else Committee(module, task.combine)
     return Trained(network, variables, preprocess, task, config, classes)
+
+
+def _how_to_continue(config: Config, run: str | Path) -> str:
+    if config.experiment in ("fit", Config.experiment):  # of `cnn_jax.fit`
+        return f"repeat the call of cnn_jax.fit with workdir={str(run)!r}"
+    module = f"python -m experiments.{config.experiment}"
+    return f"continue it with {module} --config {Path(run) / files.CONFIG} --workdir {run}"
 
 
 def read_preprocess(run: str | Path) -> Preprocess:
