@@ -165,7 +165,7 @@ class Run:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            unfinished = scratch / target.name
+            unfinished = scratch / "run"
             unfinished.mkdir()
             mode = unfinished.stat().st_mode  # a temporary folder is closed to others, a saved one like any new folder
             shutil.copytree(self.folder, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))

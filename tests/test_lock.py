@@ -170,10 +170,18 @@ def test_the_error_is_not_hidden_by_another_process_that_writes_there(tmp_path, 
 
 
 def test_folders_that_were_created_above_it_go_too(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.ENOSPC, "full")
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="mine"), locked(Path("there/new/run")):
         raise UserError("mine")
+    assert os.listdir("there") == []
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(lock, "_open", fail)
+        with locked(Path("there/new/run")):
+            pass
     assert os.listdir("there") == []
     with locked(Path("there/new/run")):
         Path("there/new/file").touch()

@@ -332,7 +332,7 @@ def test_a_kill_while_the_old_run_is_deleted_leaves_the_new_one(tmp_path):
         if not interrupted(files.forget, run, call):
             break
         files.bring_back(run)
-        assert contents(run) == (after if call > 1 else before), call  # the second call renames
+        assert contents(run) == (after if call else before), call  # the first call renames
     assert call > 3 and contents(run) == after
 
 
@@ -350,6 +350,13 @@ def test_a_run_folder_with_links_is_set_aside_and_deleted(tmp_path):
     files.forget(run)
     assert sorted(os.listdir(run)) == ["notes.txt"] and len(before) > 5
     assert (elsewhere / "20" / "state").exists(), "only the link is the run's"
+
+
+def test_nothing_is_changed_where_there_is_nothing_to_bring_back(tmp_path):
+    before = old_run(tmp_path)
+    for step in (files.bring_back, files.remove_partial, files.forget):  # on a read-only file system
+        assert not interrupted(step, tmp_path, 0)
+    assert contents(tmp_path) == before
 
 
 def test_files_left_by_killed_processes_are_removed(tmp_path):

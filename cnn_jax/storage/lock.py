@@ -51,7 +51,11 @@ def locked(folder: Path) -> Iterator[None]:
     if real in _held:
         raise UserError(f"{folder} is in use by this process: set another `workdir`")
     created = [path for path in (folder, *folder.parents) if not path.exists()]  # the deepest first
-    before, _held[real] = _acquire(folder)
+    try:
+        before, _held[real] = _acquire(folder)
+    except BaseException:
+        _remove_empty(created)
+        raise
     owner = os.getpid()
     try:
         yield
@@ -168,9 +172,14 @@ def _holder(path: Path) -> str:
 
 def _clean_up(folder: Path, created: list[Path], before: list[str]) -> None:
     """Removes the lock's file and the created folders if nothing else was written."""
-    with contextlib.suppress(OSError):  # another process writes there by now; the first error matters more
+    with contextlib.suppress(OSError):  # the error that ended the run matters more
         if LOCK not in before and sorted(os.listdir(folder)) == sorted([*before, LOCK]):
             os.unlink(folder / LOCK)
+    _remove_empty(created)
+
+
+def _remove_empty(created: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # not empty: this process or another has written there
         for path in created:
             path.rmdir()
 

@@ -143,7 +143,8 @@ def remove_partial(run: Path) -> None:
         for path in folder.glob(".*"):
             match = _PARTIAL.fullmatch(path.name)
             if match and (names is None or match[1] in names) and path.is_file():
-                path.unlink()
+                with contextlib.suppress(OSError):  # a read-only folder
+                    path.unlink()
 
 
 _PARTIAL = re.compile(r"\.(.+)\.[0-9]+")
@@ -166,8 +167,8 @@ def _rename(source: Path, target: Path) -> None:
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.lexists(path):  # on a read-only file system, even removing nothing fails
+        path.unlink()
 
 
 def append_metrics(run: str | Path, row: Mapping[str, Any]) -> None:
