@@ -242,7 +242,8 @@ def fit(
     """
     start = Config("fit") if config is None else config
     _check_objects(start, optimizer, task, callbacks)
-    _check_fields(fields, train, validation, test, classes, task)
+    _check_fields(fields, train, validation, test, classes)
+    _check_by_name(fields, {"optimizer": optimizer, "task": task})
     named: dict[str, Any] = {name: as_field(name, value) for name, value in fields.items()}
     named["dataset"] = train if isinstance(train, str) else "<arrays>"
     for field, value in (("optimizer", optimizer), ("task", task)):
@@ -341,7 +342,7 @@ def _shown(value: Any) -> str:
     return repr(value) if name is None else f"{'the class' if isinstance(value, type) else 'the function'} {name}"
 
 
-def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: Any, classes: Any, task: Any) -> None:
+def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: Any, classes: Any) -> None:
     """Rejects what would be ignored.
 
     Raises:
@@ -353,9 +354,6 @@ def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: 
         raise UserError(f"`steps` is {fields['steps']} and `epochs` is {fields['epochs']}: set one of them")
     if classes is not None and not isinstance(train, tuple | list):
         raise UserError("`classes` is for arrays, and this data set has names for its classes: leave it out")
-    for name in ("loss", "label_smoothing"):
-        if fields.get(name) and not isinstance(task, str | None):
-            raise UserError(f"`{name}` is for a task given by name: set it in the task itself")
     for name, data in (("train", train), ("validation", validation), ("test", test)):
         if fields.get(f"{name}_split") is None:
             continue
@@ -363,6 +361,25 @@ def _check_fields(fields: Mapping[str, Any], train: Any, validation: Any, test: 
             raise UserError(f"`{name}_split` is for a data set given by name: pass part of the arrays instead")
         if name != "train" and data is not None:
             raise UserError(f"`{name}` and `{name}_split` are both set: drop one")
+
+
+# What these objects set themselves. A rate, schedule or decay beside an optimizer is refused by `from_transformation`.
+_BY_NAME = {
+    "optimizer": ("head_learning_rate", "layer_decay", "decay_all", "schedule_args"),
+    "task": ("loss", "label_smoothing"),
+}
+
+
+def _check_by_name(fields: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Rejects fields of an optimizer or task given by name, if it is given as an object.
+
+    Raises:
+        UserError: names the field.
+    """
+    for part, value in parts.items():
+        for name in _BY_NAME[part]:
+            if fields.get(name) and not isinstance(value, str | None):
+                raise UserError(f"`{name}` applies to `{part}` given by name: set it in the object itself")
 
 
 def _sources(
