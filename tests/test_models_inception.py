@@ -312,7 +312,7 @@ def test_weights_of_the_losses_of_the_side_heads(name, weight):
     def weights() -> Any:
         # The compiler removes everything else from the forward pass.
         variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
-        _, updates = train(model, variables, jnp.zeros((1, *model.input_shape)))
+        _, updates = train(model, variables, jnp.zeros((2, *model.input_shape)))
         return [head["weight"] for head in updates["auxiliary"].values()]
 
     np.testing.assert_allclose(jax.jit(weights)(), weight, rtol=1e-6)
