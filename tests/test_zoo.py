@@ -118,11 +118,10 @@ GMAC = {
 }
 DEEP = "preact_resnet1001"  # takes a minute to trace; it is preact_resnet164 with more blocks
 NAMES = [name for name in MODELS if name != DEEP]
-# One network per family; the others are slow tests.
+# One network of most families; the others, and the costly inceptions and DenseNets, are slow tests.
 QUICK = (
     *("softmax_regression", "lenet5", "xo_cnn", "resnet20", "preact_resnet18", "alexnet", "zfnet", "vgg11"),
-    *("all_cnn_c", "googlenet", "bn_inception", "inception_v3", "densenet_bc100", "mobilenet_v2"),
-    *("efficientnet_b0", "convnext_tiny", "speednet94", "pattern", "conv_autoencoder"),
+    *("all_cnn_c", "mobilenet_v2", "convnext_tiny", "speednet94", "pattern", "conv_autoencoder"),
 )
 CLASSIFIERS = [name for name in NAMES if hasattr(build(name), "num_classes")]
 CLASSES, BATCH = 7, 2
