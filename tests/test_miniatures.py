@@ -80,7 +80,7 @@ MINIATURES = {
 CLASSIFIERS = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "num_classes")]
 NORMALIZED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "axis_name")]
 # One of each kind of block; the others are slow tests.
-QUICK = ("lenet5", "pattern", "vgg_bn", "resnet20", "resnet50", "mobilenet_v2", "densenet_bc", "conv_autoencoder")
+QUICK = ("lenet5", "pattern", "vgg_bn", "resnet20", "mobilenet_v2", "conv_autoencoder")
 REMATERIALISED = [name for name, (model, _, _) in MINIATURES.items() if hasattr(model, "remat")]
 
 

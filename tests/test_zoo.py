@@ -120,8 +120,8 @@ DEEP = "preact_resnet1001"  # takes a minute to trace; it is preact_resnet164 wi
 NAMES = [name for name in MODELS if name != DEEP]
 # One network of most families; the others, and the costly inceptions and DenseNets, are slow tests.
 QUICK = (
-    *("softmax_regression", "lenet5", "xo_cnn", "resnet20", "preact_resnet18", "alexnet", "zfnet", "vgg11"),
-    *("all_cnn_c", "mobilenet_v2", "convnext_tiny", "speednet94", "pattern", "conv_autoencoder"),
+    *("softmax_regression", "lenet5", "xo_cnn", "resnet20", "preact_resnet18", "alexnet", "vgg11", "all_cnn_c"),
+    *("mobilenet_v2", "pattern", "conv_autoencoder"),
 )
 CLASSIFIERS = [name for name in NAMES if hasattr(build(name), "num_classes")]
 CLASSES, BATCH = 7, 2
