@@ -204,17 +204,15 @@ def _warn_of_left_out(folder: str, parts: Iterable[Path]) -> None:
         for name in _folders(part):
             with os.scandir(part / name) as entries:
                 for entry in entries:
-                    if entry.name.startswith((".", "__")) or entry.name in _JUNK:
+                    path = Path(entry.name)
+                    if _hidden(path) or entry.name in _JUNK:
                         continue
                     if entry.is_dir():
                         folders.append(f"{name}/{entry.name}")
-                    elif not is_image(path := Path(entry.name)):
+                    elif not is_image(path):
                         kinds[path.suffix or path.name] += 1
-    told = (
-        [f"{sum(kinds.values())} files ({', '.join(f'{kind} {n}' for kind, n in kinds.most_common(5))})"]
-        if kinds
-        else []
-    )
+    counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(5))
+    told = [f"{sum(kinds.values())} files ({counts})"] if kinds else []
     told += [f"the folders {', '.join(sorted(folders)[:5])}{', …' if len(folders) > 5 else ''}"] if folders else []
     if told:
         _warn(f"folder:{folder}: left out {' and '.join(told)}")
