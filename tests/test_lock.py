@@ -24,9 +24,10 @@ CONFIG = Config("locked").override(
 HOLD = (
     "import os, sys, time; from pathlib import Path; from cnn_jax.storage.lock import locked\n"
     "with locked(Path(sys.argv[1])):\n"
-    "    if sys.argv[2:] == ['fork'] and os.fork() == 0: time.sleep(60)\n"
     "    if sys.argv[2:] == ['leave']: os.wait() if os.fork() else sys.exit()\n"
-    "    print('held', flush=True)\n"
+    "    parent = sys.argv[2:] != ['fork'] or os.fork()\n"
+    "    if not parent or sys.argv[2:] != ['fork']: print('held', flush=True)\n"  # the child, once it has let go
+    "    if not parent: time.sleep(60)\n"
     "    sys.stdin.read()\n"
 )
 
