@@ -115,8 +115,10 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        # Copies: the next step overwrites the memory. Orbax takes half the time for NumPy arrays, which lack a sharding.
+        on_host = jax.tree.map(np.array, jax.device_get(state))
         try:
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=validation)
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(on_host)), metrics=validation)
         except Exception as error:  # Orbax raises many types, also for the previous save, which ran in the background
             raise self._cannot_write(error) from error
 
