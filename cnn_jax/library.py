@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from cnn_jax.arguments import as_text
-from cnn_jax.config import Config, ModelConfig, as_field
+from cnn_jax.config import Config, DataConfig, ModelConfig, as_field
 from cnn_jax.data import Preprocess, Source, default_splits, open_source
 from cnn_jax.data.channels import with_channels
 from cnn_jax.data.own import OwnData, as_source, fingerprint, resized, split_off
@@ -128,7 +128,7 @@ class Run:
                     f"split {data!r} to open: pass (images, labels), or a Source"
                 )
             return evaluate(self.folder, data, batch_size=batch_size, trained=self._trained)
-        source = as_source(data, split="test", class_names=self.classes)
+        source = _adapted(as_source(data, split="test", class_names=self.classes), self.config.data)
         if source.image_shape != self.preprocess.image_shape:
             raise UserError(
                 f"images have shape {source.image_shape}: pass {self.preprocess.image_shape}, as in training"
@@ -139,15 +139,20 @@ class Run:
         """Returns predictions: probabilities (N, K) from a classifier, normalized images from an auto-encoder.
 
         Args:
-            images: uint8 (N, H, W, C) of the shape of the training images; (N, H, W) if these are grey.
+            images: uint8 (N, H, W, C) of the shape of the training images, or of any size if `image_size` was set;
+                (N, H, W) if they are grey.
             batch_size: images per forward pass.
 
         Raises:
             UserError: the images have another shape or type.
         """
         array = np.asarray(images)
-        if array.ndim == 3 and self.preprocess.image_shape[-1] == 1:
+        if array.ndim == 3 and (self.preprocess.image_shape[-1] == 1 or self.config.data.channels is not None):
             array = array[..., None]
+        if array.ndim == 4 and array.shape[1:] != self.preprocess.image_shape:
+            unlabelled = as_source((array, np.zeros(len(array), int)), name="images")
+            source = _adapted(unlabelled, self.config.data)
+            array = np.stack([source[row]["image"] for row in range(len(source))])
         outputs = predict_outputs(self.model, self.variables, self.preprocess, array, batch_size)
         return self.task.predict(outputs)
 
@@ -421,15 +426,19 @@ def _sources(
     sources = {"train": whole, "validation": held_out}
     if test is not None:
         sources["test"] = as_source(test, **{**own, "split": "test"})
-    if data.channels is not None:
-        sources = {name: with_channels(source, data.channels) for name, source in sources.items()}
-    if data.image_size is not None:
-        sources = {name: resized(source, data.image_size) for name, source in sources.items()}
+    sources = {name: _adapted(source, data) for name, source in sources.items()}
     for name, source in sources.items():
         if source.image_shape != (wanted := sources["train"].image_shape):
             raise UserError(f"{name} images have shape {source.image_shape}: pass {wanted}, as in training")
     named["dataset"] = f"<{named['dataset'].strip('<>')} {fingerprint(sources)}>"
     return sources
+
+
+def _adapted(source: Source, data: DataConfig) -> Source:
+    """The source with the channels and the size that the config asks for."""
+    if data.channels is not None:
+        source = with_channels(source, data.channels)
+    return source if data.image_size is None else resized(source, data.image_size)
 
 
 def _check_unset(config: Config, recorded: Mapping[str, Any]) -> None:

@@ -149,6 +149,18 @@ def test_rerunning_a_cell_compiles_nothing(caplog):
     assert len(compiled._programs) <= compiled.KEPT
 
 
+def test_the_users_cache_of_compiled_programs_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path))
+    code = "import jax; from cnn_jax.training import runtime; from cnn_jax.config import TrainConfig; "
+    code += "runtime.prepare(TrainConfig()); print(jax.config.jax_compilation_cache_dir)"
+    for chosen, used in ((str(tmp_path / "mine"), tmp_path / "mine"), ("", tmp_path / "xla")):
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": chosen}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert found.stdout.strip() == str(used)
+
+
 def test_interrupt_returns_a_usable_run_and_the_same_call_resumes(run, tmp_path):
     class Interrupt:
         def on_evaluation(self, step, metrics, state):
@@ -169,10 +181,18 @@ def test_interrupt_returns_a_usable_run_and_the_same_call_resumes(run, tmp_path)
 
 def test_early_stopping_ends_at_the_same_step_when_resumed(tmp_path, capsys):
     fields = {**FIELDS, "steps": 60, "learning_rate": 1e-9, "eval_every": 0.1, "patience": 2}
-    run = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
+    seen: list[Any] = []
+
+    class Note:
+        def on_evaluation(self, step, metrics, state):
+            seen.append((step, metrics))
+
+    run = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", callbacks=[Note()], **fields)
+    live, seen = seen, []
     assert f"early, after step {run.summary['steps']} of 60" in capsys.readouterr().out and run.summary["steps"] < 60
     (run.folder / files.SUMMARY).unlink()  # as if killed before the end
-    again = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", **fields)
+    again = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", callbacks=[Note()], **fields)
+    assert seen == live, "the rows before are shown again as they were"
     assert again.summary["steps"] == run.summary["steps"] and same(again.variables, run.variables)
 
 
@@ -276,11 +296,11 @@ def test_models_data_and_optimizers_from_user_modules(tmp_path, monkeypatch):
 def test_callbacks_get_the_train_state(run):
     class Keep:
         def on_evaluation(self, step, metrics, state):
-            kept.append((step, int(state.step), float(state.learning_rate), jnp.shape(state.seed)))
+            kept.append((step, sorted(metrics), int(state.step), float(state.learning_rate), jnp.shape(state.seed)))
 
     kept: list[Any] = []
     cnn_jax.fit("mlp", "digits", callbacks=[Keep()], **FIELDS)
-    assert kept == [(8, 8, pytest.approx(1e-2), ())]
+    assert kept == [(8, ["accuracy", "loss"], 8, pytest.approx(1e-2), ())]
 
 
 def test_ctrl_c_during_the_final_test_returns_a_usable_run(monkeypatch, tmp_path):
@@ -432,7 +452,21 @@ def test_a_folder_of_another_optimizer_object_is_refused(tmp_path):
         cnn_jax.fit("softmax_regression", (IMAGES, LABELS), optimizer=optax.sgd(0.2), **fields)
 
 
-def test_workdir_of_the_config_and_channels_of_arrays_are_honoured(tmp_path):
+def test_workdir_of_the_config_channels_and_size_of_arrays_are_honoured(tmp_path):
     config = Config("fit").override(workdir=str(tmp_path / "run"))
-    run = cnn_jax.fit("softmax_regression", (IMAGES, LABELS), config=config, channels=3, steps=1)
-    assert run.folder == tmp_path / "run" and run.preprocess.image_shape == (8, 8, 3)
+    run = cnn_jax.fit("softmax_regression", (IMAGES, LABELS), config=config, channels=3, image_size=6, steps=1)
+    assert run.folder == tmp_path / "run" and run.preprocess.image_shape == (6, 6, 3)
+    predicted = run.predict(IMAGES)  # converted as in training
+    accuracy = float(np.mean(predicted.argmax(-1) == LABELS))
+    assert run.evaluate((IMAGES, LABELS))["accuracy"] == pytest.approx(accuracy)
+    assert np.array_equal(run.predict(IMAGES[..., 0]), predicted)
+
+
+def test_mistakes_in_using_a_run_are_reported(run):
+    for size in (0, -1, 2.5):
+        with pytest.raises(UserError, match=f"`batch_size` is {size}: set an integer"):
+            run.predict(IMAGES, batch_size=size)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"`batch_size` is {size}: set an integer"):
+            run.evaluate((IMAGES, LABELS), batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"Untrainable is a class: pass an instance"):
+        cnn_jax.load(run.folder, model=Untrainable)  # type: ignore[arg-type]

@@ -300,10 +300,19 @@ def test_table_of_a_model_has_its_layers_and_totals(capsys):
     assert lines[-2] == ["total", "61,706", "833", "k"]
 
 
+def test_table_of_a_users_own_model(capsys):
+    main(["cnn_jax.models.lenet:LeNet5", "--input", "32x32x1", "--model-args", "pool=average"])
+    own = capsys.readouterr().out
+    main(["lenet5", "--input", "32x32x1", "--model-args", "pool=average"])
+    assert capsys.readouterr().out == own
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["resnet21"], "unknown model 'resnet21'"),
+        (["cnn_jax.models.lenet:LeNet5"], "cnn_jax.models.lenet:LeNet5 has no published input: set --input, such as"),
+        (["cnn_jax.models.lenet:LeNet6"], "cnn_jax.models.lenet has no attribute LeNet6"),
         (["lenet5", "--input", "28x28"], "--input is '28x28': write HEIGHTxWIDTHxCHANNELS"),
         (["lenet5", "--input", "8x8x1"], "LeNet5.conv2: a 4x4 map is too small"),
         (["lenet5", "--classes", "0"], "0 classes for lenet5"),

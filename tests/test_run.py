@@ -284,6 +284,10 @@ def test_a_damaged_result_is_set_aside_and_written_again(finished, tmp_path, cap
     assert (tmp_path / files.WEIGHTS).read_bytes() == (finished / files.WEIGHTS).read_bytes()
     if damage != "gone":
         assert (tmp_path / f"damaged-{name}").read_bytes() == damaged
+        (tmp_path / name).write_bytes(b"damaged again")
+        run.train(CONFIG.override(workdir=str(tmp_path)))
+        assert (tmp_path / f"damaged-{name}").read_bytes() == damaged
+        assert (tmp_path / f"damaged-{name}-2").read_bytes() == b"damaged again"
 
 
 @pytest.mark.parametrize("name", [files.CLASSES, files.PREPROCESS, files.WEIGHTS, files.CONFIG])

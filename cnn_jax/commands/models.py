@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="python -m cnn_jax models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?", help="a model; default: list all")
+    parser.add_argument("name", nargs="?", help="a model, or package.module:attribute; default: list all")
     parser.add_argument("--input", help="image size, such as 32x32x3; default: the published one")
     parser.add_argument("--classes", type=int, help="number of classes; default: the published one")
     parser.add_argument("--model-args", nargs="*", default=[], metavar="KEY=VALUE", help="such as shortcut=B")

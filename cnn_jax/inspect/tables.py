@@ -9,6 +9,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import LayerRow, layer_table
 from cnn_jax.models import MODELS, build, default_input_shape
 from cnn_jax.models.catalogue import COLUMNS, TABLE, read_table, si, source
+from cnn_jax.models.named import make_model
 
 
 def measure_all() -> None:
@@ -45,7 +46,7 @@ def model_table(name: str, size: str | None, classes: int | None, args: Sequence
     """One line per layer of a model, and the totals.
 
     Args:
-        name: a name in the catalogue.
+        name: a name in the catalogue, or `package.module:attribute` (see `make_model`).
         size: HEIGHTxWIDTHxCHANNELS; default: the published input.
         classes: default: the published number.
         args: the model's arguments, each key=value.
@@ -53,7 +54,9 @@ def model_table(name: str, size: str | None, classes: int | None, args: Sequence
     Raises:
         UserError: unknown name or argument, or a size that the model does not take.
     """
-    model = build(name, classes, args=args)
+    model = make_model(name, classes, args=args)
+    if size is None and ":" in name:
+        raise UserError(f"{name} has no published input: set `input`, such as 32x32x3")
     shape = default_input_shape(name) if size is None else _shape(size)
     rows = layer_table(model, shape)
     header = ("layer", "kind", "output", "parameters", "FLOPs", "sees")

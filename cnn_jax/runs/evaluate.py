@@ -15,6 +15,7 @@ from cnn_jax.data.channels import KINDS
 from cnn_jax.data.sources import DerivedSource, Example
 from cnn_jax.errors import UserError
 from cnn_jax.models.ensembles import Committee, Network, Views, member
+from cnn_jax.runs.inference import check_batch_size
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.parallel import make_parallel
 from cnn_jax.training.step import make_eval_step
@@ -62,7 +63,9 @@ def evaluate(
     data = dataclasses.replace(data, skip_bad_images=skip_bad_images or data.skip_bad_images)
     source = _open(data, split)
     _check_shape(source, trained.preprocess.image_shape, run)
-    scores = evaluate_source(trained, source, batch_size=batch_size or data.eval_batch_size, views=views)
+    scores = evaluate_source(
+        trained, source, batch_size=data.eval_batch_size if batch_size is None else batch_size, views=views
+    )
     return {"run": str(run), "dataset": data.dataset, "split": source.split} | scores
 
 
@@ -111,6 +114,7 @@ def _collect(
     trained: Trained, network: Network, variables: Any, source: Source, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Returns what the task collects of every example."""
+    check_batch_size(batch_size)
     step = make_eval_step(network, trained.task, trained.preprocess.normalize_batch)
     pipeline = make_pipeline(source, batch_size=min(batch_size, len(source)), seed=0)
     evaluator = Evaluator(step, pipeline, make_parallel("jit", 1, pipeline.batch_size))

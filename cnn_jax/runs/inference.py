@@ -30,8 +30,9 @@ def predict_outputs(
         batch_size: images per forward pass; fewer if there are fewer.
 
     Raises:
-        UserError: the images do not have the shape the model was trained on.
+        UserError: the images do not have the shape the model was trained on, or `batch_size` is less than 1.
     """
+    check_batch_size(batch_size)
     if images.shape[1:] != preprocess.image_shape or images.dtype != np.uint8 or len(images) == 0:
         shape = ", ".join(map(str, preprocess.image_shape))
         raise UserError(f"the images are {images.dtype} {images.shape}: pass uint8 (N, {shape}), N at least 1")
@@ -43,6 +44,16 @@ def predict_outputs(
     variables = jax.device_put(variables)
     outputs = np.concatenate([np.asarray(_outputs(model, preprocess, variables, batch)) for batch in batches])
     return outputs[: len(images)]
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Rejects a batch of no images.
+
+    Raises:
+        UserError: `batch_size` is not an integer of at least 1.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise UserError(f"`batch_size` is {batch_size!r}: set an integer of at least 1")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))

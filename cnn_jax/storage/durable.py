@@ -111,6 +111,14 @@ def _problem(folder: Path, below: str) -> str | None:
     return None
 
 
+def set_aside(path: Path) -> None:
+    """Renames a damaged file or folder to `damaged-NAME`, or `damaged-NAME-2` and so on: nothing is deleted."""
+    target, number = path.with_name(f"damaged-{path.name}"), 2
+    while target.exists():
+        target, number = path.with_name(f"damaged-{path.name}-{number}"), number + 1
+    path.rename(target)
+
+
 def sync(paths: Iterable[Path]) -> None:
     """Syncs files that exist, such as logs that are appended to."""
     for path in paths:

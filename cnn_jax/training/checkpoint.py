@@ -115,7 +115,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        # Copies: the next step overwrites the memory. Orbax takes half the time for NumPy arrays, which lack a sharding.
+        # Copies, since the next step overwrites the memory. Orbax takes half the time for NumPy arrays.
         on_host = jax.tree.map(np.array, jax.device_get(state))
         try:
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(on_host)), metrics=validation)
@@ -254,11 +254,7 @@ class Checkpoints:
         """Renames damaged checkpoints: nothing is deleted, and the run can save those steps again."""
         if jax.process_index() == 0:
             for step in damaged:
-                path = self.folder / f"damaged-{step}"
-                number = 2
-                while path.exists():  # the step was saved again, and damaged again
-                    path, number = self.folder / f"damaged-{step}-{number}", number + 1
-                (self.folder / str(step)).rename(path)
+                durable.set_aside(self.folder / str(step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints")
 

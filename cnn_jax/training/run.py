@@ -78,10 +78,11 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
             f"{config.data.dataset} now has the classes {', '.join(experiment.class_names)}, but {run} was trained on "
             f"{', '.join(known)}: set `fresh` to start over, or another `workdir`"
         )
+    data = {split: describe_contents(source) for split, source in experiment.sources.items()}
     if resumes:
-        _check_data(experiment, run)
+        _check_data(data, run)
     try:
-        return _start(experiment, run, callbacks, command)
+        return _start(experiment, data, run, callbacks, command)
     except BaseException as error:
         if jax.process_index() == 0:
             files.bring_back(run)  # if it failed before it had compiled
@@ -90,11 +91,13 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
         raise
 
 
-def _start(experiment: Experiment, run: Path, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
+def _start(
+    experiment: Experiment, data: dict[str, Any], run: Path, callbacks: Sequence[Callback], command: str
+) -> dict[str, Any]:
     facts = runtime.environment(command)
     first = jax.process_index() == 0
     if first:
-        _open_folder(run, experiment, facts)
+        _open_folder(run, experiment, data, facts)
     if jax.process_count() > 1:  # no process may look for checkpoints before `fresh` has removed them
         multihost_utils.sync_global_devices("run folder")
     _banner(experiment, facts, run)
@@ -121,7 +124,7 @@ def _selected(experiment: Experiment, checkpoints: Checkpoints, last_step: int) 
     return restored
 
 
-def _check_data(experiment: Experiment, run: Path) -> None:
+def _check_data(data: dict[str, Any], run: Path) -> None:
     """Checks that the examples are those that the run began with: their order depends on them.
 
     Raises:
@@ -130,16 +133,12 @@ def _check_data(experiment: Experiment, run: Path) -> None:
     if not (run / files.DATA).exists():  # a run of an earlier version
         return
     before = files.read_json(run, files.DATA)
-    for split, now in _describe_data(experiment).items():
+    for split, now in data.items():
         if split in before and now != before[split]:
             raise UserError(
                 f"the {split} data of {run} has changed since it was started ({before[split]['examples']:,} examples "
                 f"then, {now['examples']:,} now): restore it, set `fresh` to start over, or another `workdir`"
             )
-
-
-def _describe_data(experiment: Experiment) -> dict[str, Any]:
-    return {split: describe_contents(source) for split, source in experiment.sources.items()}
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -178,11 +177,11 @@ def _is_whole(path: Path) -> bool:
     except durable.Damaged as error:
         print(f"warning: {error}; writing it again", file=sys.stderr)
         if path.exists():
-            path.rename(path.with_name(f"damaged-{path.name}"))
+            durable.set_aside(path)
     return path.exists()
 
 
-def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
+def _open_folder(run: Path, experiment: Experiment, data: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes the files that describe the run.
 
     With `fresh`, or without a checkpoint to resume from, sets the old run's files aside first, and no others.
@@ -197,7 +196,7 @@ def _open_folder(run: Path, experiment: Experiment, facts: dict[str, Any]) -> No
     files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
     files.write_text(run / files.CLASSES, "\n".join(experiment.class_names) + "\n")
     files.write_text(run / files.PREPROCESS, experiment.preprocess.to_json())
-    files.write_text(run / files.DATA, json.dumps(_describe_data(experiment), indent=2) + "\n")
+    files.write_text(run / files.DATA, json.dumps(data, indent=2) + "\n")
     files.write_text(run / files.ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 
 
@@ -268,7 +267,8 @@ def _train(
         ):
             callbacks = [*_early_stopping(experiment), *callbacks]
             for row in recorder.history:
-                if any([callback.on_evaluation(row["step"], row, None) for callback in callbacks]):
+                metrics = {name: row[name] for name in experiment.task.metrics if name in row}
+                if any([callback.on_evaluation(row["step"], metrics, None) for callback in callbacks]):
                     return first_step, recorder.seconds  # it had stopped early, but was killed before it finished
             last_step, _ = run_loop(
                 state,

@@ -12,7 +12,7 @@ from cnn_jax.config import Config
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.models.ensembles import Committee, Network
-from cnn_jax.models.named import make_model
+from cnn_jax.models.named import check_module, make_model
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import check_same_structure, load_weights
 from cnn_jax.tasks import Task, make_task
@@ -48,7 +48,8 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
         task: likewise for the task.
 
     Raises:
-        UserError: `run` is not a run folder or not finished, its model is unknown, or the weights do not fit the model.
+        UserError: `run` is not a run folder or not finished, its model is unknown, `model` is no Linen
+            module, or the weights do not fit the model.
     """
     config = files.read_config(run)
     path = Path(run) / files.WEIGHTS
@@ -56,7 +57,7 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
         raise UserError(f"{run} is not finished (it has no {files.WEIGHTS}): {_how_to_continue(config, run)}")
     classes, preprocess = files.read_classes(run), read_preprocess(run)
     task = _task(config, classes, run) if task is None else task
-    module = _module(config, task, run) if model is None else model
+    module = _module(config, task, run) if model is None else check_module(model)
     images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
     members = config.train.members
