@@ -15,7 +15,7 @@ from cnn_jax.data import decoded as decoded_module
 from cnn_jax.data import open_source
 from cnn_jax.data.decoded import materialize
 from cnn_jax.errors import UserError
-from cnn_jax.ops import native
+from cnn_jax.native import build
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.tasks import Selection
@@ -220,12 +220,12 @@ def test_damaged_compiled_code_is_compiled_again(tmp_path, monkeypatch):
             built.append(command[-1])
         return type("Done", (), {"stdout": b'#define __VERSION__ "1"'})()
 
-    monkeypatch.setattr(native.subprocess, "run", compile_)
-    path, _ = native._build("c++")
-    assert native._build("c++")[0] == path and len(built) == 1
+    monkeypatch.setattr(build.subprocess, "run", compile_)
+    path, _ = build._build("c++")
+    assert build._build("c++")[0] == path and len(built) == 1
     for number, change in enumerate((lambda: path.write_bytes(path.read_bytes()[:600]), path.unlink), start=2):
         change()
-        assert native._build("c++")[0] == path and len(built) == number
+        assert build._build("c++")[0] == path and len(built) == number
         assert path.read_bytes() == b"machine code" * 1000
 
 
@@ -238,9 +238,9 @@ def test_compiled_code_that_another_process_removes_is_compiled_again(tmp_path, 
             raise OSError("file too short")
         return type("Library", (), {f"convolution_{part}": part for part in ("output", "input", "kernel")})
 
-    monkeypatch.setattr(native, "_build", lambda compiler: (tmp_path / "convolution.so", "1"))
-    monkeypatch.setattr(native.ctypes, "CDLL", load)
-    assert native._functions("c++")[1] == "c++ 1" and len(loaded) == 2
+    monkeypatch.setattr(build, "_build", lambda compiler: (tmp_path / "convolution.so", "1"))
+    monkeypatch.setattr(build.ctypes, "CDLL", load)
+    assert build._functions("c++")[1] == "c++ 1" and len(loaded) == 2
 
 
 def test_a_damaged_row_of_metrics_is_named(tmp_path):

@@ -1,5 +1,8 @@
 """The fast convolutions and pooling match XLA's in value and in every derivative."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -10,6 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from cnn_jax.native import build
 from cnn_jax.ops import avg_pool, conv, conv_general_dilated, max_pool, native, portable
 from cnn_jax.ops.plain import plain_operations
 from cnn_jax.ops.portable import conv_chunked, conv_tiled
@@ -200,11 +204,23 @@ def test_compiled_convolution_is_deterministic():
 @needs_compiler
 def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path))
-    assert native._functions("c++")[0]
+    assert build._functions("c++")[0]
     for compiler, reason in (("c++ -include nothing.h", "nothing.h: No such file"), ("no-such-compiler", "no-such")):
-        functions, said = native._functions(compiler)
+        functions, said = build._functions(compiler)
         assert not functions and said.startswith(f"{compiler} failed: ") and reason in said
     assert len(list(tmp_path.rglob("*.so"))) == 1, "failed compilations must leave nothing"
+
+
+def test_compiling_starts_before_jax_is_imported(tmp_path):
+    code = (
+        "import sys; from cnn_jax.native import build; build.start(); print('jax' in sys.modules); "
+        "functions, said = build.library(); import jax; from cnn_jax.ops import native; "
+        "print(native.available() == bool(functions), native.status() == said, "
+        "str(build._include_folder()) == jax.ffi.include_dir())"
+    )
+    environment = os.environ | {"CNN_JAX_CACHE": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "True", "True", "True"]
 
 
 def kernel_gradient(x, kernel, **kwargs) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from cnn_jax.commands.parser import guard
 from cnn_jax.config import GROUPS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cnn_jax.errors import UserError, unknown
+from cnn_jax.native import build
 from cnn_jax.storage.lock import is_locked
 from cnn_jax.storage.run_folder import CONFIG, has_trained
 
@@ -49,6 +50,7 @@ def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = 
 
     def train() -> None:
         parsed = parse(sys.argv[1:], config, doc, presets or {})
+        build.start()
         from cnn_jax.training.checkpoint import quiet_failures  # imports JAX
         from cnn_jax.training.run import train as train_run
 

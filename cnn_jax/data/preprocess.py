@@ -109,7 +109,7 @@ class Preprocess:
         """Returns the preprocessing for a data set.
 
         Args:
-          images: the training source, or its images, uint8 NxHxWxC. Of a source over 1 GiB, 10,000 evenly spaced images
+          images: the training source, or its images, uint8 NxHxWxC. If they take over 1 GiB, 10,000 evenly spaced ones
             are used.
           normalize: `dataset` for zero mean and unit variance of each channel over the training images; `half` for
             [-1, 1]; `none` for [0, 1].
@@ -125,17 +125,19 @@ class Preprocess:
             case "half":
                 mean, std = (0.5,) * channels, (0.5,) * channels
             case "dataset":
-                mean, std = _statistics(images if isinstance(images, np.ndarray) else _sample(images))
+                mean, std = _statistics(_sample(images))
             case _:
                 raise unknown("normalisation", normalize, NORMALIZE)
         return cls((height, width, channels), mean, std)
 
 
-def _sample(source: Source) -> np.ndarray:
-    if len(source) * int(np.prod(source.image_shape)) <= MAX_DECODED_BYTES:
-        return materialize(source)["image"]
-    chosen = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int)
-    return np.stack([source[int(index)]["image"] for index in chosen])
+def _sample(images: Source | np.ndarray) -> np.ndarray:
+    array = images if isinstance(images, np.ndarray) else None
+    shape = images.image_shape if array is None else array.shape[1:]
+    if len(images) * int(np.prod(shape)) <= MAX_DECODED_BYTES:
+        return materialize(images)["image"] if array is None else array
+    chosen = np.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).astype(int)
+    return np.stack([images[int(index)]["image"] for index in chosen]) if array is None else array[chosen]
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,26 +1,14 @@
-"""CPU convolutions in C++, `convolution.cc`, compiled on first use.
+"""CPU convolutions in C++, `cnn_jax/native/convolution.cc`.
 
 A convolution y = conv(x, k) belongs to a trilinear form: for any g of y's shape, sum(g·conv(x, k)) is linear in x, in k
 and in g. Its derivative with respect to one of them is a bilinear function of the other two: y itself (for g), the
 input's gradient (for x), the kernel's gradient (for k). Each is the transpose of the others, so one JAX primitive with
 three parts is closed under differentiation of any order and mode.
 
-The system's C++ compiler builds the code for this machine's processor, into the cache folder (`$CNN_JAX_CACHE`).
 Without a compiler, `available` returns False and convolutions fall back on `cnn_jax.ops.portable`.
 """
 
-import atexit
-import contextlib
-import ctypes
 import functools
-import hashlib
-import os
-import re
-import shlex
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,12 +17,9 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from cnn_jax.native import build
 from cnn_jax.ops.pool import Pads
-from cnn_jax.storage import durable
-from cnn_jax.storage.cache import cache_folder
 
-_SOURCE = Path(__file__).with_name("convolution.cc")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
 # Operands of each part of the trilinear form.
 _OPERANDS = {"output": ("input", "kernel"), "input": ("output", "kernel"), "kernel": ("input", "output")}
 
@@ -70,13 +55,13 @@ def convolve(
 
 
 def available() -> bool:
-    """Whether the compiled code can be used; the first call compiles it if necessary."""
-    return _load()[0]
+    """Whether the compiled code can be used; the first call waits until it is compiled."""
+    return _register()
 
 
 def status() -> str:
     """Returns the compiler and its version, or the reason why there is no compiled code."""
-    return _load()[1]
+    return build.library()[1]
 
 
 def _lower(context: Any, one: Any, other: Any, *, part: str, window: tuple[int, ...], **static: Any) -> Any:
@@ -175,86 +160,14 @@ def _make_primitive() -> Primitive:
 _convolution = _make_primitive()
 
 
-@functools.cache
 def _target(part: str) -> str:
-    return f"cnn_jax_{part}_{_hash(_SOURCE.read_bytes())}"
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return f"cnn_jax_{part}_{build.key()}"
 
 
 @functools.cache
-def _load() -> tuple[bool, str]:
-    """Compiles and registers the code, once per process; returns (available, status)."""
-    if os.environ.get("CNN_JAX_NATIVE") == "0":
-        return False, "CNN_JAX_NATIVE=0"
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
-        return False, "no C++ compiler found"
-    functions, description = _functions(compiler)
+def _register() -> bool:
+    """Registers the compiled functions with XLA; returns whether there are any."""
+    functions, _ = build.library()
     for part, function in functions.items():
         jax.ffi.register_ffi_target(_target(part), jax.ffi.pycapsule(function), platform="cpu")
-    return bool(functions), description
-
-
-def _functions(compiler: str) -> tuple[dict[str, Any], str]:
-    """Returns the compiled function of each part, or none if compilation fails, and the status."""
-    try:
-        path, version = _build(compiler)
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # damaged by a full disk or a crash
-            path.unlink(missing_ok=True)  # another process may have removed it
-            path, version = _build(compiler)
-            library = ctypes.CDLL(str(path))
-        return {part: getattr(library, f"convolution_{part}") for part in _OPERANDS}, f"{compiler} {version}"
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {error.returncode}"]
-        reason = next((line for line in lines if "error" in line), lines[0])
-    except (OSError, ValueError, AttributeError, subprocess.TimeoutExpired) as error:
-        reason = str(error)
-    return {}, f"{compiler} failed: {reason}"
-
-
-def _build(compiler: str) -> tuple[Path, str]:
-    """Returns the library, compiled unless it is in the cache, and the compiler's version."""
-    command = [*shlex.split(compiler), *_FLAGS, "-I", jax.ffi.include_dir()]
-    run = functools.partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True, timeout=300)
-    # These macros identify the compiler and the processor's features, so machines can share a folder.
-    macros = run([*command, "-dM", "-E", "-x", "c++", os.devnull]).stdout
-    key = _hash(_SOURCE.read_bytes() + macros + " ".join([*command, jax.__version__]).encode())
-    path = cache_folder() / "native" / f"convolution-{key}" / "convolution.so"
-    if durable.verify(path.parent):  # absent or damaged
-        target = _folder() / path.parent.name
-        path = target / path.name
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            unfinished = Path(folder) / target.name
-            unfinished.mkdir()
-            run([*command, str(_SOURCE), "-o", str(unfinished / path.name)])
-            durable.seal(unfinished)
-            with contextlib.suppress(FileNotFoundError):  # a damaged one; processes that use it keep their files
-                target.rename(Path(folder) / "damaged")
-            try:
-                unfinished.rename(target)
-            except OSError:  # another process was faster
-                if durable.verify(target):
-                    raise
-    version = re.search(rb'#define __VERSION__ "(.*?)"', macros)
-    return path, version[1].decode() if version else ""
-
-
-def _folder() -> Path:
-    """Returns the library's folder in the cache or, if that is not writable, a temporary one."""
-    folder = cache_folder() / "native"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return _temporary_folder()
-    return folder if os.access(folder, os.W_OK) else _temporary_folder()
-
-
-def _temporary_folder() -> Path:
-    folder = tempfile.mkdtemp(prefix="cnn_jax-native-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    return bool(functions)

@@ -128,7 +128,12 @@ def mean_metrics(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def call_once(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function as a compiled program that will not run often, so it is compiled quickly."""
-    return _program(jax.jit(function).lower(*args), "", COMPILE_QUICKLY)(*args)
+    return call_traced(jax.jit(function).trace(*args), *args)
+
+
+def call_traced(traced: jax.stages.Traced, *args: Any) -> Any:
+    """Calls a traced function as `call_once` does."""
+    return _program(traced.lower(), "", COMPILE_QUICKLY)(*args)
 
 
 def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings: bool) -> Any:

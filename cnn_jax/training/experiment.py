@@ -22,6 +22,7 @@ from cnn_jax.inspect.summary import count_flops, count_parameters
 from cnn_jax.models import MODELS
 from cnn_jax.models.ensembles import Committee
 from cnn_jax.models.named import check_module, make_model
+from cnn_jax.ops.plain import plain_operations
 from cnn_jax.optim.optimizers import (
     Optimizer,
     check_update,
@@ -32,7 +33,7 @@ from cnn_jax.optim.optimizers import (
 from cnn_jax.optim.parameter_groups import freeze_until_steps, frozen_rules, parse_rule
 from cnn_jax.optim.schedules import SCHEDULES
 from cnn_jax.tasks import Task, make_task
-from cnn_jax.training.compiled import call_once
+from cnn_jax.training.compiled import call_traced
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
 from cnn_jax.training.members import member_hyperparameters, stack_members, train_members
@@ -147,21 +148,26 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
         )
 
     # A model that cannot take these images, or a rule that matches no parameter, fails here.
-    state = jax.eval_shape(lambda: stack_members(init, *hyperparameters))
-    _check_outputs(model, task, train, state, config.train.members)
-    if resumed is not None:
-        preprocess = replace(resumed, image_shape=train.image_shape)
+    with plain_operations():  # the compiled ones may not be ready
+        start = jax.jit(partial(stack_members, init)).trace(*hyperparameters)
+        state: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start.out_info)
+        _check_outputs(model, task, train, state, config.train.members)
+    variables, published = (None, resumed) if resumed else initial_variables(config, model, train.image_shape)
+    data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
+    if published is None:
+        resident: Any = data["train"].arrays
+        preprocess = Preprocess.fit(resident["image"] if resident else train, config.data.normalize)
     else:
-        variables, published = initial_variables(config, model, train.image_shape)
-        preprocess = published or Preprocess.fit(train, config.data.normalize)
-        start = partial(stack_members, partial(init, variables=variables))
-        # Given variables would become constants of a program.
-        state = call_once(start, *hyperparameters) if variables is None else start(*hyperparameters)
+        preprocess = replace(published, image_shape=train.image_shape)
+    if variables is not None:  # they would become constants of a program
+        state = stack_members(partial(init, variables=variables), *hyperparameters)
+    elif resumed is None:
+        state = call_traced(start, *hyperparameters)
     return Experiment(
         config,
         parallel,
         sources,
-        {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()},
+        data,
         preprocess,
         augment,
         task,

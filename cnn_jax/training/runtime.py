@@ -15,6 +15,7 @@ import jax
 
 from cnn_jax.config import TrainConfig
 from cnn_jax.errors import UserError
+from cnn_jax.native import build
 from cnn_jax.ops.conv import form_of_convolutions
 from cnn_jax.storage.cache import cache_folder
 
@@ -48,6 +49,8 @@ def prepare(config: TrainConfig) -> None:
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names one that is not there
         reason = " ".join(str(error).split())[:160] or "found no such platform"
         raise UserError(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} failed ({reason}): unset it") from error
+    if found == "cpu":
+        build.start()
     if config.require is not None and config.require != found:
         raise UserError(
             f"`require` is {config.require}, but JAX found {found} ({jax.device_count()} devices): install the "
