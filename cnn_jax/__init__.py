@@ -6,16 +6,16 @@ Importing this package does not import JAX; first use of the names below does.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnn_jax.library import Run, fit, load
+    from cnn_jax.library import Run, fit, init, load
     from cnn_jax.models import create_model, list_models
 
     __version__: str
 
-__all__ = ["Run", "__version__", "create_model", "fit", "list_models", "load"]
+__all__ = ["Run", "__version__", "create_model", "fit", "init", "list_models", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Run", "fit", "load"):
+    if name in ("Run", "fit", "init", "load"):
         from cnn_jax import library
 
         return getattr(library, name)

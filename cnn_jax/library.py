@@ -27,19 +27,21 @@ from cnn_jax.models.named import check_module, make_model
 from cnn_jax.report import curves, figures
 from cnn_jax.runs.evaluate import evaluate, evaluate_source
 from cnn_jax.runs.inference import predict_outputs
+from cnn_jax.ops.plain import plain_operations
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import to_bytes
 from cnn_jax.tasks import Task
 from cnn_jax.training.callbacks import Callback
+from cnn_jax.training.compiled import call_once
 from cnn_jax.training.experiment import Given
 from cnn_jax.training.labels import label
 from cnn_jax.training.run import train as train_run
-from cnn_jax.training.state import variables_for_evaluation
+from cnn_jax.training.state import draw_variables, variables_for_evaluation
 from cnn_jax.weights.trained import Trained, load_trained
 
-__all__ = ["Run", "fit", "load"]
+__all__ = ["Run", "fit", "init", "load"]
 
 
 class Run:
@@ -313,6 +315,24 @@ def load(folder: str | Path, model: nn.Module | None = None, task: Task | None =
     """
     path = Path(folder).expanduser()
     return Run(path, load_trained(path, model, task), interrupted=not (path / files.SUMMARY).is_file())
+
+
+def init(model: nn.Module, image_shape: tuple[int, int, int], seed: int = 0) -> dict[str, Any]:
+    """Draws a network's initial variables, the ones that `fit` starts from with this seed.
+
+    `model.init` under `jax.jit` draws others, and takes minutes to compile for a deep network.
+
+    Args:
+        model: a Flax module whose call takes `train`.
+        image_shape: height, width and channels of an image.
+        seed: of the draws.
+
+    Raises:
+        UserError: `model` is not such a module, or does not take images of this size.
+    """
+    check_module(model)
+    with plain_operations():
+        return call_once(lambda seed: draw_variables(model, tuple(image_shape), seed), jnp.uint32(seed))
 
 
 def _check_objects(config: Any, optimizer: Any, task: Any, callbacks: Any) -> None:

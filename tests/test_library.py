@@ -21,12 +21,14 @@ from cnn_jax.config import Config
 from cnn_jax.data import open_source
 from cnn_jax.data.own import Subset, as_source, fingerprint
 from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.models.linear import Mlp
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.tasks import Classification, Reconstruction
 from cnn_jax.training import compiled, loop
 from cnn_jax.training import run as run_module
+from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.labels import label
 
 SOURCE = open_source("digits", "train[:256]")
@@ -460,6 +462,17 @@ def test_workdir_of_the_config_channels_and_size_of_arrays_are_honoured(tmp_path
     accuracy = float(np.mean(predicted.argmax(-1) == LABELS))
     assert run.evaluate((IMAGES, LABELS))["accuracy"] == pytest.approx(accuracy)
     assert np.array_equal(run.predict(IMAGES[..., 0]), predicted)
+
+
+def test_init_draws_what_fit_starts_from():
+    model = cnn_jax.create_model("resnet20", 10)
+    drawn = cnn_jax.init(model, (32, 32, 3), seed=5)
+    config = Config("fit").override(model="resnet20", dataset="synthetic:32x32x3:10", seed=5, steps=1)
+    state = make_experiment(config.resolve()).state
+    assert same(drawn, {"params": state.params, "batch_stats": state.batch_stats})
+    assert not same(drawn, cnn_jax.init(model, (32, 32, 3), seed=6))
+    with pytest.raises(UserError, match="Mlp is a class"):
+        cnn_jax.init(Mlp, (32, 32, 3))  # type: ignore[arg-type]
 
 
 def test_mistakes_in_using_a_run_are_reported(run):

@@ -68,7 +68,7 @@ def init_state(
     rate = optimizer.learning_rate if learning_rate is None else learning_rate
     rate = jnp.asarray(jnp.nan if rate is None else rate, jnp.float32)
     if variables is None:
-        variables = _draw(model, input_shape, seed)
+        variables = draw_variables(model, input_shape, seed)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     # Copy: no two leaves of a donated state may share a buffer.
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else {}
@@ -78,7 +78,8 @@ def init_state(
     )
 
 
-def _draw(model: nn.Module, input_shape: tuple[int, ...], seed: int | jax.Array) -> Tree:
+def draw_variables(model: nn.Module, input_shape: tuple[int, ...], seed: int | jax.Array) -> Tree:
+    """Draws the initial variables of a model from the run's seed; see `init_state`."""
     inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     # Lazy: computes only the draws, by one small program per shape of a parameter. As a single program of all layers, a
     # deep network would take minutes to compile.
