@@ -59,6 +59,9 @@ class Run:
             validation if the training was complete.
     """
 
+    folder: Path
+    interrupted: bool
+
     def __init__(
         self,
         folder: Path,
