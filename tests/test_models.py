@@ -370,3 +370,14 @@ def test_fields_of_a_named_network_are_those_that_differ_from_the_catalogue():
 def test_every_name_of_the_catalogue_can_be_imported():
     assert all(getattr(cnn_jax.models, name) is make for name, make in MODELS.items())
     assert set(MODELS) <= set(cnn_jax.models.__all__)
+
+
+def test_fields_may_be_text_or_values():
+    assert build("resnet20", 10, shortcut="B") == create_model("resnet20", 10, shortcut="B")
+    assert build("resnet20", shortcut="B", args=["width=4"]) == build("resnet20", args=["shortcut=B", "width=4"])
+    with pytest.raises(UserError, match="^shortcut is given twice for resnet20: drop one$"):
+        build("resnet20", shortcut="B", args=["shortcut=A"])
+    with pytest.raises(UserError, match="unknown field of resnet20 'shortcutt'; perhaps you meant shortcut"):
+        build("resnet20", shortcutt="B")
+    with pytest.raises(UserError, match="width=0 is out of range for resnet20"):
+        build("resnet20", width=0)

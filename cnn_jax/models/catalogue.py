@@ -110,36 +110,32 @@ def build(
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     args: Sequence[str] = (),
+    **fields: Any,
 ) -> nn.Module:
-    """Builds a model from text arguments.
+    """Builds a model as `create_model` does, also from text arguments.
 
     Args:
         name: a key of `MODELS`.
         num_classes: K, at least 1; default: the published number.
         dtype: computation type; parameters and logits are always float32.
         axis_name: `pmap` axis over which batch normalisation takes its statistics; ignored by models without it.
-        args: other fields as "key=value", such as "shortcut=B"; "/" separates the elements of a tuple.
+        args: fields as "key=value", such as "shortcut=B"; "/" separates the elements of a tuple.
+        fields: other fields, as Python values.
 
     Raises:
-        UserError: unknown name or argument, or a value of the wrong type or out of range.
+        UserError: unknown name, argument or field, or a value of the wrong type or out of range.
 
-    >>> build("lenet5", 10, args=["activation=tanh"]).activation
-    'tanh'
+    >>> build("lenet5", 10, args=["activation=tanh"]) == build("lenet5", 10, activation="tanh")
+    True
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    factory = MODELS[name]
-    fields = _fields(factory)
-    if num_classes is not None:
-        _check_classes(name, num_classes, fields)
-    values = parse_arguments(name, factory, args, hidden=_HIDDEN)
-    for key, value in values.items():
-        _check_range(name, key, value, fields[key].default)
-    if num_classes is not None:
-        values["num_classes"] = num_classes
-    if "axis_name" in fields:
+    if twice := fields.keys() & {text.partition("=")[0].strip() for text in args}:
+        raise UserError(f"{min(twice)} is given twice for {name}: drop one")
+    values = parse_arguments(name, MODELS[name], args, hidden=(*_HIDDEN, *fields))
+    if "axis_name" in _fields(MODELS[name]):
         values["axis_name"] = axis_name
-    return factory(dtype=dtype, **values)
+    return create_model(name, num_classes, dtype=dtype, **values, **fields)
 
 
 def _fields(factory: Callable[..., nn.Module]) -> Mapping[str, inspect.Parameter]:
