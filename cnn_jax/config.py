@@ -64,7 +64,9 @@ class ModelConfig:
     init_from: str | None = None
     """Weights to start from: a run folder, a weights file, torchvision/NAME or OWNER/NAME on the hub."""
     init_head: Literal["auto", "keep", "replace"] = "auto"
-    """The classifier of those weights; auto: keep it if the number of classes is the same."""
+    """The classifier of those weights; auto: keep it if the classes are the same, or as many of unknown names."""
+    init_weights: Literal["auto", "ema", "plain"] = "auto"
+    """Of a file with both: the moving average of the weights, or those without it; auto: the average."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters are always float32."""
 

@@ -1,6 +1,7 @@
 """Transfer learning: layers that are frozen, unfrozen later or have their own rates, and frozen statistics."""
 
 import itertools
+import json
 from typing import Any
 
 import jax
@@ -16,13 +17,17 @@ from cnn_jax.config import Config
 from cnn_jax.data import open_source
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
+from cnn_jax.models import build
 from cnn_jax.models.resnet import ResNet
 from cnn_jax.optim.parameter_groups import Rule, hold_statistics
 from cnn_jax.storage import run_folder
 from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.training import run, transfer
 from cnn_jax.training.experiment import make_experiment
+from cnn_jax.weights.convert import flattened_maps, to_torch
+from cnn_jax.weights.naming import namings
 from cnn_jax.weights.preprocess import PublishedPreprocess
+from cnn_jax.weights.pretrained import Pretrained
 from experiments import digits_lenet5
 
 CONFIG = Config("transfer").override(
@@ -140,13 +145,15 @@ def test_weight_decay_of_frozen_parameters_fills_no_moments():
     np.testing.assert_allclose(seen, [0.0] * 5 + [-0.1 * 1e-2], rtol=1e-6)
 
 
-def test_a_run_from_published_weights_takes_only_their_mean_and_deviation(tmp_path, monkeypatch):
+def test_a_run_from_published_weights_takes_only_their_mean_and_deviation(tmp_path, monkeypatch, capsys):
     published = PublishedPreprocess((8, 8, 1), (0.4,), (0.2,), resize=9)  # for smaller images than the run's
     config = CONFIG.override(workdir=str(tmp_path / "run"), init_from="published")
     source = make_experiment(CONFIG).state
     variables = {"params": source.params, "batch_stats": source.batch_stats}
-    monkeypatch.setattr(transfer, "load_pretrained", lambda *_, **__: (None, variables, published))
+    found = Pretrained(make_experiment(CONFIG).model, variables, published, "their average", "classifier kept")
+    monkeypatch.setattr(transfer, "open_pretrained", lambda *_, **__: found)
     run.train(config)
+    assert "\nweights    published; their average; classifier kept\n" in capsys.readouterr().out
     monkeypatch.undo()
     for _ in range(2):  # once finished, once reopened
         preprocess = cnn_jax.load(tmp_path / "run").preprocess
@@ -203,3 +210,59 @@ def test_accuracy_against_labels_is_written_and_drawn(tmp_path, monkeypatch, cap
     capsys.readouterr()
     transfer_labels.main(argv)  # the second time nothing is trained or written
     assert output.with_suffix(".csv").read_text().splitlines() == rows
+
+
+def test_a_run_starts_from_a_classifier_in_the_order_of_its_classes(tmp_path):
+    config = CONFIG.override(model="resnet20", model_args=("blocks=1/1/1", "width=4"))
+    state = make_experiment(config).state
+    weights, variables = str(tmp_path / "w.safetensors"), {"params": state.params, "batch_stats": state.batch_stats}
+    old = flat(state.params)
+
+    def head(**changes: Any) -> tuple[str, dict[str, np.ndarray]]:
+        experiment = make_experiment(config.override(init_from=weights, seed=1, **changes))
+        return experiment.origin.removeprefix(f"{weights}; "), flat(experiment.state.params)
+
+    names = open_source(CONFIG.data.dataset, "train").class_names
+    save_weights(weights, variables, {"cnn_jax": json.dumps({"classes": [names[2], names[0], names[1]]})})
+    told, new = head()
+    assert told == "classifier kept, its classes put in the data's order"
+    np.testing.assert_array_equal(new["output/bias"], old["output/bias"][[1, 2, 0]])
+    np.testing.assert_array_equal(new["output/kernel"], old["output/kernel"][:, [1, 2, 0]])
+    save_weights(weights, variables, {"cnn_jax": json.dumps({"classes": ["a", "b", "c"]})})
+    told, new = head()
+    assert told == "new classifier: the weights are for a, b, c"
+    assert not np.array_equal(new["output/kernel"], old["output/kernel"])
+    told, new = head(init_head="keep")
+    assert told == "classifier kept, though it is for a, b, c"
+    jax.tree.map(np.testing.assert_array_equal, new, old)
+    with pytest.raises(UserError, match="w.safetensors has no moving average of the weights: set `init_weights`"):
+        head(init_weights="ema")
+    with pytest.raises(UserError, match="^`init_weights` chooses among the weights of `init_from`: set that, too"):
+        make_experiment(CONFIG.override(init_weights="plain"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "maps", "size"),
+    [
+        ("vgg11", ("convolutions=1/1/1/1/1", "features=2/2/2/2/2", "dense=3/3"), 7, 64),
+        ("alexnet_one_tower", ("features=2/2/2/2/2", "dense=3/3"), 6, 96),
+    ],
+)
+def test_weights_for_another_image_size_name_the_argument(tmp_path, name, arguments, maps, size):
+    network: Any = build(name, 3, args=arguments)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *network.input_shape)), train=False))
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    torchvision = namings(network)["torchvision"].names
+    state = to_torch(variables, torchvision, flattened=flattened_maps(network, network.input_shape))
+    save_weights(weights := str(tmp_path / "w.safetensors"), state, {})
+    config = CONFIG.override(
+        dataset=f"synthetic:{size}x{size}x3:3:16", model=name, model_args=arguments, init_from=weights
+    )
+    message = (
+        rf"has weights for maps of {maps}x{maps} before the dense layers, which {size}x{size} images do not give: add "
+        rf"head_map={maps} to `model_args`$"
+    )
+    with pytest.raises(UserError, match=message):
+        make_experiment(config)
+    experiment = make_experiment(config.override(model_args=(*arguments, f"head_map={maps}")))
+    jax.tree.map(np.testing.assert_array_equal, experiment.state.params, variables["params"])

@@ -1,10 +1,13 @@
 """Weight files are read bit for bit without PyTorch; code inside them is never run."""
 
+import argparse
+import copy
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 from cnn_jax.errors import UserError
 from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.weights.files import read_state
+from cnn_jax.weights.wrappers import unwrapped
 
 KINDS = {
     np.dtype(np.float32): "FloatStorage",
@@ -125,7 +129,7 @@ def test_state_dict_of_every_type(tmp_path, old):
 
 def test_safetensors_and_their_metadata(tmp_path):
     save_weights(tmp_path / "w.safetensors", STATE, {"format": "pt"})
-    state, metadata = read_state(tmp_path / "w.safetensors")
+    state, metadata, _ = read_state(tmp_path / "w.safetensors")
     assert_same(dict(sorted(state.items())), dict(sorted(STATE.items())))
     assert metadata == {"format": "pt"}
 
@@ -146,7 +150,7 @@ def test_files_written_by_pytorch(tmp_path, old):
     )
     path = tmp_path / "w.pth"
     torch.save(state, path, _use_new_zipfile_serialization=not old)
-    read, _ = read_state(path)
+    read = read_state(path).state
     expected = {name: tensor.detach() for name, tensor in state.items()}
     assert_same({n: a.astype(np.float32) for n, a in read.items()}, {n: t.float().numpy() for n, t in expected.items()})
     assert read["bfloat"].dtype == jnp.bfloat16 and read["scalar"].dtype == np.int64
@@ -311,3 +315,187 @@ def test_no_state_dict(tmp_path):
     assert "holds no state dict" in message(zipped(path, program.mapping({"epoch": program.plain(3)})))
     numbered: Any = {0: program.array(np.zeros(2, np.float32))}
     assert "holds no state dict" in message(zipped(path, program.mapping(numbered), program.storages))
+
+
+def foreign(program: Program, mark: Path) -> dict[str, bytes]:
+    """What training scripts store beside the weights, as `torch.save` writes it."""
+    namespace = program.call("argparse", "Namespace") + program.plain({"lr": 0.1, "device": "cuda"}) + pickle.BUILD
+    counter = program.call("collections", "Counter", program.plain({30: 1, 60: 1}))
+    default = program.call("collections", "defaultdict", program.global_("__builtin__", "list"))
+    default += pickle.MARK + program.plain("a") + program.plain([1]) + pickle.SETITEMS
+    dtype = program.call("numpy", "dtype", program.plain("f8"), program.plain(False), program.plain(True))
+    dtype += program.plain((3, "<", None, None, None, -1, -1, 0)) + pickle.BUILD
+    scalar = program.call("numpy.core.multiarray", "scalar", dtype, program.call("_codecs", "encode"))
+    settings = program.global_("mycode", "Settings") + program.tuple(program.plain(1)) + pickle.NEWOBJ
+    settings += program.plain("lr") + program.plain(0.1) + pickle.SETITEM
+    queue = program.call("collections", "deque") + pickle.MARK + program.plain(1) + pickle.APPENDS
+    return {
+        "args": namespace,
+        "lr_scheduler": counter,
+        "log": default,
+        "best_acc1": scalar,
+        "output_dir": program.call("pathlib", "PosixPath", program.plain("out")),
+        "size": program.call("torch", "Size", program.plain((1, 2))),
+        "dtype": program.global_("torch", "float32"),
+        "hyper_parameters": settings,
+        "queue": queue,
+        "seen": program.call("__builtin__", "set", program.plain([1, 2])),
+        "bound": program.call("mycode", "method") + program.tuple(program.plain(1)) + pickle.REDUCE,
+        "evil": program.call("posix", "system", program.plain(f"touch '{mark}'")),
+    }
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_objects_beside_the_state_dict_do_no_harm(tmp_path, old, key):
+    program, mark = Program(), tmp_path / "it was run"
+    state = program.mapping({name: program.array(array, old) for name, array in STATE.items()})
+    code = program.mapping({**foreign(program, mark), key: state})
+    path = (legacy if old else zipped)(tmp_path / "w.pth", code, program.storages)
+    assert_same(read_state(path).state, STATE)
+    assert not mark.exists()
+
+
+def test_objects_inside_the_state_dict_are_refused(tmp_path):
+    for name, code in foreign(program := Program(), tmp_path / "it was run").items():
+        inside = program.mapping({"w": program.array(np.zeros(2, np.float32)), name: code})
+        for whole_code in (inside, program.mapping({"state_dict": inside})):
+            assert " when loaded (nothing was run): " in message(
+                zipped(tmp_path / "w.pth", whole_code, program.storages)
+            )
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_checkpoints_written_by_training_scripts(tmp_path, old):
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    counts: Any = defaultdict(list, a=[1])
+    checkpoint = {
+        "model": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60]).state_dict(),
+        "args": argparse.Namespace(lr=0.1),
+        "best": np.float64(71.2),
+        "array": np.ones(3),
+        "folder": Path("out"),
+        "size": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "complex": torch.tensor([1j]),
+        "log": counts,
+        "seen": {1, 2},
+        "network": torch.nn.Linear(2, 3),
+    }
+    torch.save(checkpoint, tmp_path / "w.pth", _use_new_zipfile_serialization=not old)
+    expected = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    assert_same(read_state(tmp_path / "w.pth").state, expected)
+
+
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "_orig_mod._orig_mod."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_wrappers_in_any_order_and_depth(tmp_path, prefix):
+    wrapped = {prefix + name: array for name, array in STATE.items()}
+    assert_same(read_state(saved(tmp_path / "w.pth", wrapped)).state, STATE)
+    save_weights(tmp_path / "w.safetensors", wrapped, {})
+    assert_same(dict(sorted(read_state(tmp_path / "w.safetensors").state.items())), dict(sorted(STATE.items())))
+
+
+def test_wrappers_inside_names():
+    assert unwrapped({"features.module.0._orig_mod.weight": 1, "conv.bias": 2}) == {
+        "features.0.weight": 1,
+        "conv.bias": 2,
+    }
+    clashing = {"module.weight": 1, "weight": 2}
+    assert unwrapped(clashing) == clashing
+
+
+PLAIN, AVERAGE = ({"w": np.full(2, value, np.float32)} for value in (1, 2))
+
+
+@pytest.mark.parametrize(("plain", "ema"), [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema")])
+def test_the_moving_average_is_taken_if_there_is_one(tmp_path, plain, ema):
+    program, path = Program(), tmp_path / "w.pth"
+    codes = {
+        plain: program.mapping({name: program.array(array) for name, array in PLAIN.items()}),
+        ema: program.mapping({name: program.array(array) for name, array in AVERAGE.items()}),
+    }
+    zipped(path, program.mapping(codes), program.storages)
+    choices: Any = (("auto", AVERAGE), ("ema", AVERAGE), ("plain", PLAIN))
+    for which, expected in choices:
+        read = read_state(path, which)
+        assert_same(read.state, expected)
+        assert read.ema == (which != "plain")
+    zipped(path, program.mapping({plain: codes[plain], ema: program.plain(None)}), program.storages)
+    assert read_state(path).ema is None
+    zipped(path, program.mapping({ema: codes[ema]}), program.storages)
+    assert read_state(path).ema is True
+    assert_same(read_state(path).state, AVERAGE)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_an_averaged_model_is_a_moving_average(tmp_path, suffix):
+    state = {"n_averaged": np.array(5, np.int64), **{f"module.{name}": array for name, array in AVERAGE.items()}}
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        saved(path, state)
+    else:
+        save_weights(path, state, {})
+    read = read_state(path)
+    assert read.ema is True and set(read.state) == {"n_averaged", "w"}
+
+
+def refused_in_little_memory(path: Path) -> str:
+    tracemalloc.start()
+    said = message(path)
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
+    return said
+
+
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path):
+    path = tmp_path / "w.pth"
+    zeros = np.zeros(2**24, np.float32)  # 64 MB
+    program = Program()
+    code = program.mapping({"w": program.array(zeros)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", whole(code))
+        archive.writestr("archive/data/0", zeros.tobytes())
+    assert path.stat().st_size < 100_000
+    assert "compressed, or damaged: 67,1" in refused_in_little_memory(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**26))
+    assert "compressed, or damaged: 67,108,864 bytes" in refused_in_little_memory(path)
+    with zipfile.ZipFile(path, "w") as archive:  # the same bytes under many names
+        archive.writestr("archive/data/0", bytes(100_000))
+        for key in range(1, 300):
+            again = copy.copy(archive.filelist[0])
+            again.filename = f"archive/data/{key}"
+            archive.filelist.append(again)
+    assert "compressed, or damaged: 30,000,000 bytes" in refused_in_little_memory(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_declared_sizes_are_checked_first(tmp_path, old):
+    save = legacy if old else zipped
+    huge = pickle.EMPTY_LIST + pickle.LONG_BINPUT + (2**32 - 1).to_bytes(4, "little")
+    assert "object number 4,294,967,295" in refused_in_little_memory(save(tmp_path / "w.pth", huge))
+    program = Program()
+    storage = program.storage(np.zeros(2, np.float32), old, count=10**10)
+    code = program.mapping({"w": program.tensor(storage, 0, (10**10,), (1,))})
+    said = refused_in_little_memory(save(tmp_path / "w.pth", code, program.storages))
+    assert ("cut short" if old else "has another size") in said
+
+
+def test_many_tensors_in_one_storage_need_no_memory(tmp_path):
+    program = Program()
+    storage, tensors = program.storage(np.zeros(250_000, np.float32)), {}
+    for number in range(200):  # 200 MB, if each were a copy
+        tensors[str(number)] = program.tensor(storage, 0, (500, 500), (1, 500))
+    path = zipped(tmp_path / "w.pth", program.mapping(tensors), program.storages)
+    tracemalloc.start()
+    assert len(read_state(path).state) == 200
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()

@@ -32,8 +32,11 @@ from cnn_jax.weights import export, load_pretrained
 from cnn_jax.weights.catalog import ARCHITECTURES, TORCHVISION, TorchvisionFile
 from cnn_jax.weights.convert import flattened_maps, to_torch
 from cnn_jax.weights.files import read_state
+from cnn_jax.weights.names import densenet
 from cnn_jax.weights.naming import namings
 from cnn_jax.weights.preprocess import IMAGENET_MEAN, IMAGENET_STD, PublishedPreprocess, from_timm
+from cnn_jax.weights.pretrained import choose_head, open_pretrained
+from cnn_jax.weights.wrappers import prefixes
 
 TINY: Any = partial(ResNet, num_classes=5, blocks=(1, 1), width=4, shortcut="B", input_shape=(16, 16, 3))
 PRETRAINED_CFG = {
@@ -151,6 +154,7 @@ def test_no_library_and_no_network(tmp_path, monkeypatch):
     [
         (CONFIG | {"architecture": "vit_tiny"}, "unknown architecture 'vit_tiny'"),
         (CONFIG | {"model_args": {"act_layer": "gelu"}}, "with model_args"),
+        (CONFIG | {"model_args": {"drop_rate": 0.1, "output_stride": 16}}, "with model_args {'output_stride': 16}"),
         (CONFIG | {"pretrained_cfg": {**PRETRAINED_CFG, "crop_mode": "squash"}}, "crop_mode squash"),
         (CONFIG | {"pretrained_cfg": {**PRETRAINED_CFG, "interpolation": "lanczos"}}, "bilinear, bicubic"),
         (CONFIG | {"pretrained_cfg": {"mean": [0.5]}}, "w cannot be used ('input_size')"),
@@ -357,6 +361,11 @@ def test_flattened_maps_are_put_in_order(tmp_path):
     assert state["classifier.0.weight"].shape == (6, 4 * 4 * 4)
     assert not np.array_equal(state["classifier.0.weight"].T, variables["params"]["fc6"]["kernel"])
     assert_same(load_pretrained(saved(tmp_path / "w.safetensors", state), model=model)[1], variables)
+    timm = namings(model)["timm"]
+    flattened = flattened_maps(model, (8, 8, 3))
+    state = to_torch(variables, timm.names, flattened=flattened, convolutions=timm.convolutions)
+    assert state["pre_logits.fc1.weight"].shape == (6, 4, 4, 4) and state["pre_logits.fc2.weight"].shape == (5, 6, 1, 1)
+    assert_same(load_pretrained(saved(tmp_path / "w.safetensors", state), model=model)[1], variables)
 
 
 def test_a_run_is_a_source(tmp_path):
@@ -376,7 +385,7 @@ def test_a_run_is_a_source(tmp_path):
 def test_a_run_is_exported_and_comes_back(tmp_path):
     run = make_run(tmp_path / "run")
     path = export(run, tmp_path / "digits.safetensors")
-    state, metadata = read_state(path)
+    state, metadata, _ = read_state(path)
     assert set(state) == {"output.weight", "output.bias"} and metadata["format"] == "pt"
     images, _ = digits("test[:7]")
     # As in PyTorch: flatten channels-first, then one linear layer. (With one channel the order is the same.)
@@ -471,3 +480,148 @@ def test_preprocessing_of_files(tmp_path):
         PublishedPreprocess.from_json("[]", "odd")
     with pytest.raises(UserError, match="resize must be at least 8"):
         PublishedPreprocess((8, 8, 1), (0.5,), (0.25,), resize=7)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_classes": 5, "in_chans": 3, "drop_rate": 0.2, "global_pool": "avg"}])
+def test_a_folder_written_by_timms_save_for_hf(tmp_path, arguments):
+    """timm's default is a pickle, and it writes the arguments with which the model was made."""
+    torch = pytest.importorskip("torch")
+    labels = {str(index): f"class {index}" for index in range(5)}
+    (tmp_path / "w").mkdir()
+    torch.save({name: torch.tensor(array) for name, array in STATE.items()}, tmp_path / "w" / "pytorch_model.bin")
+    config = CONFIG | {"num_features": 8, "global_pool": "avg", "label_names": labels, "model_args": arguments}
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    found = open_pretrained(tmp_path / "w", num_classes=5, class_names=[f"class {k}" for k in range(5)])
+    assert_same(found.variables, VARIABLES)
+    assert found.classifier == "classifier kept"
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "backbone.", "a.b.", "model._orig_mod.", "_orig_mod.net.module."])
+def test_a_network_inside_another_is_found(tmp_path, prefix):
+    inside = {prefix + name: array for name, array in STATE.items()}
+    beside = {"criterion.weight": np.ones(3, np.float32), "metric.conv1.weight": np.ones(3, np.float32)}
+    path = saved(tmp_path / "w.safetensors", inside | beside)
+    assert_same(load_pretrained(path, model=TINY())[1], VARIABLES)
+    replaced = load_pretrained(path, model=TINY(), num_classes=3, classifier="replace")[1]
+    assert_same(replaced["params"]["conv1"], VARIABLES["params"]["conv1"])
+    one_less = {name: array for name, array in inside.items() if not name.endswith("fc.bias")}
+    assert "missing: fc.bias; take" in message(saved(path, one_less | beside), model=TINY())
+
+
+def test_a_network_inside_another_with_old_names():
+    """torchvision's files of DenseNet have norm.1 for norm1."""
+    layer = "features.denseblock1.denselayer1"
+    old = {f"model.{layer}.norm.1.weight": 0, f"model.{layer}.conv.1.weight": 0, "loss.weight": 0}
+    assert prefixes(densenet.current(old), [f"{layer}.norm1.weight", f"{layer}.conv1.weight"]) == ["model."]
+
+
+def test_a_module_of_ours_may_be_called_module(tmp_path):
+    class Wrapping(nn.Module):
+        num_classes: int = 5
+        input_shape: tuple[int, int, int] = (2, 2, 1)
+
+        @nn.compact
+        def __call__(self, x, *, train: bool):
+            return nn.Dense(self.num_classes, name="output")(SideHead(4, name="module")(x.reshape(len(x), -1)))
+
+    model: Any = Wrapping()
+    variables = drawn(model, model.input_shape)
+    state = to_torch(variables, namings(model)["plain"].names)
+    assert "module.fc.weight" in state
+    assert_same(load_pretrained(saved(tmp_path / "w.safetensors", state), model=model)[1], variables)
+
+
+def test_of_two_networks_none_is_taken(tmp_path):
+    both = {prefix + name: array for name, array in STATE.items() for prefix in ("student.", "teacher.")}
+    said = message(saved(tmp_path / "w.safetensors", both), model=TINY())
+    assert "holds several networks that fit, under student., teacher.: save the state dict of one" in said
+
+
+def test_which_weights_were_taken_is_said(tmp_path, capsys):
+    average = {f"ema_model.{name}": array + np.float32(1) for name, array in STATE.items()}
+    path = saved(tmp_path / "w.safetensors", {**{f"model.{name}": a for name, a in STATE.items()}, **average})
+    plus_one = jax.tree.map(lambda array: array + np.float32(1), VARIABLES)
+    for which, expected, said in (
+        ("auto", plus_one, "the moving average of the weights"),
+        ("ema", plus_one, "the moving average of the weights"),
+        ("plain", VARIABLES, "the weights without averaging"),
+    ):
+        assert_same(load_pretrained(path, model=TINY(), weights=which)[1], expected)  # type: ignore[arg-type]
+        assert capsys.readouterr().err == f"{path}: {said}\n"
+    only = saved(tmp_path / "only.safetensors", average)
+    refused = message(only, model=TINY(), weights="plain")
+    assert "only.safetensors has only a moving average of the weights: set `init_weights` to auto or ema" in refused
+    plain = saved(tmp_path / "plain.safetensors")
+    assert_same(load_pretrained(plain, model=TINY(), weights="plain")[1], VARIABLES)
+    assert "has no moving average of the weights: set `init_weights` to auto" in message(
+        plain, model=TINY(), weights="ema"
+    )
+    assert "unknown weights 'emma'; perhaps you meant ema" in message(plain, model=TINY(), weights="emma")
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_without_side_heads(tmp_path):
+    """Such as timm's Inception-v3."""
+    path = saved(tmp_path / "w.safetensors", {"fc.weight": np.zeros((5, 2048), np.float32)})
+    said = message(path, model="inception_v3")
+    assert "have no side heads: set `model_args` to aux_heads=false (in Python, aux_heads=False)" in said
+
+
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+MOVED = ("eel", "ant", "cat", "bee", "dog")
+
+
+def test_a_kept_classifier_is_put_in_the_order_of_the_classes(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, STATE, {"cnn_jax": json.dumps({"classes": CLASSES})})
+    old = VARIABLES["params"]["output"]
+
+    def found(*names: str) -> Any:
+        return open_pretrained(path, model=TINY(), num_classes=5, class_names=names, classifier="auto").variables
+
+    assert_same(found(*CLASSES), VARIABLES)
+    moved = found(*MOVED)
+    assert_same(moved["params"]["output"], {name: array[..., [4, 0, 2, 1, 3]] for name, array in old.items()})
+    assert_same(moved["params"]["conv1"], VARIABLES["params"]["conv1"])
+    replaced = found("ant", "bee", "cat", "dog", "elk")["params"]["output"]
+    assert replaced["kernel"].shape == old["kernel"].shape and not np.array_equal(replaced["kernel"], old["kernel"])
+
+
+OTHER = ("ant", "bee", "cat", "dog", "elk")
+NAMED = "the weights are for ant, bee, cat, dog, eel"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "count", "classifier", "kept", "order", "origin"),
+    [
+        (CLASSES, CLASSES, 5, "auto", True, None, "classifier kept"),
+        (CLASSES, MOVED, 5, "auto", True, [4, 0, 2, 1, 3], "classifier kept, its classes put in the data's order"),
+        (CLASSES, MOVED, 5, "keep", True, [4, 0, 2, 1, 3], "classifier kept, its classes put in the data's order"),
+        (CLASSES, OTHER, 5, "auto", False, None, f"new classifier: {NAMED}"),
+        (CLASSES, OTHER, 5, "keep", True, None, "classifier kept, though it is for ant, bee, cat, dog, eel"),
+        (CLASSES, OTHER[:2], 5, "auto", False, None, "new classifier: the weights are for 5 classes"),
+        (CLASSES, CLASSES, 5, "replace", False, None, "new classifier"),
+        (CLASSES, (), 5, "auto", True, None, "classifier kept; the weights do not name its classes"),
+        (CLASSES[:4], MOVED, 5, "auto", True, None, "classifier kept; the weights do not name its classes"),
+        (("a", "a"), ("a", "b"), 2, "auto", True, None, "classifier kept; the weights do not name its classes"),
+        ((), MOVED, 5, "auto", True, None, "classifier kept; the weights do not name its classes"),
+        ((), MOVED, None, "auto", False, None, "new classifier: the weights have none"),
+        ([f"c{k}" for k in range(7)], range(7), 7, "auto", False, None, None),
+    ],
+)
+def test_where_the_classifier_comes_from_is_said(theirs, ours, count, classifier, kept, order, origin):
+    if origin is None:
+        origin = "new classifier: the weights are for c0, c1, c2, c3, c4 and 2 more"
+        ours = list(map(str, ours))
+    assert choose_head(theirs, ours, count, len(ours) or 5, classifier) == (kept, order, origin)
+
+
+def test_the_classes_of_a_run_and_of_its_export_are_known(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = export(run, tmp_path / "digits.safetensors")
+    names = [str(digit) for digit in range(10)]
+    kernel = load_pretrained(run)[1]["params"]["output"]["kernel"]
+    for source in (run, path):
+        found = open_pretrained(source, num_classes=10, class_names=names[::-1])
+        assert found.classifier == "classifier kept, its classes put in the data's order"
+        assert_same(found.variables["params"]["output"]["kernel"], kernel[:, ::-1])

@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flax import traverse_util
 from torch_nets import shapes
 
 from cnn_jax.weights.catalog import ARCHITECTURES
-from cnn_jax.weights.convert import torch_name
+from cnn_jax.weights.convert import flattened_maps, to_torch, torch_name
 from cnn_jax.weights.naming import namings, recognise
 
 TESTS = Path(__file__).parent
@@ -38,8 +39,12 @@ def our_sizes(model: str) -> dict[str, int]:
     network: Any = ARCHITECTURES[model]()
     if model == "inception_v3":
         network = network.clone(aux_heads=True)
+    return {path: leaf.size for path, leaf in our_shapes(network).items()}
+
+
+def our_shapes(network: Any) -> dict[str, Any]:
     leaves: Any = traverse_util.flatten_dict(shapes(network, network.input_shape), sep="/")
-    return {path: leaf.size for path, leaf in leaves.items()}
+    return leaves
 
 
 @pytest.mark.parametrize("model", LISTED)
@@ -49,6 +54,21 @@ def test_our_names_for_timm_are_timms(model):
     named = {torch_name(path, naming.names): size for path, size in ours.items()}
     assert len(named) == len(ours), "two of our arrays share a name"
     assert named == {name: math.prod(shape) for name, shape in timm_shapes(model).items()}
+
+
+@pytest.mark.parametrize("model", ["vgg16", "efficientnet_b0", "convnext_tiny", "resnet18"])
+def test_exports_have_the_shapes_of_timm(model):
+    network: Any = ARCHITECTURES[model]()
+    naming = namings(network)["timm"]
+    leaves = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in our_shapes(network).items()}
+    state = to_torch(
+        traverse_util.unflatten_dict(leaves, sep="/"),
+        naming.names,
+        flattened=flattened_maps(network, network.input_shape),
+        convolutions=naming.convolutions,
+        flat_scales=naming.flat_scales,
+    )
+    assert {name: array.shape for name, array in state.items()} == timm_shapes(model)
 
 
 def test_every_family_that_timm_has_is_listed():

@@ -40,7 +40,7 @@ from cnn_jax.training.members import member_hyperparameters, stack_members, trai
 from cnn_jax.training.parallel import Parallel, make_parallel
 from cnn_jax.training.state import TrainState, Tree, init_state
 from cnn_jax.training.step import Augment, Step, make_eval_step, make_train_step
-from cnn_jax.training.transfer import initial_variables, rate_groups
+from cnn_jax.training.transfer import Origin, initial_variables, rate_groups
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class Given:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All parts of a run. If it resumes from a checkpoint, the leaves of `state` are `jax.ShapeDtypeStruct`s."""
+    """All parts of a run. If it resumes from a checkpoint, the leaves of `state` are `jax.ShapeDtypeStruct`s.
+
+    `origin` says what was taken from `init_from`, in words; it is empty if nothing was.
+    """
 
     config: Config
     parallel: Parallel
@@ -77,6 +80,7 @@ class Experiment:
     state: TrainState
     parameters: int
     flops_per_image: int
+    origin: str
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -152,15 +156,18 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
         start = jax.jit(partial(stack_members, init)).trace(*hyperparameters)
         state: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start.out_info)
         _check_outputs(model, task, train, state, config.train.members)
-    variables, published = (None, resumed) if resumed else initial_variables(config, model, train.image_shape)
+    if resumed:
+        origin = Origin(preprocess=resumed)
+    else:
+        origin = initial_variables(config, model, train.image_shape, train.class_names)
     data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
-    if published is None:
+    if origin.preprocess is None:
         resident: Any = data["train"].arrays
         preprocess = Preprocess.fit(resident["image"] if resident else train, config.data.normalize)
     else:
-        preprocess = replace(published, image_shape=train.image_shape)
-    if variables is not None:  # they would become constants of a program
-        state = stack_members(partial(init, variables=variables), *hyperparameters)
+        preprocess = replace(origin.preprocess, image_shape=train.image_shape)
+    if origin.variables is not None:  # they would become constants of a program
+        state = stack_members(partial(init, variables=origin.variables), *hyperparameters)
     elif resumed is None:
         state = call_traced(start, *hyperparameters)
     return Experiment(
@@ -177,6 +184,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
         state,
         parameters=count_parameters(state.params) // config.train.members,
         flops_per_image=count_flops(model, train.image_shape),
+        origin=origin.told,
     )
 
 

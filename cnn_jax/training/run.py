@@ -220,6 +220,8 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
         f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs), about {step_flops / 1e9:,.2f} GFLOP a step",
         "folder": str(run),
     }
+    if experiment.origin:
+        lines["weights"] = experiment.origin
     for name, text in lines.items():
         print(f"{name:10} {text}", flush=True)
 
@@ -368,6 +370,7 @@ def _write(
         row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
         files.append_metrics(run, row | means | {"seconds": summary["seconds"]})
     about = {name: summary[name] for name in ("experiment", "model", "dataset", "seed", "best_step", "commit")}
+    about["classes"] = experiment.class_names
     durable.write_checked(run / files.WEIGHTS, to_bytes(variables, {"cnn_jax": json.dumps(about, sort_keys=True)}))
     found = task.findings(collected, _Images(experiment.sources[split]), split)
     write_report(

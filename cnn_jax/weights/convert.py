@@ -11,7 +11,7 @@ A family's naming (`cnn_jax/weights/names/FAMILY.py`) is a pure function from th
 
 For any other leaf (ConvNeXt's layer scale), the naming function gets the full path and returns the full name. PyTorch
 flattens maps channels first, we flatten them channels last: `flattened_maps` finds the affected layers.
-`num_batches_tracked`, a step counter, is dropped: nothing here needs it.
+`num_batches_tracked` and `n_averaged`, which count steps, are dropped: nothing here needs them.
 """
 
 import math
@@ -33,7 +33,7 @@ Names = Callable[[str], str]
 Map = tuple[int, int, int]  # (channels, height, width)
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_COUNTER = r"(^|\.)num_batches_tracked$"
+_COUNTER = r"(^|\.)(num_batches_tracked|n_averaged)$"
 
 
 def from_torch(
@@ -77,11 +77,18 @@ def from_torch(
 
 
 def to_torch(
-    variables: Mapping[str, Any], names: Names, *, flattened: Mapping[str, Map] = {}, given: str = "weights"
+    variables: Mapping[str, Any],
+    names: Names,
+    *,
+    flattened: Mapping[str, Map] = {},
+    convolutions: Sequence[str] = (),
+    flat_scales: bool = False,
+    given: str = "weights",
 ) -> dict[str, np.ndarray]:
     """Converts our variables to a PyTorch state dict: the inverse of `from_torch`.
 
-    Dense layers become PyTorch's `Linear`. The counters `num_batches_tracked` are omitted: `load_state_dict` starts
+    Dense layers become PyTorch's `Linear`, except `convolutions`. ConvNeXt's layer scales have the shape (C, 1, 1), or
+    (C,) with `flat_scales`. The counters `num_batches_tracked` are omitted: `load_state_dict` starts
     them at 0, and they matter only with `momentum=None`.
 
     Raises:
@@ -89,7 +96,14 @@ def to_torch(
     """
     leaves = traverse_util.flatten_dict(dict(variables), sep="/")
     named = _torch_names(leaves, names, given)
-    return {name: _theirs(np.asarray(leaves[path]), path, flattened) for path, name in named.items()}
+    state = {path: _theirs(np.asarray(leaves[path]), path, flattened) for path in named}
+    for path, array in state.items():
+        module, _, leaf = path.partition("/")[2].rpartition("/")
+        if leaf == "kernel" and module in convolutions:
+            state[path] = array.reshape(len(array), *flattened.get(module, (array.shape[1], 1, 1)))
+        if leaf == "layer_scale" and flat_scales:
+            state[path] = array.reshape(-1)
+    return {name: state[path] for path, name in named.items()}
 
 
 def _torch_names(paths: Iterable[str], names: Names, given: str) -> dict[str, str]:

@@ -3,13 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cnn_jax.errors import UserError, unknown
-from cnn_jax.storage import run_folder
 from cnn_jax.storage.weights_file import save_weights
 from cnn_jax.weights.convert import flattened_maps, to_torch
 from cnn_jax.weights.naming import namings
-from cnn_jax.weights.pretrained import METADATA, load_run
+from cnn_jax.weights.sources import METADATA, load_run
 
 
 def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:
@@ -31,19 +31,28 @@ def export(run: str | Path, path: str | Path, names: str | None = None) -> Path:
     """
     if Path(path).suffix != ".safetensors":
         raise UserError(f"{path} does not end in .safetensors, the only format written: choose another name")
-    network, variables, preprocess = load_run(run)
+    trained = load_run(run)
+    network: Any = trained.model
+    preprocess = trained.preprocess
     known = namings(network)
     if names is not None and names not in known:
         raise unknown("naming", names, known)
     naming = known[names or next(iter(known))]
-    config = run_folder.read_config(run).model
+    config = trained.config.model
     record = {
         "model": config.model,
         "model_args": config.model_args,
         "preprocess": asdict(preprocess),
-        "classes": run_folder.read_classes(run),
+        "classes": trained.classes,
     }
     flattened = flattened_maps(network, preprocess.image_shape)
-    state = to_torch(variables, naming.names, flattened=flattened, given=str(run))
+    state = to_torch(
+        trained.variables,
+        naming.names,
+        flattened=flattened,
+        convolutions=naming.convolutions,
+        flat_scales=naming.flat_scales,
+        given=str(run),
+    )
     save_weights(path, state, {"format": "pt", METADATA: json.dumps(record)})
     return Path(path)

@@ -18,6 +18,7 @@ from cnn_jax.storage.cache import cache_folder
 from cnn_jax.weights.catalog import TorchvisionFile
 
 WEIGHTS = "model.safetensors"
+OLD_WEIGHTS = "pytorch_model.bin"  # the only one that timm's `save_for_hf` writes by default
 CONFIG = "config.json"
 _SECONDS = 10.0  # timeout
 _CHUNK = 1 << 20

@@ -1,13 +1,11 @@
 """Loads weights from any source into a ready-to-use model."""
 
-import importlib.util
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,41 +15,33 @@ from flax import traverse_util
 
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError, unknown
-from cnn_jax.models import build
-from cnn_jax.storage import run_folder
 from cnn_jax.storage.weights_file import check_same_structure
-from cnn_jax.weights.catalog import ARCHITECTURES, TORCHVISION
 from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
-from cnn_jax.weights.files import SUFFIXES, read_state
-from cnn_jax.weights.hub import CONFIG, WEIGHTS, HubFiles, hub_files, read_config, torchvision_file
+from cnn_jax.weights.files import Which
 from cnn_jax.weights.naming import Naming, recognise
-from cnn_jax.weights.preprocess import PublishedPreprocess, from_timm
-from cnn_jax.weights.trained import load_trained
+from cnn_jax.weights.sources import Opened, flat, maker, open_weights
+from cnn_jax.weights.wrappers import is_average, prefixes
 
-Maker = Callable[[int | None], nn.Module]  # number of classes, or None for the default → model
-_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _CLASSIFIER = "params/output/kernel"
-RUNS = "runs"  # default folder of runs
-METADATA = "cnn_jax"  # key of our record in the header of a weights file; see `cnn_jax.weights.export`
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """Weights read from a source, before conversion.
+class Pretrained:
+    """A model with weights.
 
     Attributes:
-        where: the source, for messages.
-        state: arrays by the source's names, or by our paths if `ours`.
-        make: builds the model they are for, if known.
-        preprocess: the preprocessing they expect, if known.
-        ours: whether `state` uses our paths.
+        model: a Linen module.
+        variables: its variables, NumPy arrays of float32.
+        preprocess: the preprocessing that the weights were evaluated with; None if unknown.
+        weights: which weights were taken, in words, if the source says; else empty.
+        classifier: where the classifier comes from, in words; empty for a model without one.
     """
 
-    where: str
-    state: Mapping[str, np.ndarray]
-    make: Maker | None = None
-    preprocess: Preprocess | None = None
-    ours: bool = False
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocess: Preprocess | None
+    weights: str
+    classifier: str
 
 
 def load_pretrained(
@@ -60,18 +50,22 @@ def load_pretrained(
     model: str | nn.Module | None = None,
     num_classes: int | None = None,
     classifier: Literal["keep", "replace", "auto"] = "keep",
+    weights: Which = "auto",
     seed: int = 0,
 ) -> tuple[nn.Module, dict[str, Any], Preprocess | None]:
     """Loads a model with weights.
 
+    If the source holds the weights and their moving average, says on stderr which were taken.
+
     Args:
         source: a run folder; a weights file (`.safetensors`, `.pth`) with PyTorch's names or ours; a folder with a timm
-            model's config.json and model.safetensors; "torchvision/NAME", see `cnn_jax.weights.catalog.TORCHVISION`; or
+            model's config.json and weights; "torchvision/NAME", see `cnn_jax.weights.catalog.TORCHVISION`; or
             "OWNER/NAME" for a timm model on the Hugging Face hub, such as "timm/resnet50.a1_in1k".
         model: a name in `cnn_jax.models.MODELS` or a module; required if the source does not name its model.
         num_classes: default: as many as the weights have.
         classifier: "keep" requires weights for `num_classes` classes; "replace" initialises a new classifier; "auto"
             keeps it if the numbers of classes agree.
+        weights: of a file that holds both: "plain", or "ema", their moving average; "auto" takes the average.
         seed: initialises a new classifier.
 
     Returns:
@@ -82,12 +76,40 @@ def load_pretrained(
         UserError: the weights are unavailable or unreadable, belong to another architecture or number of classes, or
             are not finite.
     """
-    if classifier not in ("keep", "replace", "auto"):
-        raise unknown("classifier", classifier, ("keep", "replace", "auto"))
+    found = open_pretrained(
+        source, model=model, num_classes=num_classes, classifier=classifier, weights=weights, seed=seed
+    )
+    if found.weights:
+        print(f"{source}: {found.weights}", file=sys.stderr)
+    return found.model, found.variables, found.preprocess
+
+
+def open_pretrained(
+    source: str | Path,
+    *,
+    model: str | nn.Module | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] = (),
+    classifier: Literal["keep", "replace", "auto"] = "keep",
+    weights: Which = "auto",
+    seed: int = 0,
+) -> Pretrained:
+    """Loads a model with weights; see `load_pretrained`, whose arguments it takes.
+
+    Args:
+        class_names: names of the `num_classes` classes. If the source names its classes, too, a classifier for the same
+            ones in another order is put in this order, and "auto" replaces one for other classes.
+    """
+    for name, value, known in (
+        ("classifier", classifier, ("keep", "replace", "auto")),
+        ("weights", weights, ("auto", "ema", "plain")),
+    ):
+        if value not in known:
+            raise unknown(name, value, known)
     if num_classes is None and classifier != "keep" or num_classes is not None and num_classes < 1:
         raise UserError(f"num_classes is {num_classes} with classifier={classifier!r}: it must be 1 or more")
-    opened = _open(source)
-    make = opened.make if model is None else _maker(model)
+    opened = open_weights(source, weights)
+    make = opened.make if model is None else maker(model)
     if make is None:
         raise UserError(
             f"the weights {opened.where} do not say which model they are for: pass model=NAME "
@@ -97,27 +119,132 @@ def load_pretrained(
     shape = opened.preprocess.image_shape if opened.preprocess else network.input_shape
     like = _shapes(network, shape)
     naming = None if opened.ours else recognise(network, list(like), opened.state)
+    if naming is not None:
+        opened = _inside(opened, naming, list(like), weights)
+    _check_kind(opened, weights)
     if not hasattr(network, "num_classes"):  # such as an auto-encoder
         arrays = _converted(opened, naming, network, shape, like, [])
-        return network, traverse_util.unflatten_dict(arrays, sep="/"), opened.preprocess
-    classes = _classes(opened.state, naming)
+        return _pretrained(opened, network, arrays, "")
+    count = _classes(opened.state, naming)
     if num_classes is None:
-        num_classes = network.num_classes if isinstance(model, nn.Module) or classes is None else classes
-    if classifier == "auto":
-        classifier = "keep" if classes == num_classes else "replace"
-    if classifier == "keep" and classes not in (None, num_classes):
+        num_classes = network.num_classes if isinstance(model, nn.Module) or count is None else count
+    head = choose_head(opened.classes, class_names, count, num_classes, classifier)
+    if head.kept and count not in (None, num_classes):
         raise UserError(
-            f"the weights {opened.where} are for {classes} classes, not {num_classes}: set `init_head` to replace "
-            f"(in Python, classifier='replace') to start a new classifier, or use num_classes={classes}"
+            f"the weights {opened.where} are for {count} classes, not {num_classes}: set `init_head` to replace "
+            f"(in Python, classifier='replace') to start a new classifier, or use num_classes={count}"
         )
     if num_classes != network.num_classes:
         network = make(num_classes)
         like = _shapes(network, shape)
     # The classifiers of auxiliary heads are called "output", too.
-    head = [path for path in like if classifier == "replace" and "output" in path.split("/")]
-    kept = {path: leaf for path, leaf in like.items() if path not in head}
-    arrays = _converted(opened, naming, network, shape, kept, head) | _initialised(network, shape, head, seed)
-    return network, traverse_util.unflatten_dict(arrays, sep="/"), opened.preprocess
+    classifiers = [path for path in like if "output" in path.split("/")]
+    new = [] if head.kept else classifiers
+    kept = {path: leaf for path, leaf in like.items() if path not in new}
+    _check_side_heads(opened, naming, network, kept)
+    arrays = _converted(opened, naming, network, shape, kept, new) | _initialised(network, shape, new, seed)
+    if head.order is not None:
+        arrays |= {path: arrays[path][..., head.order] for path in classifiers}
+    return _pretrained(opened, network, arrays, head.origin)
+
+
+def _pretrained(opened: Opened, network: nn.Module, arrays: Mapping[str, Any], classifier: str) -> Pretrained:
+    kinds = {None: "", True: "the moving average of the weights", False: "the weights without averaging"}
+    variables = traverse_util.unflatten_dict(arrays, sep="/")
+    return Pretrained(network, variables, opened.preprocess, kinds[opened.ema], classifier)
+
+
+def _inside(opened: Opened, naming: Naming, paths: Sequence[str], which: Which) -> Opened:
+    """Finds the network in a larger one, such as Lightning's `model.`, and drops what is beside it.
+
+    Raises:
+        UserError: several networks fit.
+    """
+    state = naming.prepare(opened.state)
+    found = prefixes(state, [torch_name(path, naming.names) for path in paths])
+    averages = [prefix for prefix in found if is_average(prefix)]
+    others = [prefix for prefix in found if prefix not in averages]
+    average = not others or bool(averages) and which != "plain"
+    fitting = averages if average else others
+    if "" in fitting:
+        return replace(opened, state=state)
+    if len(fitting) > 1:
+        raise UserError(
+            f"{opened.where} holds several networks that fit, under {', '.join(fitting)}: save the state dict of one"
+        )
+    inside = {name.removeprefix(fitting[0]): array for name, array in state.items() if name.startswith(fitting[0])}
+    return replace(opened, state=inside, ema=average if averages else opened.ema)
+
+
+def _check_kind(opened: Opened, which: Which) -> None:
+    """Checks that the weights are a moving average, or not, as was asked for."""
+    if which == "ema" and not opened.ema:
+        wrong, other = "no moving average of the weights", "plain"
+    elif which == "plain" and opened.ema:
+        wrong, other = "only a moving average of the weights", "ema"
+    else:
+        return
+    raise UserError(f"{opened.where} has {wrong}: set `init_weights` to auto or {other} (in Python, weights='auto')")
+
+
+class Head(NamedTuple):
+    """Where the classifier comes from.
+
+    Attributes:
+        kept: whether it is that of the weights.
+        order: its columns in the order of the classes; None if they are.
+        origin: this in words.
+    """
+
+    kept: bool
+    order: list[int] | None
+    origin: str
+
+
+def choose_head(
+    theirs: Sequence[str], ours: Sequence[str], count: int | None, num_classes: int | None, classifier: str
+) -> Head:
+    """Decides whether to keep a classifier.
+
+    Args:
+        theirs, ours: class names of the weights and of the data; empty if unknown.
+        count: number of classes of the weights; None if they have no classifier.
+        num_classes: number of classes of the data.
+        classifier: see `load_pretrained`.
+    """
+    named = bool(ours) and len(theirs) == len(set(theirs)) == count
+    same = named and sorted(theirs) == sorted(ours)
+    if classifier == "replace":
+        return Head(False, None, "new classifier")
+    if classifier == "auto" and count is None:
+        return Head(False, None, "new classifier: the weights have none")
+    if classifier == "auto" and count != num_classes:
+        return Head(False, None, f"new classifier: the weights are for {count} classes")
+    if classifier == "auto" and named and not same:
+        return Head(False, None, f"new classifier: the weights are for {_listed(theirs)}")
+    if not named:
+        return Head(True, None, "classifier kept; the weights do not name its classes")
+    if not same:
+        return Head(True, None, f"classifier kept, though it is for {_listed(theirs)}")
+    if list(theirs) == list(ours):
+        return Head(True, None, "classifier kept")
+    return Head(True, [theirs.index(name) for name in ours], "classifier kept, its classes put in the data's order")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _check_side_heads(opened: Opened, naming: Naming | None, network: Any, wanted: Mapping[str, Any]) -> None:
+    """Rejects weights without auxiliary heads, such as timm's Inception-v3, for a model that has them."""
+    heads = [path for path in wanted if path.split("/")[1].startswith("aux")]
+    have = opened.state if naming is None else naming.prepare(opened.state)
+    names = heads if naming is None else [torch_name(path, naming.names) for path in heads]
+    if getattr(network, "aux_heads", False) and not any(name in have for name in names):
+        raise UserError(
+            f"the weights {opened.where} have no side heads: set `model_args` to aux_heads=false (in Python, "
+            "aux_heads=False)"
+        )
 
 
 def _classes(state: Mapping[str, np.ndarray], naming: Naming | None) -> int | None:
@@ -130,7 +257,7 @@ def _classes(state: Mapping[str, np.ndarray], naming: Naming | None) -> int | No
 
 
 def _converted(
-    opened: _Opened,
+    opened: Opened,
     naming: Naming | None,
     network: Any,
     shape: tuple[int, int, int],
@@ -155,118 +282,11 @@ def _converted(
         given=opened.where,
         wanted=wanted,
     )
-    return _flat(variables)
-
-
-def _open(source: str | Path) -> _Opened:
-    path = Path(source)
-    if path.is_dir():
-        config = path / CONFIG
-        if (path / WEIGHTS).is_file() and not (path / run_folder.WEIGHTS).exists():
-            return _open_timm(HubFiles(path / WEIGHTS, read_config(config)), str(source))
-        return _open_run(path)
-    if path.is_file():
-        is_run = path.name == run_folder.WEIGHTS and (path.parent / run_folder.CONFIG).is_file()
-        return _open_run(path.parent) if is_run else _open_file(path)
-    owner, _, name = str(source).partition("/")
-    if owner == "torchvision" and name:
-        if name not in TORCHVISION:
-            raise unknown("weights of torchvision", name, TORCHVISION)
-        entry = TORCHVISION[name]
-        state, _ = read_state(torchvision_file(name, entry))
-        return _Opened(str(source), state, _factory(entry.architecture), entry.preprocess)
-    # OWNER/NAME on the hub, unless it looks like a mistyped path or a run yet to be trained.
-    is_path = owner == RUNS or Path(owner).exists() or path.suffix in SUFFIXES
-    if _HUB.fullmatch(str(source)) and not is_path:
-        return _open_timm(hub_files(str(source)), str(source))
-    if owner == RUNS and _is_experiment(name):
-        raise UserError(f"no run {source}: train it first with python -m experiments.{name}")
-    raise UserError(
-        f"no file or folder {source}: name a run folder, a weights file, torchvision/NAME, or OWNER/NAME on the "
-        "Hugging Face hub"
-    )
-
-
-def _is_experiment(name: str) -> bool:
-    """Whether runs/NAME is the default folder of an experiment."""
-    try:
-        return name.isidentifier() and importlib.util.find_spec(f"experiments.{name}") is not None
-    except ModuleNotFoundError:  # installed without the experiments
-        return False
-
-
-def load_run(run: str | Path) -> tuple[Any, dict[str, Any], Preprocess]:
-    """Opens a finished run of one network; returns module, variables and preprocessing.
-
-    Raises:
-        UserError: the run is not finished, or has several members.
-    """
-    members = run_folder.read_config(run).train.members
-    if members > 1:
-        raise UserError(f"{run} is a run of {members} networks: train it again with one member, or name another run")
-    trained = load_trained(run)
-    return trained.model, trained.variables, trained.preprocess
-
-
-def _open_run(run: Path) -> _Opened:
-    network, variables, preprocess = load_run(run)
-    return _Opened(str(run), _flat(variables), _maker(network), preprocess, ours=True)
-
-
-def _open_timm(files: HubFiles, where: str) -> _Opened:
-    architecture = files.config["architecture"]
-    if architecture not in ARCHITECTURES:
-        raise unknown("architecture", architecture, ARCHITECTURES)
-    if files.config.get("model_args"):
-        raise UserError(
-            f"{where} is a {architecture} with model_args {files.config['model_args']}, which are not supported: "
-            "choose other weights"
-        )
-    state, _ = read_state(files.weights)
-    return _Opened(where, state, _factory(architecture), from_timm(files.config["pretrained_cfg"], where))
-
-
-def _open_file(path: Path) -> _Opened:
-    state, metadata = read_state(path)
-    if all(name.startswith(("params/", "batch_stats/")) for name in state):
-        return _Opened(str(path), state, ours=True)
-    if record := _record(metadata):
-        preprocess = PublishedPreprocess.from_json(json.dumps(record["preprocess"]), path)
-        return _Opened(str(path), state, partial(build, record["model"], args=record["model_args"]), preprocess)
-    for entry in TORCHVISION.values():
-        if entry.file == path.name:
-            return _Opened(str(path), state, _factory(entry.architecture), entry.preprocess)
-    return _Opened(str(path), state)
-
-
-def _record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """Returns the record that `cnn_jax.weights.export` wrote to the header; None if the file is not from it."""
-    try:
-        match json.loads(metadata[METADATA]):
-            case {"model": str(), "model_args": [*args], "preprocess": {}} as record:
-                return record if all(isinstance(arg, str) for arg in args) else None
-    except (KeyError, ValueError):
-        pass
-    return None
-
-
-def _maker(model: str | nn.Module) -> Maker:
-    if isinstance(model, str):
-        return partial(build, model)
-    return lambda num_classes: model if num_classes is None else model.clone(num_classes=num_classes)
-
-
-def _factory(architecture: str) -> Maker:
-    factory = ARCHITECTURES[architecture]
-    return lambda num_classes: factory() if num_classes is None else factory(num_classes=num_classes)
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(traverse_util.flatten_dict(dict(tree), sep="/"))
+    return flat(variables)
 
 
 def _shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
-    return _flat(jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)))
+    return flat(jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)))
 
 
 def _initialised(
@@ -276,7 +296,7 @@ def _initialised(
 
     @jax.jit
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        leaves = _flat(network.init(key, jnp.zeros((1, *shape)), train=False))
+        leaves = flat(network.init(key, jnp.zeros((1, *shape)), train=False))
         return {path: leaves[path] for path in paths}
 
     return {path: np.asarray(array) for path, array in init(jax.random.key(seed)).items()}
