@@ -24,10 +24,10 @@ from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.models import model_name
 from cnn_jax.models.ensembles import Network
 from cnn_jax.models.named import check_module, make_model
+from cnn_jax.ops.plain import plain_operations
 from cnn_jax.report import curves, figures
 from cnn_jax.runs.evaluate import evaluate, evaluate_source
 from cnn_jax.runs.inference import predict_outputs
-from cnn_jax.ops.plain import plain_operations
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
