@@ -138,7 +138,7 @@ def fingerprint(sources: Mapping[str, Source]) -> str:
         digest.update(f"{name} {len(source)} {source.image_shape} {tuple(source.class_names)}".encode())
         # A source says what is in it, or at least how it is decoded; if it says nothing, look.
         told = getattr(source, "contents", None) or getattr(source, "fingerprint", None)
-        digest.update(_sample(source) if told is None else str(told).encode())
+        digest.update(_sample(source) if told is None else str(told).encode(errors="surrogateescape"))
     return digest.hexdigest()[:8]
 
 

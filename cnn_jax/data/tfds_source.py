@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cnn_jax.config import Config
+from cnn_jax.data.image_file import open_image
 from cnn_jax.data.preprocess import fit_image
 from cnn_jax.data.sources import Example, Splits
 from cnn_jax.errors import UserError, nearest, unknown
@@ -49,7 +48,7 @@ class TfdsSource:
     def __getitem__(self, index: int, /) -> Example:
         try:
             record = self.records[index]
-            with Image.open(io.BytesIO(record[self.image_key])) as image:
+            with open_image(io.BytesIO(record[self.image_key]), max(self.image_shape[:2])) as image:
                 pixels = fit_image(image, self.image_shape)
         except (RuntimeError, OSError) as error:  # from array_record and Pillow
             raise _damaged(self.name, self.fingerprint, error) from error

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from cnn_jax.arguments import naming
 from cnn_jax.config import Config
 from cnn_jax.data import Pipeline, Preprocess, Source, Splits, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
+from cnn_jax.data.image_file import Levels
 from cnn_jax.data.pipeline import is_resident
 from cnn_jax.data.sources import example_spec
 from cnn_jax.errors import UserError, unknown
@@ -127,7 +128,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
     check_names(config, given)
-    sources = given.sources or _open_sources(config)
+    sources = given.sources or _open_sources(config, "in use" if resumed is None else resumed.levels)
     train = sources["train"]
     task = given.task or make_task(optim, train.class_names)
     augment = _augment(config, parallel, train, task)
@@ -159,6 +160,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
         preprocess = Preprocess.fit(resident["image"] if resident else train, config.data.normalize)
     else:
         preprocess = replace(published, image_shape=train.image_shape)
+    preprocess = replace(preprocess, levels=getattr(train, "levels", None))
     if variables is not None:  # they would become constants of a program
         state = stack_members(partial(init, variables=variables), *hyperparameters)
     elif resumed is None:
@@ -276,14 +278,14 @@ def _optimizer(
     return replace(optimizer, description=optimizer.description + also)
 
 
-def _open_sources(config: Config) -> dict[str, Source]:
+def _open_sources(config: Config, levels: Levels | Literal["in use"] | None) -> dict[str, Source]:
     data = config.data
     chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir)
     every = {name: split or getattr(usual, name) for name, split in chosen.items()}
     splits = {name: split for name, split in every.items() if split is not None}
     size_and_kind = {"image_size": data.image_size, "channels": data.channels}
-    opened = partial(open_source, data.dataset, data_dir=data.data_dir, **size_and_kind)
+    opened = partial(open_source, data.dataset, data_dir=data.data_dir, levels=levels, **size_and_kind)
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
     sizes = {}  # of the splits that are used in part, bad images included
     for part in (part for split in splits.values() for part in _parts(split)):
