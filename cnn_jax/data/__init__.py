@@ -16,6 +16,7 @@ from cnn_jax.data import digits, folder, own, procedural, tfds_source
 from cnn_jax.data.channels import KINDS, with_channels
 from cnn_jax.data.decoded import materialize
 from cnn_jax.data.image_file import Levels
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.pipeline import Pipeline, batch_indices, make_pipeline
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.data.sources import ArraySource, Example, Source, Splits, parse_split
@@ -69,6 +70,8 @@ def open_source(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"`image_size` is {image_size}: set it to at least 1 pixel")
+    if image_size is not None:
+        check_memory(12 * image_size**2, f"an image of {image_size} x {image_size} pixels", "lower `image_size`")
     if channels is not None and channels not in KINDS:
         raise UserError(f"`channels` is {channels}: set it to 1 (grey) or 3 (colour)")
     family, _, argument = dataset.partition(":")

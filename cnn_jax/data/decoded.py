@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.sources import ArraySource, Source, example_spec
 from cnn_jax.errors import UserError
 from cnn_jax.storage import durable
@@ -70,6 +72,12 @@ def check_labels(source: Source, labels: np.ndarray, first_index: int = 0) -> np
 
 def _decode(source: Source) -> dict[str, np.ndarray]:
     spec = example_spec(source)
+    example = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in spec.values())
+    check_memory(
+        len(source) * example,
+        f"{source.name} {source.split}, decoded,",
+        "lower `image_size`, or set `pipeline` to stream",
+    )
     arrays: dict[str, np.ndarray] = {
         name: np.empty((len(source), *array.shape), array.dtype) for name, array in spec.items()
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.preprocess import fit_image
 from cnn_jax.data.sources import ArraySource, parse_split
 from cnn_jax.errors import UserError
@@ -33,6 +34,7 @@ def open_digits(argument: str, split: str, image_size: int | None) -> ArraySourc
     images, labels = images[chosen], labels[chosen]
     if image_size is not None:
         shape = (image_size, image_size, 1)
+        check_memory(len(images) * image_size**2, f"digits {split} of {image_size} pixels", "lower `image_size`")
         images = np.stack([fit_image(Image.fromarray(image[..., 0]), shape) for image in images])
     return ArraySource("digits", split, tuple("0123456789"), images, labels)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cnn_jax.arguments import load_attribute
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.preprocess import fit_image
 from cnn_jax.data.sources import ArraySource, DerivedSource, Example, Source, Splits, parse_split
 from cnn_jax.errors import UserError
@@ -106,6 +108,7 @@ def resized(source: Source, size: int) -> Source:
     if (height, width) == (size, size):
         return source
     shape = (size, size, channels)
+    check_memory(len(source) * math.prod(shape), f"{source.name} of {size} pixels", "lower `image_size`")
     images = np.stack([_resize(source[index]["image"], shape) for index in range(len(source))])
     labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int32)
     return ArraySource(source.name, source.split, source.class_names, images, labels)

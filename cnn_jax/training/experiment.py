@@ -1,6 +1,7 @@
 """Builds all parts of a run from its config and from objects given by the caller; writes nothing."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Pipeline, Preprocess, Source, Splits, default_splits, make_pipeline, open_source, parse_split
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.data.image_file import Levels
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.pipeline import is_resident
 from cnn_jax.data.sources import example_spec
 from cnn_jax.errors import UserError, unknown
@@ -33,6 +35,7 @@ from cnn_jax.optim.optimizers import (
 )
 from cnn_jax.optim.parameter_groups import freeze_until_steps, frozen_rules, parse_rule
 from cnn_jax.optim.schedules import SCHEDULES
+from cnn_jax.storage.file_names import readable
 from cnn_jax.tasks import Task, make_task
 from cnn_jax.training.compiled import call_traced
 from cnn_jax.training.evaluation import Evaluator
@@ -130,6 +133,8 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     check_names(config, given)
     sources = given.sources or _open_sources(config, "in use" if resumed is None else resumed.levels)
     train = sources["train"]
+    _check_names(train)
+    _check_batch(config, parallel, train)
     task = given.task or make_task(optim, train.class_names)
     augment = _augment(config, parallel, train, task)
     model = _model(config, given, task, parallel)
@@ -152,6 +157,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     with plain_operations():  # the compiled ones may not be ready
         start = jax.jit(partial(stack_members, init)).trace(*hyperparameters)
         state: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start.out_info)
+        _check_memory(config, parallel, train, state)
         _check_outputs(model, task, train, state, config.train.members)
     variables, published = (None, resumed) if resumed else initial_variables(config, model, train.image_shape)
     data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
@@ -199,6 +205,33 @@ def check_names(config: Config, given: Given = Given()) -> None:
     with naming("`augment`"):
         for spec in config.data.augment:
             parse_spec(spec)
+
+
+def _check_names(train: Source) -> None:
+    """Rejects class names that the run's files could not hold.
+
+    Raises:
+        UserError: names the class.
+    """
+    for name in train.class_names:
+        if name != readable(name):
+            raise UserError(
+                f"the class name {readable(name)!r} has a line break or another control character: change it"
+            )
+
+
+def _check_batch(config: Config, parallel: Parallel, train: Source) -> None:
+    """Rejects batches whose images alone do not fit in memory."""
+    batch = 4 * config.data.batch_size * math.prod(train.image_shape)
+    memory = _device_memory(parallel)
+    share = batch if memory is None else batch // len(parallel.devices)
+    what = f"a batch of {config.data.batch_size} images of {'x'.join(map(str, train.image_shape))}"
+    check_memory(share, what, "lower `image_size` or `batch_size`", memory)
+
+
+def _device_memory(parallel: Parallel) -> int | None:
+    """Bytes of memory of a device; None for that of the machine."""
+    return (parallel.devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _batch_shapes(source: Source, size: int) -> dict[str, Any]:
