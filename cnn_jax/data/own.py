@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cnn_jax.arguments import load_attribute
 from cnn_jax.data.memory import check_memory
-from cnn_jax.data.preprocess import fit_image
+from cnn_jax.data.preprocess import fit_images
 from cnn_jax.data.sources import ArraySource, DerivedSource, Example, Source, Splits, parse_split
 from cnn_jax.errors import UserError
 
@@ -103,20 +102,15 @@ def as_source(
 
 
 def resized(source: Source, size: int) -> Source:
-    """Returns the source resized in memory to `size` x `size` (see `fit_image`), or itself if it has that size."""
+    """Returns the source resized in memory to `size` x `size` (see `fit_images`), or itself if it has that size."""
     height, width, channels = source.image_shape
     if (height, width) == (size, size):
         return source
     shape = (size, size, channels)
     check_memory(len(source) * math.prod(shape), f"{source.name} of {size} pixels", "lower `image_size`")
-    images = np.stack([_resize(source[index]["image"], shape) for index in range(len(source))])
+    images = fit_images((source[index]["image"] for index in range(len(source))), len(source), shape)
     labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int32)
     return ArraySource(source.name, source.split, source.class_names, images, labels)
-
-
-def _resize(image_HxWxC: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    pixels = image_HxWxC[..., 0] if image_HxWxC.shape[-1] == 1 else image_HxWxC
-    return fit_image(Image.fromarray(pixels), shape)
 
 
 def split_off(source: Source, share: float) -> tuple[Source, Source]:

@@ -5,7 +5,7 @@ export consistent. This module imports no JAX because the loader's worker proces
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cnn_jax.errors import UserError, unknown
 from cnn_jax.storage.file_names import readable
 
 NORMALIZE = ("dataset", "half", "none")
+_COUNTED = 2**22  # values counted at a time, each of which takes 8 bytes meanwhile
 _SAMPLE = 10_000  # sample size for statistics of a source too large for memory
 
 
@@ -157,8 +158,9 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
     """Mean and standard deviation of each channel in [0, 1] units; computed from counts, so exact for any size."""
     channels = images.shape[-1]
     counts_Cx256 = np.zeros((channels, 256), np.int64)  # counting grey levels is faster than summing squares
-    for start in range(0, len(images), 1000):
-        chunk = images[start : start + 1000].reshape(-1, channels)
+    at_a_time = max(1, _COUNTED // math.prod(images.shape[1:]))
+    for start in range(0, len(images), at_a_time):
+        chunk = images[start : start + at_a_time].reshape(-1, channels)
         counts_Cx256 += [np.bincount(chunk[:, c], minlength=256) for c in range(channels)]
     levels, count = np.arange(256), counts_Cx256[0].sum()
     mean = counts_Cx256 @ levels / count
@@ -221,3 +223,11 @@ def fit_image(image: Image.Image, image_shape: tuple[int, int, int], levels: Lev
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(height, width, channels)
+
+
+def fit_images(images: Iterable[np.ndarray], count: int, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Resizes `count` images, uint8 HxWxC with 1 or 3 channels, by `fit_image`; returns uint8 NxHxWxC."""
+    fitted = np.empty((count, *image_shape), np.uint8)
+    for i, image in enumerate(images):
+        fitted[i] = fit_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), image_shape)
+    return fitted

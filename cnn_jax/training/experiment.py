@@ -14,7 +14,16 @@ import optax
 
 from cnn_jax.arguments import naming
 from cnn_jax.config import Config
-from cnn_jax.data import Pipeline, Preprocess, Source, Splits, default_splits, make_pipeline, open_source, parse_split
+from cnn_jax.data import (
+    Pipeline,
+    Preprocess,
+    Source,
+    Splits,
+    default_splits,
+    make_pipeline,
+    open_source,
+    parse_split,
+)
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.data.image_file import Levels
 from cnn_jax.data.memory import check_memory
@@ -134,7 +143,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     sources = given.sources or _open_sources(config, "in use" if resumed is None else resumed.levels)
     train = sources["train"]
     _check_names(train)
-    _check_batch(config, parallel, train)
+    _check_memory(config, parallel, train)
     task = given.task or make_task(optim, train.class_names)
     augment = _augment(config, parallel, train, task)
     model = _model(config, given, task, parallel)
@@ -220,17 +229,29 @@ def _check_names(train: Source) -> None:
             )
 
 
-def _check_batch(config: Config, parallel: Parallel, train: Source) -> None:
-    """Rejects batches whose images alone do not fit in memory."""
-    batch = 4 * config.data.batch_size * math.prod(train.image_shape)
-    memory = _device_memory(parallel)
-    share = batch if memory is None else batch // len(parallel.devices)
-    what = f"a batch of {config.data.batch_size} images of {'x'.join(map(str, train.image_shape))}"
-    check_memory(share, what, "lower `image_size` or `batch_size`", memory)
+def _check_memory(config: Config, parallel: Parallel, train: Source, state: Tree = None) -> None:
+    """Rejects a batch of images that does not fit in memory; with `state`, counts weights and gradients, too.
+
+    Raises:
+        UserError: names what needs how much.
+    """
+    size, memory = "x".join(map(str, train.image_shape)), _device_memory(parallel)
+    needed = 4 * config.data.batch_size * math.prod(train.image_shape)  # bytes of the images, as float32
+    if memory is not None:
+        needed //= len(parallel.devices)
+    what, advice = f"a batch of {config.data.batch_size} images of {size}", "lower `image_size` or `batch_size`"
+    if state is not None:
+        needed += _bytes(state) + _bytes(state.params)
+        what, advice = f"training {config.model.model} on {size} images", f"{advice}, or choose another `model`"
+    check_memory(needed, what, advice, memory)
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _device_memory(parallel: Parallel) -> int | None:
-    """Bytes of memory of a device; None for that of the machine."""
+    """Bytes of memory of a device; None if it has none of its own."""
     return (parallel.devices[0].memory_stats() or {}).get("bytes_limit")
 
 
