@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import cnn_jax
+from cnn_jax.config import Config
 from cnn_jax.data import Preprocess, materialize, open_source
 from cnn_jax.data.folder import FolderSource
 from cnn_jax.data.image_file import levels_in_use, open_image
@@ -20,6 +21,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.runs.predict import predict
 from cnn_jax.storage import run_folder as files
+from cnn_jax.training.experiment import make_experiment
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +123,16 @@ def test_colour_of_16_bits_that_are_in_use_is_read(tmp_path):
     assert source.levels is None and source[0]["image"].tolist() == [[[255, 1, 0], [0, 40000 >> 8, 0]]]
 
 
+def test_a_run_that_is_resumed_keeps_the_range(tmp_path):
+    images = [twelve_bits(i) for i in range(12)]
+    dataset = fill(tmp_path, {"a": images, "b": images}, "png")
+    config = Config().override(dataset=dataset, model="softmax_regression", steps=1, epochs=None, batch_size=8)
+    assert make_experiment(config).preprocess.levels == (0, 4095)
+    resumed = make_experiment(config, resumed=Preprocess((6, 8, 1), (0.5,), (1.0,), levels=(0.0, 8191.0)))
+    sources = resumed.sources.values()
+    assert {resumed.preprocess.levels, *(getattr(source, "levels", None) for source in sources)} == {(0, 8191)}
+
+
 def test_a_run_records_the_range_and_uses_it_again(tmp_path, capsys):
     images = {"dark": [twelve_bits(i, 0, 2000) for i in range(12)], "light": [twelve_bits(i, 2000) for i in range(12)]}
     dataset = fill(tmp_path / "photos", images, "png")
@@ -136,6 +148,10 @@ def test_a_run_records_the_range_and_uses_it_again(tmp_path, capsys):
     for prediction, probabilities in zip(said, by_arrays, strict=True):
         rows = {row["class"]: row["probability"] for row in prediction.rows}
         np.testing.assert_allclose([rows["dark"], rows["light"]], probabilities, rtol=1e-4)
+    # A run that starts from its weights has the range of its own images.
+    config = Config().override(dataset=dataset, model="softmax_regression", steps=1, epochs=None, batch_size=8)
+    tuned = make_experiment(config.override(init_from=str(tmp_path / "run")))
+    assert tuned.preprocess.levels == (0, 4095) and tuned.preprocess.mean == made.preprocess.mean
     only_dark = fill(tmp_path / "dark", {"dark": images["dark"]}, "png")
     assert opened(only_dark, "all").levels == (0, 2047)
     scores = evaluate(tmp_path / "run", "all", dataset=only_dark)
@@ -246,3 +262,13 @@ def test_labels_corrected_by_exchanging_files_of_one_size_and_time_are_noticed(t
         (tmp_path / "third").rename(other)
     after = materialize(opened(name, "train"))
     assert sorted(zip(after["image"][:, 0, 0, 0].tolist(), after["label"].tolist())) == [(10, 1), (200, 0)]
+
+
+def test_links_to_nothing_are_unreadable_images(tmp_path):
+    name = fill(tmp_path, {"a": [np.zeros((4, 4), np.uint8)] * 3}, "png")
+    (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "nothing.png")
+    parts = [opened(name, part, skip_bad_images=True) for part in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == 3
+    with pytest.raises(UserError, match=r"broken.png' cannot be read"):
+        for part in ("train", "validation", "test"):
+            materialize(opened(name, part))

@@ -16,7 +16,7 @@ from cnn_jax.commands import predict as command_line
 from cnn_jax.commands.data import main as data_command
 from cnn_jax.commands.parser import guard
 from cnn_jax.config import Config
-from cnn_jax.data import open_source
+from cnn_jax.data import materialize, open_source
 from cnn_jax.data.folder import open_folder
 from cnn_jax.data.sources import describe_contents
 from cnn_jax.errors import UserError
@@ -40,6 +40,15 @@ def fill(folder, names, count=12, file="{}.png"):
         for i in range(count):
             Image.fromarray(np.full((4, 4), 100 * label + i, np.uint8)).save(folder / name / file.format(i))
     return f"folder:{folder}"
+
+
+def test_folders_whose_names_are_not_utf_8_or_have_line_breaks(tmp_path):
+    dataset = fill(tmp_path, [LATIN_1, "a\nb"], file=os.fsdecode(b"\xff") + "{}.png")
+    source = open_source(dataset, "all")
+    assert source.class_names == ("K\\xe4fer", "a\\nb")
+    examples = sorted((source[i]["label"], int(source[i]["image"].max())) for i in range(24))
+    assert examples == [(label, 100 * label + i) for label in (0, 1) for i in range(12)]
+    assert len(materialize(source)["image"]) == describe_contents(source)["examples"] == 24
 
 
 def test_a_run_on_names_that_are_not_utf_8_or_have_line_breaks(tmp_path):

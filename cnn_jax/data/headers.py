@@ -41,7 +41,10 @@ class Header(NamedTuple):
 
 def stamp(path: Path) -> tuple[int, ...]:
     """Changes when another file takes this name, even one of the same size and time, or when it is rewritten."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # a link to nothing, which cannot be read as an image either
+        return ()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
@@ -96,10 +99,11 @@ def _facts(kind: str, root: Path, paths: Sequence[Path], find: Callable[[Path], 
                 chunk = paths[start : start + _CHUNK]
                 stamps = {path: list(stamp(path)) for path in chunk}
                 new = [path for path in chunk if table.get(str(path), [None])[0] != stamps[path]]
-                changed = changed or bool(new)
-                for path, fact in zip(new, pool.map(find, new), strict=True):
-                    table[str(path)] = [stamps[path], fact]
-                yield from (table[str(path)][1] for path in chunk)
+                found = dict(zip(new, pool.map(find, new), strict=True))
+                # What could not be found is looked for again: the cause may be outside of the file.
+                table |= {str(path): [stamps[path], fact] for path, fact in found.items() if fact is not None}
+                changed = changed or any(fact is not None for fact in found.values())
+                yield from (found[path] if path in found else table[str(path)][1] for path in chunk)
     finally:
         if changed:
             kept = set(map(str, paths))

@@ -116,8 +116,7 @@ def to_8_bits(image: Image.Image, levels: Levels | None) -> Image.Image:
 def _warn_of_levels(levels: Levels) -> None:
     """Prints a warning, once per process."""
     print(
-        f"warning: images of more than 8 bits are read as {describe(levels)}, as no other range was found in training; "
-        "darker or lighter ones need another scale",
+        f"warning: images of more than 8 bits are read as {describe(levels)}, as nothing says which range is in use",
         file=sys.stderr,
     )
 

@@ -80,6 +80,8 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
     builder = _find(name, data_dir)
     features = builder.info.features
     image_key, label_key = _image_and_label(name, features, builder.info.supervised_keys)
+    if features[image_key].np_dtype.kind == "f":  # stored in a way of its own
+        raise UserError(f"{name} has images of floats, which are not supported: choose another data set")
     try:
         records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
