@@ -342,11 +342,11 @@ def test_sets_that_are_not_for_classification_are_refused(tmp_path):
 def test_sets_of_floats_are_refused_and_16_bits_are_said_to_be_reduced(tmp_path, capsys):
     import tensorflow_datasets as tfds
 
-    floats = {
-        "image": tfds.features.Image(shape=(2, 2, 1), dtype=np.float32),
-        "label": tfds.features.ClassLabel(num_classes=2),
-    }
-    store(tmp_path, "floats", floats, {"train": [{"image": np.zeros((2, 2, 1), np.float32), "label": 0}]})
+    plain = {"image": tfds.features.Image(shape=(2, 2, 1)), "label": tfds.features.ClassLabel(num_classes=2)}
+    store(tmp_path, "floats", plain, {"train": [{"image": png(2, 2), "label": 0}]})
+    described = tmp_path / "floats" / "1.0.0" / "features.json"  # preparing floats needs TensorFlow
+    described.write_text(described.read_text().replace('"dtype": "uint8"', '"dtype": "float32"'))
+    assert "float32" in described.read_text()
     with pytest.raises(UserError, match="floats has images of floats, which are not supported"):
         open_source("floats", "train", data_dir=str(tmp_path))
     deep = {
