@@ -295,9 +295,12 @@ class Config:
                 raise UserError(f"`{name}` is {values[name]}: it must be {rule}")
 
         for name, value in values.items():
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise UserError(f"`{name}` is {number}: it must be finite")
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, float) and not math.isfinite(part):
+                    raise UserError(f"`{name}` is {part}: it must be finite")
+                if isinstance(part, str):
+                    _check_text(name, part)
+        _check_text("workdir", os.path.abspath(self.train.workdir or ""))
         for name in _MORE_THAN_0:
             require(name, lambda value: value > 0, "more than 0")
         for name in ("label_smoothing", "ema_decay"):
@@ -423,6 +426,15 @@ def _checked(name: str, value: Any, hint: Any, path: str | Path) -> Any:
         given = json.dumps(value, ensure_ascii=False)
         raise UserError(f"config {path}: {name} is {given}; it must be {_in_words(hint)}")
     return field_value
+
+
+def _check_text(name: str, text: str) -> None:
+    """Rejects paths that are not UTF-8: JSON cannot hold them, and checkpoints cannot be written there."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        raise UserError(f"`{name}` is {shown}, which is not UTF-8: rename it, or choose another") from error
 
 
 def _is(value: Any, hint: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.commands import experiment as cli
-from cnn_jax.data import ArraySource, digits, pipeline, preprocess
+from cnn_jax.data import ArraySource, digits, memory, pipeline, preprocess
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from experiments import digits_lenet5
@@ -184,3 +184,28 @@ def test_a_full_disk_loses_only_unsaved_work_and_the_same_command_resumes(tmp_pa
     assert_one_line(wrong["400k"], "No space left on device; check the path")
     assert "resuming   from step 10\n" in said["400k"]
     assert "resuming   from step 40\n" in said["64m"] and "finished" in said["64m"] and wrong["64m"] == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["--image-size", "100000"],
+            "an image of 100000 x 100000 pixels takes at least 120 GB of memory, and 2 GB are",
+        ),
+        (["--image-size", "2000"], "digits of 2000 x 2000 pixels takes at least 7.19 GB of memory, and 2 GB are free"),
+        (
+            ["--dataset", "synthetic:10000x10000x3:2"],
+            "a batch of 64 images of 10000x10000x3 takes at least 76.8 GB of memory, and 2 GB are free: lower --image",
+        ),
+        (
+            ["--dataset", "synthetic:2000x2000x1:2"],
+            # 64 images and 4 times 474 million values: weights, two moments, gradients
+            "training lenet5 on 2000x2000x1 images takes at least 8.61 GB of memory",
+        ),
+    ],
+)
+def test_what_does_not_fit_in_memory_is_refused(argv, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * 10**9)
+    assert_one_line(refused([*argv, "--workdir", str(tmp_path / "run")], monkeypatch, capsys), said)
+    assert os.listdir(tmp_path) == []

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from cnn_jax.commands import data as command_line
-from cnn_jax.data import Splits, default_splits, materialize, open_source
+from cnn_jax.data import Splits, default_splits, image_file, materialize, open_source
 from cnn_jax.data.prepare import prepare
 from cnn_jax.errors import UserError
 
@@ -337,6 +337,28 @@ def test_sets_that_are_not_for_classification_are_refused(tmp_path):
     store(tmp_path, "ages", kinds, {"train": [{"image": png(2, 2), "age": 3}]})
     with pytest.raises(UserError, match="age, image, not one image and one class label"):
         open_source("ages", "train", data_dir=str(tmp_path))
+
+
+def test_sets_of_floats_are_refused_and_16_bits_are_said_to_be_reduced(tmp_path, capsys):
+    import tensorflow_datasets as tfds
+
+    plain = {"image": tfds.features.Image(shape=(2, 2, 1)), "label": tfds.features.ClassLabel(num_classes=2)}
+    store(tmp_path, "floats", plain, {"train": [{"image": png(2, 2), "label": 0}]})
+    described = tmp_path / "floats" / "1.0.0" / "features.json"  # preparing floats needs TensorFlow
+    described.write_text(described.read_text().replace('"dtype": "uint8"', '"dtype": "float32"'))
+    assert "float32" in described.read_text()
+    with pytest.raises(UserError, match="floats has images of floats, which are not supported"):
+        open_source("floats", "train", data_dir=str(tmp_path))
+    deep = {
+        "image": tfds.features.Image(shape=(2, 2, 1), dtype=np.uint16),
+        "label": tfds.features.ClassLabel(num_classes=2),
+    }
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 257 * 9, np.uint16)).save(buffer, "png")
+    store(tmp_path, "deep", deep, {"train": [{"image": buffer.getvalue(), "label": 0}]})
+    image_file._warn_of_levels.cache_clear()
+    assert (open_source("deep", "train", data_dir=str(tmp_path))[0]["image"] == 9).all()
+    assert "more than 8 bits are read as 0 (black) to 65535 (white)" in capsys.readouterr().err
 
 
 def test_sets_in_another_file_format_are_refused(tmp_path):

@@ -361,3 +361,36 @@ def test_data_dir_from_environment(tfds_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", os.path.join(tfds_dir, "nowhere"))
     with pytest.raises(UserError, match="nowhere"):
         open_source("mnist", "test[:10]")
+
+
+def reads(fingerprint):
+    source = Counted(fingerprint)
+    materialize(source)
+    return source.reads
+
+
+def test_the_cache_drops_what_was_not_used_for_longest(cache, monkeypatch):
+    for order, fingerprint in enumerate(("first", "second")):
+        assert reads(fingerprint) == 3
+        for folder in cache.iterdir():
+            if folder.stat().st_mtime > 1e9:  # a new one
+                os.utime(folder, (order + 1, order + 1))
+    size = sum(path.stat().st_size for path in next(cache.iterdir()).iterdir())
+    monkeypatch.setenv("CNN_JAX_CACHE_GB", str(2.5 * size / 1e9))
+    assert reads("first") == 0  # which is use, too
+    assert reads("third") == 3 and len(list(cache.iterdir())) == 2
+    assert (reads("first"), reads("third"), reads("second")) == (0, 0, 3)
+    monkeypatch.setenv("CNN_JAX_CACHE_GB", "0")
+    assert reads("last") == 3 and reads("last") == 0  # larger than the limit, but in use
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setenv("CNN_JAX_CACHE_GB", "much")
+    with pytest.raises(UserError, match="CNN_JAX_CACHE_GB is 'much': set it to a number of gigabytes"):
+        materialize(Counted("other"))
+
+
+def test_what_killed_processes_left_in_the_cache_goes(cache):
+    for name in (".writing-old", ".writing-now"):
+        (cache / name).mkdir(parents=True)
+    os.utime(cache / ".writing-old", (0, 0))
+    materialize(Counted("any"))
+    assert [path.name for path in cache.glob(".*")] == [".writing-now"]

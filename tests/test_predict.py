@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_run import digits, expected_logits, make_run
-from PIL import Image
+from PIL import Image, features
 
 from cnn_jax.commands import predict as command
 from cnn_jax.commands.parser import guard
@@ -88,6 +88,20 @@ def test_class_names_are_shown_as_they_are(tmp_path, photos, capsys):
     (run / "classes.txt").write_text("".join(f"[red]class {k}[/red]\n" for k in range(10)))
     command.main([str(run), str(photos / "a.png"), "--top", "1"])
     assert "[red]class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["avif", "tif", "jfif"])
+def test_less_common_kinds_of_images(run, tmp_path, suffix, capsys):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    images, _ = digits("test[:1]")
+    Image.fromarray(images[0, ..., 0]).save(tmp_path / f"digit.{suffix}", format="JPEG" if suffix == "jfif" else None)
+    assert predictions(run, tmp_path, capsys) == predictions(run, tmp_path / f"digit.{suffix}", capsys) != []
+
+
+def predictions(run, path, capsys):
+    command.main([str(run), str(path), "--csv", "-"])
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
 
 
 def test_unreadable_images_are_all_named(run, photos, capsys):

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{source.name} {source.split}: {len(source)} images of {source.image_shape}; {options.output}")
         case "export":
             source = open_source(options.dataset, options.split, data_dir=options.data_dir)
-            export(source, Path(options.output))
+            export(source, Path(options.output), options.force)
             print(f"{source.name} {source.split}: {len(source)} images in {options.output}, one subfolder per class")
 
 
@@ -74,6 +74,9 @@ def _parser() -> ArgumentParser:
     command.add_argument("dataset", help="such as digits, mnist or xo")
     command.add_argument("--split", default="test", help="such as test or train[:100] (default: test)")
     command.add_argument("--output", type=file_path, required=True, help="folder to write into")
+    command.add_argument(
+        "--force", action="store_true", help="also into a folder that has files; those of the same names are replaced"
+    )
     return parser
 
 

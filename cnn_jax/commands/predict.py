@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from cnn_jax.commands.output import write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path, positive
 from cnn_jax.errors import UserError
+from cnn_jax.storage.file_names import readable
 
 if TYPE_CHECKING:
     from cnn_jax.runs.predict import Prediction
@@ -54,18 +55,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_csv(found: Sequence["Prediction"], file: TextIO) -> None:
-    """Writes a line for each image and prediction: image, rank from 1, and the task's columns, such as class."""
+    """Writes a line for each image and prediction: image, rank from 1, and the task's columns, such as class.
+
+    In the names of images, bytes that are not UTF-8 and line breaks are escaped, see `storage.file_names`.
+    """
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("image", "rank", *found[0].rows[0]))
     for prediction in found:
         for rank, row in enumerate(prediction.rows, 1):
             cells = (f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row.values())
-            writer.writerow((prediction.image, rank, *cells))
+            writer.writerow((readable(prediction.image), rank, *cells))
 
 
 def write_json(found: Sequence["Prediction"], file: TextIO) -> None:
     """Writes a list of {"image", "predictions": [{"class", "probability"}, …]}."""
-    records = [{"image": str(prediction.image), "predictions": list(prediction.rows)} for prediction in found]
+    records = [{"image": readable(prediction.image), "predictions": list(prediction.rows)} for prediction in found]
     json.dump(records, file, indent=2, ensure_ascii=False)
     file.write("\n")
 
@@ -85,7 +89,7 @@ def write_pictures(found: Sequence["Prediction"], folder: str) -> None:
     for number, prediction in enumerate(found):
         if prediction.picture is None:
             raise UserError("the outputs of this run are not images: leave out --pictures")
-        name = f"{number:05d}-{prediction.image.stem}.png"
+        name = f"{number:05d}-{readable(prediction.image.stem)}.png"
         write_output("--pictures", str(Path(folder) / name), image_png(prediction.picture))
 
 
@@ -117,7 +121,7 @@ def _print(found: Sequence["Prediction"]) -> None:
     for prediction in found:
         for rank, row in enumerate(prediction.rows):
             cells = (_cell(name, value) for name, value in row.items())
-            table.add_row(*map(Text, ("" if rank else str(prediction.image), *cells)))
+            table.add_row(*map(Text, ("" if rank else readable(prediction.image), *cells)))
     Console(width=None if sys.stdout.isatty() else 200).print(table)  # do not wrap in a file
 
 

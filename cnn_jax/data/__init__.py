@@ -10,9 +10,13 @@ A data set is named by one string:
   synthetic:32x32x3:10, synthetic:32x32x3:10:50000     random images of 10 learnable classes
 """
 
+from typing import Literal
+
 from cnn_jax.data import digits, folder, own, procedural, tfds_source
 from cnn_jax.data.channels import KINDS, with_channels
 from cnn_jax.data.decoded import materialize
+from cnn_jax.data.image_file import Levels
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.pipeline import Pipeline, batch_indices, make_pipeline
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.data.sources import ArraySource, Example, Source, Splits, parse_split
@@ -42,6 +46,7 @@ def open_source(
     image_size: int | None = None,
     channels: int | None = None,
     skip_bad_images: bool = False,
+    levels: Levels | Literal["in use"] | None = "in use",
 ) -> Source:
     """Opens one split of a data set; images are not read yet.
 
@@ -52,6 +57,8 @@ def open_source(
       image_size: height and width in pixels to resize images to; None keeps the data set's own.
       channels: 1 for grey images, 3 for colour ones; None keeps the data set's own.
       skip_bad_images: leave out unreadable files of a `folder:` instead of stopping at them.
+      levels: values of more than 8 bits of a `folder:` that become 0 and 255, see `Preprocess`; default: the range in
+        use over its training images.
 
     Raises:
       UserError: unknown data set or split, images of different sizes without `image_size`, or images that cannot be
@@ -63,6 +70,8 @@ def open_source(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"`image_size` is {image_size}: set it to at least 1 pixel")
+    if image_size is not None:
+        check_memory(12 * image_size**2, f"an image of {image_size} x {image_size} pixels", "lower `image_size`")
     if channels is not None and channels not in KINDS:
         raise UserError(f"`channels` is {channels}: set it to 1 (grey) or 3 (colour)")
     family, _, argument = dataset.partition(":")
@@ -70,7 +79,7 @@ def open_source(
         case "digits":
             source = digits.open_digits(argument, split, image_size)
         case "folder":
-            source = folder.open_folder(argument, split, image_size, skip_bad_images, channels)
+            source = folder.open_folder(argument, split, image_size, skip_bad_images, channels, levels)
         case "xo":
             source = procedural.open_xo(argument, split, image_size)
         case "synthetic":

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import sys
@@ -13,22 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.sources import ArraySource, Source, example_spec
 from cnn_jax.errors import UserError
 from cnn_jax.storage import durable
-from cnn_jax.storage.cache import cache_folder
+from cnn_jax.storage.cache import cache_folder, remove_least_recent, touch
 
 MAX_DECODED_BYTES = 2**30  # largest source that is decoded in full unless the user asks for it
 _ROWS_PER_TASK = 100  # examples that a thread decodes at a time
 
-_DECODING = 3  # increment when the same file decodes to different pixels
+_DECODING = 4  # increment when the same file decodes to different pixels
 
 
 def materialize(source: Source) -> dict[str, np.ndarray]:
     """Decodes every example of `source`.
 
     Arrays of a source with a fingerprint are cached in `decoded` under CNN_JAX_CACHE, or ~/.cache/cnn_jax, and
-    memory-mapped on later calls. If the cache cannot be written, it is skipped.
+    memory-mapped on later calls. If the cache cannot be written, it is skipped. The entries that were not used for
+    longest go when it is full, see `storage.cache`.
 
     Returns:
       Arrays of all N examples, keyed as in `example_spec`, possibly read-only: "image" uint8 NxHxWxC, "label" int32 N.
@@ -43,6 +46,7 @@ def materialize(source: Source) -> dict[str, np.ndarray]:
     folder = _cache_folder(source)
     cached = _load(folder, source)
     if cached is not None:
+        touch(folder)
         return cached
     arrays = _decode(source)
     with contextlib.suppress(OSError):  # a full or read-only disk must not stop the run
@@ -68,6 +72,12 @@ def check_labels(source: Source, labels: np.ndarray, first_index: int = 0) -> np
 
 def _decode(source: Source) -> dict[str, np.ndarray]:
     spec = example_spec(source)
+    example = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in spec.values())
+    check_memory(
+        len(source) * example,
+        f"{source.name} {source.split}, decoded,",
+        "lower `image_size`, or set `pipeline` to stream",
+    )
     arrays: dict[str, np.ndarray] = {
         name: np.empty((len(source), *array.shape), array.dtype) for name, array in spec.items()
     }
@@ -135,3 +145,4 @@ def _save(folder: Path, arrays: Mapping[str, np.ndarray], source: Source) -> Non
             folder.rename(Path(scratch, "damaged"))
         unfinished.rename(folder)
         durable.sync_folder(folder.parent)
+    remove_least_recent(folder)

@@ -12,9 +12,9 @@ how well a model reads unseen writers.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from cnn_jax.data.preprocess import fit_image
+from cnn_jax.data.memory import check_memory
+from cnn_jax.data.preprocess import fit_images
 from cnn_jax.data.sources import ArraySource, parse_split
 from cnn_jax.errors import UserError
 
@@ -30,10 +30,12 @@ def open_digits(argument: str, split: str, image_size: int | None) -> ArraySourc
     members = _members(labels)
     part, rows = parse_split(split, {name: len(indices) for name, indices in members.items()})
     chosen = members[part][rows.start : rows.stop]
-    images, labels = images[chosen], labels[chosen]
+    count, images, labels = len(labels), images[chosen], labels[chosen]
     if image_size is not None:
         shape = (image_size, image_size, 1)
-        images = np.stack([fit_image(Image.fromarray(image[..., 0]), shape) for image in images])
+        every = f"digits of {image_size} x {image_size} pixels"
+        check_memory(count * image_size**2, every, "lower `image_size`")  # an experiment opens all splits
+        images = fit_images(images, len(images), shape)
     return ArraySource("digits", split, tuple("0123456789"), images, labels)
 
 

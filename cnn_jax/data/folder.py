@@ -12,7 +12,10 @@ from train. Files within a split are ordered by hash, so a slice such as train[9
 `all` is the whole folder.
 
 Images are JPEG, PNG, WebP, AVIF, TIFF, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them
-alike.
+alike. Values of more than 8 bits are scaled by the range in use over the training images.
+
+Folder names are spelled with composed letters and without control characters, see `storage.file_names`: folders whose
+names differ only in that are one class.
 """
 
 import collections
@@ -20,23 +23,22 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from PIL import Image
-
+from cnn_jax.data.headers import MAY_BE_DEEP, Header, headers, stamp, value_ranges
+from cnn_jax.data.image_file import Levels, levels_in_use
 from cnn_jax.data.preprocess import read_image
 from cnn_jax.data.sources import Example, Splits, parse_split
 from cnn_jax.errors import UserError
+from cnn_jax.storage.file_names import composed, readable
 from cnn_jax.storage.lock import LOCK
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm"}
-_GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
 _JUNK = {"__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
 _PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
-_INSPECTED = 1000  # number of files, evenly spaced, whose headers determine size and channels
 _LARGEST_OWN_SIZE = 256
 _DEFAULT_SIZE = 64
 
@@ -49,7 +51,10 @@ class _File(NamedTuple):
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A split of a folder of images. `skipped` lists the unreadable files that were left out."""
+    """A split of a folder of images.
+
+    `skipped` lists the unreadable files that were left out. For `levels`, see `Preprocess`.
+    """
 
     name: str
     split: str
@@ -57,14 +62,14 @@ class FolderSource:
     image_shape: tuple[int, int, int]
     files: tuple[_File, ...]
     skipped: tuple[Path, ...] = ()
+    levels: Levels | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed, renamed or rewritten."""
-        digest = hashlib.sha256()
+        """Changes when a file is added, removed, renamed, exchanged or rewritten, or the levels change."""
+        digest = hashlib.sha256(b"" if self.levels is None else f"{self.levels}\n".encode())
         for file in self.files:
-            status = file.path.stat()
-            digest.update(f"{file.path.absolute()} {file.label} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{file.path.absolute()} {file.label} {stamp(file.path)}\n"))
         return digest.hexdigest()
 
     @property
@@ -77,11 +82,16 @@ class FolderSource:
 
     def __getitem__(self, index: int, /) -> Example:
         file = self.files[index]
-        return {"image": read_image(file.path, self.image_shape), "label": file.label}
+        return {"image": read_image(file.path, self.image_shape, self.levels), "label": file.label}
 
 
 def open_folder(
-    path: str, split: str, image_size: int | None, skip_bad_images: bool, channels: int | None = None
+    path: str,
+    split: str,
+    image_size: int | None,
+    skip_bad_images: bool,
+    channels: int | None = None,
+    levels: Levels | Literal["in use"] | None = "in use",
 ) -> FolderSource:
     """Opens a split of the folder at `path`.
 
@@ -92,9 +102,11 @@ def open_folder(
         otherwise means 64x64.
       skip_bad_images: reads every file once and leaves unreadable ones out, with a warning.
       channels: number of channels to convert to; None for colour if any image is in colour.
+      levels: the values of images of more than 8 bits that become 0 and 255, see `Preprocess`.
 
     Raises:
-      UserError: there are no classes, a class has no images, or the split is missing or empty.
+      UserError: there are no classes, a class has no images, or the split is missing or empty; or the range in use
+        cannot be told.
     """
     class_names, splits = _scan(path)
     if split.startswith("train"):
@@ -107,18 +119,24 @@ def open_folder(
             "images, one each for train, validation and test"
         )
     part, rows = parse_split(split, {name: len(files) for name, files in splits.items()})
-    image_shape = _image_shape([file.path for files in splits.values() for file in files], image_size, channels)
+    every = [file.path for files in splits.values() for file in files]
+    image_shape, deep = _survey(Path(path).expanduser(), every, image_size, channels)
+    if levels == "in use":
+        train = {file.path for file in splits.get("train", [])}
+        levels = _levels_in_use(path, {p: kind for p, kind in deep.items() if p in train} or deep)
     files = splits[part][rows.start : rows.stop]
     skipped: tuple[Path, ...] = ()
     if skip_bad_images:
-        skipped = tuple(file.path for file in files if not _readable(file.path, image_shape))
+        skipped = tuple(file.path for file in files if not _readable(file.path, image_shape, levels))
         bad = set(skipped)
         files = [file for file in files if file.path not in bad]
         if skipped:
-            print(f"warning: left out {len(skipped)} unreadable images, such as {skipped[0]}", file=sys.stderr)
+            print(
+                f"warning: left out {len(skipped)} unreadable images, such as {readable(skipped[0])}", file=sys.stderr
+            )
     if not files:
         raise UserError(f"folder:{path} {split!r} has no readable image: replace the files")
-    return FolderSource(f"folder:{path}", split, class_names, image_shape, tuple(files), skipped)
+    return FolderSource(f"folder:{path}", split, class_names, image_shape, tuple(files), skipped, levels)
 
 
 def default_splits(path: str) -> Splits:
@@ -169,7 +187,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     named = {part: [n for n in names if n in there and _folders(root / n)] for part, names in _PARTS.items()}
     parts = {part: root / found[0] for part, found in named.items() if found}
     empty = {name for names in _PARTS.values() for name in names if name in there and not any((root / name).iterdir())}
-    others = sorted(there - empty - {name for found in named.values() for name in found})
+    others = sorted(set(there) - empty - {name for found in named.values() for name in found})
     if "train" not in parts and others or not parts:
         class_names = _class_names(root)
         _warn_of_left_out(path, [root])
@@ -184,8 +202,13 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     return class_names, {part: _files(folder, class_names) for part, folder in parts.items()}
 
 
-def _folders(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry) and not _has_runs(entry)}
+def _folders(folder: Path) -> dict[str, list[Path]]:
+    """Returns the folders in a folder by class name."""
+    found: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not _hidden(entry) and not _has_runs(entry):
+            found.setdefault(readable(composed(entry.name)), []).append(entry)
+    return found
 
 
 def _has_runs(folder: Path) -> bool:
@@ -201,16 +224,16 @@ def _warn_of_left_out(folder: str, parts: Iterable[Path]) -> None:
     folders = []
     for part in parts:
         folders += [e.name for e in part.iterdir() if e.is_dir() and e.name.startswith("__") and e.name not in _JUNK]
-        for name in _folders(part):
-            with os.scandir(part / name) as entries:
+        for name, place in ((name, place) for name, places in _folders(part).items() for place in places):
+            with os.scandir(place) as entries:
                 for entry in entries:
                     path = Path(entry.name)
                     if _hidden(path) or entry.name in _JUNK:
                         continue
                     if entry.is_dir():
-                        folders.append(f"{name}/{entry.name}")
+                        folders.append(f"{name}/{readable(entry.name)}")
                     elif not is_image(path):
-                        kinds[path.suffix or path.name] += 1
+                        kinds[readable(path.suffix or path.name)] += 1
     counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(5))
     told = [f"{sum(kinds.values())} files ({counts})"] if kinds else []
     told += [f"the folders {', '.join(sorted(folders)[:5])}{', …' if len(folders) > 5 else ''}"] if folders else []
@@ -227,8 +250,12 @@ def _warn(message: str) -> None:
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(_folders(folder)))
     if not names:
-        raise UserError(f"{folder} has no sub-folders: move the images into one sub-folder per class")
+        raise _no_classes(folder)
     return names
+
+
+def _no_classes(folder: Path) -> UserError:
+    return UserError(f"{folder} has no sub-folders: move the images into one sub-folder per class")
 
 
 def _hidden(path: Path) -> bool:
@@ -237,16 +264,19 @@ def _hidden(path: Path) -> bool:
 
 def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
     """Returns the images below `folder`, ordered by hash."""
-    there = _class_names(folder)
+    there = _folders(folder)
+    if not there:
+        raise _no_classes(folder)
     if unknown_names := set(there) - set(class_names):
         raise UserError(
             f"{folder} has the class {min(unknown_names)!r}, which train lacks (it has {', '.join(class_names[:8])}): "
             "add it there, or remove it here"
         )
     files = [
-        _File(file, label, _place(f"{name}/{file.name}"))
+        _File(file, label, _place(f"{name}/{composed(file.name)}"))
         for label, name in enumerate(class_names)
-        for file in _images(folder / name)
+        for place in there.get(name, [])
+        for file in _images(place)
     ]
     filled = {class_names[file.label] for file in files}
     if empty := [name for name in there if name not in filled]:
@@ -257,9 +287,8 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        with os.scandir(folder) as entries:  # unlike iterdir, tells files from folders without a look at each
-            yield from (path for entry in entries if is_image(path := Path(entry.path)) and not entry.is_dir())
+    with os.scandir(folder) as entries:  # unlike iterdir, tells files from folders without a look at each
+        yield from (path for entry in entries if is_image(path := Path(entry.path)) and not entry.is_dir())
 
 
 def is_image(path: Path) -> bool:
@@ -281,7 +310,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def _place(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6]) / 2**48
 
 
 def _divide(files: list[_File]) -> dict[str, list[_File]]:
@@ -302,35 +331,76 @@ def _divide(files: list[_File]) -> dict[str, list[_File]]:
     return {part: sorted(group, key=lambda file: (file.place, file.path)) for part, group in splits.items()}
 
 
-def _image_shape(paths: list[Path], image_size: int | None, channels: int | None) -> tuple[int, int, int]:
-    """Completes the image shape, the same for all splits, from the headers of at most `_INSPECTED` files."""
-    chosen = sorted(paths)[:: -(-len(paths) // _INSPECTED)]
-    headers = [header for path in chosen if (header := _header(path))]
-    if channels is None:
-        channels = 1 if headers and all(mode in _GREY_MODES for _, mode in headers) else 3
-    if image_size is not None:
-        return image_size, image_size, channels
-    sizes = {size for size, _ in headers}
-    if len(sizes) == 1 and max(max(size) for size in sizes) <= _LARGEST_OWN_SIZE:
-        ((width, height),) = sizes
-        return height, width, channels
-    return _DEFAULT_SIZE, _DEFAULT_SIZE, channels
+def _survey(
+    root: Path, paths: Sequence[Path], image_size: int | None, channels: int | None
+) -> tuple[tuple[int, int, int], dict[Path, str]]:
+    """Completes the image shape, the same for all splits, from the files' headers.
+
+    Returns the shape, and the files of more than 8 bits with their kind, see `headers.Header`.
+    """
+    deep: dict[Path, str] = {}
+    sizes: set[tuple[int, int]] = set()
+    coloured = False
+
+    def add(header: Header) -> None:
+        nonlocal coloured
+        coloured = coloured or not header.grey
+        if len(sizes) < 2:
+            sizes.add((header.height, header.width))
+
+    # All files that may be deep must be looked at; of the others, no more than decide.
+    first = sorted(paths, key=lambda path: path.suffix.lower() not in MAY_BE_DEEP)
+    for path, header in zip(first, headers(root, first), strict=False):
+        if header is not None:
+            add(header)
+            if header.deep:
+                deep[path] = header.deep
+        decided = (channels is not None or coloured) and (image_size is not None or _own_size(sizes) is None)
+        if decided and sizes and path.suffix.lower() not in MAY_BE_DEEP:
+            break
+    channels = channels or (3 if coloured or not sizes else 1)
+    height, width = (image_size, image_size) if image_size else _own_size(sizes) or (_DEFAULT_SIZE, _DEFAULT_SIZE)
+    return (height, width, channels), deep
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str] | None:
-    """Returns ((width, height) as displayed, mode), or None for an unreadable file, which `read_image` will report."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations that rotate by 90 degrees
-            return ((height, width) if sideways else (width, height)), image.mode
-    except Exception:  # Pillow raises a dozen kinds of error on damaged files
+def _own_size(sizes: set[tuple[int, int]]) -> tuple[int, int] | None:
+    """The size of all images, if it is one that they may keep."""
+    only = next(iter(sizes)) if len(sizes) == 1 else None
+    return only if only and max(only) <= _LARGEST_OWN_SIZE else None
+
+
+def _levels_in_use(path: str, deep: dict[Path, str]) -> Levels | None:
+    """Returns the levels of images of more than 8 bits, given these files and their kinds; None if there are none.
+
+    Raises:
+      UserError: both integers and floats; or colours of which only bits that cannot be read are in use.
+    """
+    if not deep:
         return None
+    kinds = {kind: file for file, kind in deep.items()}
+    if "integer" in kinds and "float" in kinds:
+        raise UserError(
+            f"folder:{path} has images of integers and of floats, such as {readable(kinds['integer'])} and "
+            f"{readable(kinds['float'])}: convert them to one kind"
+        )
+    files = sorted(deep)
+    ranges: dict[str, list[tuple[float, float]]] = {}
+    for file, found in zip(files, value_ranges(Path(path).expanduser(), files), strict=True):
+        if found is not None:
+            ranges.setdefault(deep[file], []).append(found)
+    ends = {kind: (min(low for low, _ in of), max(high for _, high in of)) for kind, of in ranges.items()}
+    if "colour" in ends and ends["colour"][1] < 128:  # of the upper byte
+        raise UserError(
+            f"folder:{path} has colour images of 16 bits, such as {readable(kinds['colour'])}, whose upper bits are "
+            "not in use, and only 8 bits are read: convert them to 8 bits"
+        )
+    scaled = next((kind for kind in ("integer", "float") if kind in ends), None)
+    return None if scaled is None else levels_in_use(scaled, *ends[scaled])
 
 
-def _readable(path: Path, image_shape: tuple[int, int, int]) -> bool:
+def _readable(path: Path, image_shape: tuple[int, int, int], levels: Levels | None) -> bool:
     try:
-        read_image(path, image_shape)
+        read_image(path, image_shape, levels)
     except UserError:
         return False
     return True

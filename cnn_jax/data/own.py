@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cnn_jax.arguments import load_attribute
-from cnn_jax.data.preprocess import fit_image
+from cnn_jax.data.memory import check_memory
+from cnn_jax.data.preprocess import fit_images
 from cnn_jax.data.sources import ArraySource, DerivedSource, Example, Source, Splits, parse_split
 from cnn_jax.errors import UserError
 
@@ -101,19 +102,15 @@ def as_source(
 
 
 def resized(source: Source, size: int) -> Source:
-    """Returns the source resized in memory to `size` x `size` (see `fit_image`), or itself if it has that size."""
+    """Returns the source resized in memory to `size` x `size` (see `fit_images`), or itself if it has that size."""
     height, width, channels = source.image_shape
     if (height, width) == (size, size):
         return source
     shape = (size, size, channels)
-    images = np.stack([_resize(source[index]["image"], shape) for index in range(len(source))])
+    check_memory(len(source) * math.prod(shape), f"{source.name} of {size} pixels", "lower `image_size`")
+    images = fit_images((source[index]["image"] for index in range(len(source))), len(source), shape)
     labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int32)
     return ArraySource(source.name, source.split, source.class_names, images, labels)
-
-
-def _resize(image_HxWxC: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    pixels = image_HxWxC[..., 0] if image_HxWxC.shape[-1] == 1 else image_HxWxC
-    return fit_image(Image.fromarray(pixels), shape)
 
 
 def split_off(source: Source, share: float) -> tuple[Source, Source]:
@@ -138,7 +135,7 @@ def fingerprint(sources: Mapping[str, Source]) -> str:
         digest.update(f"{name} {len(source)} {source.image_shape} {tuple(source.class_names)}".encode())
         # A source says what is in it, or at least how it is decoded; if it says nothing, look.
         told = getattr(source, "contents", None) or getattr(source, "fingerprint", None)
-        digest.update(_sample(source) if told is None else str(told).encode())
+        digest.update(_sample(source) if told is None else str(told).encode(errors="surrogateescape"))
     return digest.hexdigest()[:8]
 
 

@@ -15,20 +15,35 @@ _GRID = 8  # rows and columns
 _CELL = 64  # pixels
 
 
-def export(source: Source, folder: Path) -> None:
+def export(source: Source, folder: Path, force: bool = False) -> None:
     """Writes example i of class NAME to `folder/NAME/i.png`, the layout that `folder:` and `cnn_jax.runs.predict` read.
 
+    Args:
+        source: the examples.
+        folder: where to; must be new or empty.
+        force: write to a folder with other files, too; those of the same names are replaced.
+
     Raises:
-        UserError: the images have neither 1 nor 3 channels.
+        UserError: the images have neither 1 nor 3 channels, there are files in the folder, or the names of the classes
+            make no names of folders.
         OSError: the folder cannot be written.
     """
     if source.image_shape[-1] not in (1, 3):
         raise UserError(
             f"{source.name} has {source.image_shape[-1]} channels, and PNG has 1 or 3: choose another data set"
         )
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} is not empty, and what is exported would mix with it: choose a new folder, or set `force`"
+        )
+    places = [name.replace("/", "-") for name in source.class_names]
+    if unfit := [name for name in places if places.count(name) > 1 or name.startswith((".", "__")) or not name]:
+        raise UserError(
+            f"the class {unfit[0]!r} of {source.name} cannot be the name of a folder: choose another data set"
+        )
     for index in range(len(source)):
         example = source[index]
-        place = folder / source.class_names[example["label"]].replace("/", "-")
+        place = folder / places[example["label"]]
         place.mkdir(parents=True, exist_ok=True)
         image = example["image"]
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(place / f"{index:05d}.png")

@@ -82,7 +82,7 @@ def describe_contents(source: Source) -> dict[str, Any]:
         changes with the examples or their order, but not with the place where they are stored.
     """
     contents = getattr(source, "contents", None)
-    checksum = {} if contents is None else {"contents": f"{zlib.crc32(contents.encode()):08x}"}
+    checksum = {} if contents is None else {"contents": f"{zlib.crc32(contents.encode(errors='surrogateescape')):08x}"}
     return {"examples": len(source), **checksum}
 
 
@@ -116,6 +116,11 @@ class DerivedSource:
     def spec(self) -> dict[str, ArraySpec]:
         """The arrays of one example."""
         return example_spec(self.source)
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """As the source's, see `Preprocess`; None for images of 8 bits."""
+        return getattr(self.source, "levels", None)
 
     @property
     def contents(self) -> str | None:

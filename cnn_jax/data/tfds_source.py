@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cnn_jax.config import Config
+from cnn_jax.data.image_file import open_image
 from cnn_jax.data.preprocess import fit_image
 from cnn_jax.data.sources import Example, Splits
 from cnn_jax.errors import UserError, nearest, unknown
@@ -49,7 +48,7 @@ class TfdsSource:
     def __getitem__(self, index: int, /) -> Example:
         try:
             record = self.records[index]
-            with Image.open(io.BytesIO(record[self.image_key])) as image:
+            with open_image(io.BytesIO(record[self.image_key]), max(self.image_shape[:2])) as image:
                 pixels = fit_image(image, self.image_shape)
         except (RuntimeError, OSError) as error:  # from array_record and Pillow
             raise _damaged(self.name, self.fingerprint, error) from error
@@ -81,6 +80,8 @@ def open_tfds(name: str, split: str, data_dir: str | None, image_size: int | Non
     builder = _find(name, data_dir)
     features = builder.info.features
     image_key, label_key = _image_and_label(name, features, builder.info.supervised_keys)
+    if features[image_key].np_dtype.kind == "f":  # stored in a way of its own
+        raise UserError(f"{name} has images of floats, which are not supported: choose another data set")
     try:
         records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_jax.report import curves, figures, html, sections
+from cnn_jax.report import curves, figures, fonts, html, sections
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters
 from cnn_jax.storage import durable
@@ -77,5 +77,6 @@ def _draw_curves(rows: Sequence[Row], metrics: Mapping[str, str], best_step: int
 
 def _draw_filters(filters: Filters, classes: Sequence[str]) -> bytes:
     one_a_class = filters.kind == "dense" and len(filters.weights) == len(classes)
-    with figures.style():
-        return figures.png(figures.filters(filters, classes if one_a_class else ()))
+    titles = fonts.drawable(classes) if one_a_class else ()
+    with figures.style(titles):
+        return figures.png(figures.filters(filters, titles))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnn_jax.report import fonts
 from cnn_jax.report.filters import Filters, pictures
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ MOST_FILTERS = 96
 
 
 @contextlib.contextmanager
-def style() -> Iterator[None]:
-    """Context in which figures are drawn and saved."""
+def style(names: Sequence[str] = ()) -> Iterator[None]:
+    """Context in which figures are drawn and saved, in fonts that have the letters of `names`, see `fonts.drawable`."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names in scripts that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # in names that are not drawable
+        if (families := fonts.families(names)) is not None:
+            matplotlib.rcParams["font.family"] = families
         yield
 
 

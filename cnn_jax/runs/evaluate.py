@@ -61,7 +61,7 @@ def evaluate(
     trained = trained or load_trained(run)
     data = _data_config(trained.config.data, dataset, data_dir, image_size, trained.preprocess.image_shape)
     data = dataclasses.replace(data, skip_bad_images=skip_bad_images or data.skip_bad_images)
-    source = _open(data, split)
+    source = _open(data, split, trained)
     _check_shape(source, trained.preprocess.image_shape, run)
     scores = evaluate_source(
         trained, source, batch_size=data.eval_batch_size if batch_size is None else batch_size, views=views
@@ -97,7 +97,7 @@ def member_predictions(
     model, members = trained.model, [trained.variables]
     if isinstance(model, Committee):
         model, members = model.model, [member(trained.variables, i) for i in range(trained.config.train.members)]
-    source = _relabelled(_open(trained.config.data, split), trained)
+    source = _relabelled(_open(trained.config.data, split, trained), trained)
     batch_size, network = trained.config.data.eval_batch_size, _with_views(model, views)
     each = [_collect(trained, network, own, source, batch_size) for own in members]
     if "logits" not in each[0]:
@@ -207,8 +207,8 @@ def _data_config(
     return dataclasses.replace(data, data_dir=data_dir or data.data_dir, image_size=image_size or data.image_size)
 
 
-def _open(data: DataConfig, split: str) -> Source:
-
+def _open(data: DataConfig, split: str, trained: Trained) -> Source:
+    """Opens a split as the model's training data were read."""
     if split in ("train", "validation", "test"):
         usual = getattr(default_splits(data.dataset, data.data_dir), split)
         split = getattr(data, f"{split}_split") or usual
@@ -219,4 +219,5 @@ def _open(data: DataConfig, split: str) -> Source:
         image_size=data.image_size,
         channels=data.channels,
         skip_bad_images=data.skip_bad_images,
+        levels=trained.preprocess.levels,
     )

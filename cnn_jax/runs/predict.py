@@ -12,6 +12,7 @@ from cnn_jax.data import folder
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.runs.inference import predict_outputs
+from cnn_jax.storage.file_names import readable
 from cnn_jax.weights.trained import load_trained
 
 
@@ -66,7 +67,7 @@ def predict(
             picture = preprocess.denormalize(prediction) if prediction.shape == preprocess.image_shape else None
             found.append(Prediction(path, rows, picture))
     if bad and not skip_bad_images:
-        names, reason = ", ".join(map(str, bad)), next(iter(bad.values())).__cause__
+        names, reason = ", ".join(map(readable, bad)), next(iter(bad.values())).__cause__
         raise UserError(
             f"{names} cannot be read ({str(reason).partition(chr(10))[0]}): drop them, or set `skip_bad_images`"
         )

@@ -1,13 +1,13 @@
 """The classification part of a run's report: confusions, scores per class, calibration and mistakes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from cnn_jax.errors import UserError
-from cnn_jax.report import figures, html
+from cnn_jax.report import figures, fonts, html
 from cnn_jax.tasks import classification_figures, measures
 from cnn_jax.tasks.task import Findings
 
@@ -77,19 +77,22 @@ def classification_findings(
         raise UserError(f"{len(images)} images but {len(predictions.labels)} labels: pass both of one split")
     worst = measures.worst_mistakes(predictions.probabilities, predictions.labels, MISTAKES)
     found = [(np.asarray(images[int(i)]), caption(predictions, int(i))) for i in worst]
-    with figures.style():
+    drawable = fonts.drawable(classes)
+    with figures.style(drawable):
         drawn = {"calibration": classification_figures.reliability(predictions.calibration)}
         if len(classes) <= MATRIX_CLASSES:
-            drawn["confusion"] = classification_figures.confusion(predictions.confusion, classes)
+            drawn["confusion"] = classification_figures.confusion(predictions.confusion, drawable)
         if found:
-            drawn["mistakes"] = figures.gallery(found)
+            captions = [caption(replace(predictions, classes=drawable), int(i)) for i in worst]
+            drawn["mistakes"] = figures.gallery([(image, lines) for (image, _), lines in zip(found, captions)])
         pngs = {name: figures.png(figure) for name, figure in drawn.items()}
+    numbered = drawable != tuple(classes)
     pictures = {name: html.figure((data, name), figures.DPI / 100) for name, data in pngs.items()}
     return Findings(
         tiles(predictions),
         [
-            confusion(predictions, pictures.get("confusion")),
-            per_class(predictions),
+            confusion(predictions, pictures.get("confusion"), numbered),
+            per_class(predictions, numbered),
             calibration(pictures["calibration"]),
             mistakes(found, split),
         ],
@@ -109,23 +112,28 @@ def tiles(predictions: Predictions) -> list[tuple[str, str, str]]:
     ]
 
 
-def confusion(predictions: Predictions, matrix: str | None) -> str:
+def confusion(predictions: Predictions, matrix: str | None, numbered: bool = False) -> str:
     """The most frequent confusions, and the matrix unless it has too many classes."""
     names, totals = predictions.classes, predictions.confusion.sum(axis=1)
     found = measures.frequent_confusions(predictions.confusion, 10 if matrix else 30)
     lines = [(f"{names[i]} → {names[j]}", f"{n:,}", f"{n / totals[i]:.1%}") for i, j, n in found]
     table = html.table(("true → predicted", "images", "of the class"), lines)
-    return html.section("Confusion", "Which classes are mistaken for which others.", html.columns(matrix or "", table))
+    said = "Which classes are mistaken for which others."
+    if numbered:
+        said += " No installed font has all letters of their names: figures show their numbers, listed below."
+    return html.section("Confusion", said, html.columns(matrix or "", table))
 
 
-def per_class(predictions: Predictions) -> str:
-    """Precision, recall and F1 of each class."""
+def per_class(predictions: Predictions, numbered: bool = False) -> str:
+    """Precision, recall and F1 of each class, with the classes' numbers if figures show these."""
     found = measures.per_class(predictions.confusion)
     columns = (found.precision, found.recall, found.f1)
     means = [_percent(float(np.mean(c[np.isfinite(c)]))) if np.isfinite(c).any() else "–" for c in columns]
     lines = [("mean of the classes", f"{found.count.sum():,}", *means)]
     for k, name in enumerate(predictions.classes):
-        lines.append((name, f"{found.count[k]:,}", *(_percent(float(c[k])) for c in columns)))
+        lines.append(
+            (f"{k}: {name}" if numbered else name, f"{found.count[k]:,}", *(_percent(float(c[k])) for c in columns))
+        )
     said = "Precision: share of the images assigned to a class that belong there. Recall: share of its images found."
     return html.section("Classes", said, html.table(("class", "images", "precision", "recall", "F1"), lines))
 

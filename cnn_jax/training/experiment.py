@@ -1,10 +1,11 @@
 """Builds all parts of a run from its config and from objects given by the caller; writes nothing."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,8 +14,19 @@ import optax
 
 from cnn_jax.arguments import naming
 from cnn_jax.config import Config
-from cnn_jax.data import Pipeline, Preprocess, Source, Splits, default_splits, make_pipeline, open_source, parse_split
+from cnn_jax.data import (
+    Pipeline,
+    Preprocess,
+    Source,
+    Splits,
+    default_splits,
+    make_pipeline,
+    open_source,
+    parse_split,
+)
 from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
+from cnn_jax.data.image_file import Levels
+from cnn_jax.data.memory import check_memory
 from cnn_jax.data.pipeline import is_resident
 from cnn_jax.data.sources import example_spec
 from cnn_jax.errors import UserError, unknown
@@ -32,6 +44,7 @@ from cnn_jax.optim.optimizers import (
 )
 from cnn_jax.optim.parameter_groups import freeze_until_steps, frozen_rules, parse_rule
 from cnn_jax.optim.schedules import SCHEDULES
+from cnn_jax.storage.file_names import readable
 from cnn_jax.tasks import Task, make_task
 from cnn_jax.training.compiled import call_traced
 from cnn_jax.training.evaluation import Evaluator
@@ -131,8 +144,10 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
     check_names(config, given)
-    sources = given.sources or _open_sources(config)
+    sources = given.sources or _open_sources(config, "in use" if resumed is None else resumed.levels)
     train = sources["train"]
+    _check_names(train)
+    _check_memory(config, parallel, train)
     task = given.task or make_task(optim, train.class_names)
     augment = _augment(config, parallel, train, task)
     model = _model(config, given, task, parallel)
@@ -155,6 +170,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     with plain_operations():  # the compiled ones may not be ready
         start = jax.jit(partial(stack_members, init)).trace(*hyperparameters)
         state: Any = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start.out_info)
+        _check_memory(config, parallel, train, state)
         _check_outputs(model, task, train, state, config.train.members)
     if resumed:
         origin = Origin(preprocess=resumed)
@@ -166,6 +182,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
         preprocess = Preprocess.fit(resident["image"] if resident else train, config.data.normalize)
     else:
         preprocess = replace(origin.preprocess, image_shape=train.image_shape)
+    preprocess = replace(preprocess, levels=getattr(train, "levels", None))
     if origin.variables is not None:  # they would become constants of a program
         state = stack_members(partial(init, variables=origin.variables), *hyperparameters)
     elif resumed is None:
@@ -205,6 +222,45 @@ def check_names(config: Config, given: Given = Given()) -> None:
     with naming("`augment`"):
         for spec in config.data.augment:
             parse_spec(spec)
+
+
+def _check_names(train: Source) -> None:
+    """Rejects class names that the run's files could not hold.
+
+    Raises:
+        UserError: names the class.
+    """
+    for name in train.class_names:
+        if name != readable(name):
+            raise UserError(
+                f"the class name {readable(name)!r} has a line break or another control character: change it"
+            )
+
+
+def _check_memory(config: Config, parallel: Parallel, train: Source, state: Tree = None) -> None:
+    """Rejects a batch of images that does not fit in memory; with `state`, counts weights and gradients, too.
+
+    Raises:
+        UserError: names what needs how much.
+    """
+    size, memory = "x".join(map(str, train.image_shape)), _device_memory(parallel)
+    needed = 4 * config.data.batch_size * math.prod(train.image_shape)  # bytes of the images, as float32
+    if memory is not None:
+        needed //= len(parallel.devices)
+    what, advice = f"a batch of {config.data.batch_size} images of {size}", "lower `image_size` or `batch_size`"
+    if state is not None:
+        needed += _bytes(state) + _bytes(state.params)
+        what, advice = f"training {config.model.model} on {size} images", f"{advice}, or choose another `model`"
+    check_memory(needed, what, advice, memory)
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _device_memory(parallel: Parallel) -> int | None:
+    """Bytes of memory of a device; None if it has none of its own."""
+    return (parallel.devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _batch_shapes(source: Source, size: int) -> dict[str, Any]:
@@ -284,14 +340,14 @@ def _optimizer(
     return replace(optimizer, description=optimizer.description + also)
 
 
-def _open_sources(config: Config) -> dict[str, Source]:
+def _open_sources(config: Config, levels: Levels | Literal["in use"] | None) -> dict[str, Source]:
     data = config.data
     chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir)
     every = {name: split or getattr(usual, name) for name, split in chosen.items()}
     splits = {name: split for name, split in every.items() if split is not None}
     size_and_kind = {"image_size": data.image_size, "channels": data.channels}
-    opened = partial(open_source, data.dataset, data_dir=data.data_dir, **size_and_kind)
+    opened = partial(open_source, data.dataset, data_dir=data.data_dir, levels=levels, **size_and_kind)
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
     sizes = {}  # of the splits that are used in part, bad images included
     for part in (part for split in splits.values() for part in _parts(split)):

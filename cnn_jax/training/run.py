@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from cnn_jax.config import Config
 from cnn_jax.data import Source
+from cnn_jax.data.image_file import describe
 from cnn_jax.data.sources import describe_contents
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.models.ensembles import member
@@ -201,7 +202,7 @@ def _open_folder(run: Path, experiment: Experiment, data: dict[str, Any], facts:
 
 
 def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
-    config, plan = experiment.config, experiment.plan
+    config, plan, levels = experiment.config, experiment.plan, experiment.preprocess.levels
     shape = "x".join(map(str, experiment.preprocess.image_shape))
     where = "resident on the device" if jax.tree.leaves(experiment.data["train"].arrays) else "streamed"
     members = config.train.members
@@ -213,6 +214,7 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
         "data": f"{config.data.dataset}, {shape}, {len(experiment.class_names)} classes; "
         f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
         f"{where}",
+        **({} if levels is None else {"levels": f"{describe(levels)}; the files have more than 8 bits"}),
         "model": f"{f'{members} x ' if members > 1 else ''}{config.model.model}, {experiment.parameters:,} parameters, "
         f"{experiment.flops_per_image / 1e6:,.2f} MFLOP an image forward, {config.model.precision}",
         "optimizer": experiment.optimizer.description,

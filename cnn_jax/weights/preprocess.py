@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from cnn_jax.data.preprocess import Preprocess, fit_image
+from cnn_jax.data.image_file import open_image
+from cnn_jax.data.preprocess import Preprocess, fit_image, reading
 from cnn_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,20 +54,13 @@ class PublishedPreprocess(Preprocess):
         Raises:
           UserError: the file cannot be read; names it.
         """
-        try:
-            with Image.open(path) as image:
-                return self.fit(ImageOps.exif_transpose(image))
-        except Exception as error:  # Pillow raises a dozen kinds of error on damaged files
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"image {str(path)!r} cannot be read ({reason}): replace it with a complete JPEG, PNG, WebP, AVIF, "
-                "TIFF, BMP or PGM file, or leave it out"
-            ) from error
+        with reading(path), open_image(path, self.resize) as image:
+            return self.fit(ImageOps.exif_transpose(image))
 
     def fit(self, image: Image.Image) -> np.ndarray:
         """Resizes and crops one image; returns uint8 HxWxC."""
         height, width, channels = self.image_shape
-        pixels = fit_image(image, (image.height, image.width, channels))  # colours and transparency only
+        pixels = fit_image(image, (image.height, image.width, channels), self.levels)  # colours and transparency only
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
         # The shorter side is exact, the longer one rounded down, as in torchvision.
         width_of, height_of = (self.resize * side // min(image.size) for side in image.size)
