@@ -67,6 +67,7 @@ def initial_variables(
         classifier="keep" if classes is None else config.model.init_head,
         weights=config.model.init_weights,
         seed=config.train.seed,
+        image_shape=image_shape,
     )
     variables, preprocess = loaded.variables, loaded.preprocess
     expected = _expected(model, image_shape)

@@ -93,10 +93,13 @@ def open_pretrained(
     classifier: Literal["keep", "replace", "auto"] = "keep",
     weights: Which = "auto",
     seed: int = 0,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> Pretrained:
     """Loads a model with weights; see `load_pretrained`, whose arguments it takes.
 
     Args:
+        image_shape: that of the images, for weights of this package whose file does not say for which they are;
+            default: the model's published one.
         class_names: names of the `num_classes` classes. If the source names its classes, too, a classifier for the same
             ones in another order is put in this order, and "auto" replaces one for other classes.
     """
@@ -116,7 +119,8 @@ def open_pretrained(
             "(python -m cnn_jax models lists the names)"
         )
     network: Any = make(None)
-    shape = opened.preprocess.image_shape if opened.preprocess else network.input_shape
+    usual = image_shape if opened.ours and image_shape else network.input_shape
+    shape = opened.preprocess.image_shape if opened.preprocess else usual
     like = _shapes(network, shape)
     naming = None if opened.ours else recognise(network, list(like), opened.state)
     if naming is not None:
