@@ -85,7 +85,7 @@ class OptimConfig:
     learning_rate: float | None = None
     """Peak rate; default: that of the optimizer's paper."""
     member_learning_rates: tuple[float, ...] = ()
-    """Peak rates, one per network, all from one seed; the networks are trained at once, as with --members."""
+    """Peak rates to compare, one network each, all from one seed, trained at once; the best by validation is kept."""
     schedule: str = "constant"
     """constant, step, cosine, one_cycle (or triangular) or exponential."""
     schedule_args: tuple[str, ...] = ()
@@ -204,6 +204,16 @@ class Config:
         """Sets `members` to the number of member learning rates, if there are any."""
         if rates := self.optim.member_learning_rates:
             object.__setattr__(self, "train", dataclasses.replace(self.train, members=len(rates)))
+
+    @property
+    def compares_rates(self) -> bool:
+        """Whether the members have learning rates of their own: then the best by validation is the run's result."""
+        return len(self.optim.member_learning_rates) > 1
+
+    @property
+    def committee(self) -> int:
+        """Number of networks in the result, whose predictions are averaged."""
+        return 1 if self.compares_rates else self.train.members
 
     def override(self, **values: Any) -> Self:
         """Returns a copy with the named fields replaced; names are unique over the groups.

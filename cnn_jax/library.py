@@ -32,7 +32,7 @@ from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import to_bytes
-from cnn_jax.tasks import Task
+from cnn_jax.tasks import Task, check_metrics
 from cnn_jax.training.callbacks import Callback
 from cnn_jax.training.compiled import call_once
 from cnn_jax.training.experiment import Given
@@ -56,7 +56,8 @@ class Run:
         config: the run's config.
         classes: class names, in the order of a classifier's outputs.
         interrupted: whether Ctrl-C stopped the run; then the weights are those of the last step, or the best ones by
-            validation if the training was complete.
+            validation if the training was complete. Of `member_learning_rates`, those of the best rate by the last
+            validation.
     """
 
     folder: Path
@@ -108,13 +109,15 @@ class Run:
         """The results, such as "test_accuracy"; for an interrupted run, those of its last validation."""
         if (self.folder / files.SUMMARY).is_file():
             return files.read_json(self.folder, files.SUMMARY)
-        last = [row for row in self.history if row["kind"] == "validation"][-1:]
-        return {f"validation_{name}": row[name] for row in last for name in self.task.metrics} | {"finished": False}
+        last = _last_validation(self.folder, self.task)
+        return {f"validation_{name}": last[name] for name in self.task.metrics if last} | {"finished": False}
 
     def plot(self) -> Any:
         """Plots the task's metrics; returns a matplotlib `Figure`, which notebooks show."""
         with figures.style():
-            return curves.side_by_side(self.history, self.task.metrics, self.summary.get("best_step"))
+            summary = self.summary
+            best = (summary.get("best_step"), summary.get("best_member"))
+            return curves.side_by_side(self.history, self.task.metrics, *best)
 
     def evaluate(self, data: OwnData | str = "test", *, batch_size: int = 500) -> dict[str, Any]:
         """Computes the task's measures, such as "accuracy" and "loss".
@@ -285,7 +288,9 @@ def fit(
                 _discard(folder)
             raise
         print(stop)
-        experiment, variables = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
+        experiment, every = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
+        best = _last_validation(folder, experiment.task).get("member", 0)
+        variables = experiment.kept(every, best)
         trained = Trained(
             experiment.network, variables, experiment.preprocess, experiment.task, resolved, experiment.class_names
         )
@@ -295,6 +300,13 @@ def fit(
             _discard(folder)
         raise
     return Run(folder, load_trained(folder, given.model, given.task), temporary=temporary)
+
+
+def _last_validation(folder: Path, task: Task) -> dict[str, Any]:
+    """The row of the last validation, of the best member if rates are compared; {} if there was none."""
+    rows = [row for row in files.read_metrics(folder) if row["kind"] == "validation"]
+    last = [row for row in rows if row["step"] == rows[-1]["step"]]
+    return last[task.selection.best(last)] if last else {}
 
 
 def _discard(folder: Path) -> None:
@@ -356,6 +368,7 @@ def _check_objects(config: Any, optimizer: Any, task: Any, callbacks: Any) -> No
                 f"`task` is {_shown(task)}, which is no cnn_jax.tasks.Task: pass one, such as Classification(names), "
                 "or 'classification' or 'reconstruction'"
             )
+        check_metrics(task, "`task`")
     if not isinstance(callbacks, Sequence):
         raise UserError(f"`callbacks` is {_shown(callbacks)}: pass a list of callbacks")
     for callback in callbacks:
