@@ -241,6 +241,22 @@ class Config:
             raise UserError(f"no config field is called {name!r}; perhaps you meant {hint}")
         return dataclasses.replace(self, **groups)
 
+    def borrowed_augmentation(self, base: "Config") -> str | None:
+        """Describes augmentations that `base` chose for another data set, and how to turn them off; None without any.
+
+        >>> flipped = Config().override(dataset="cifar10", augment=("flip",))
+        >>> print(flipped.override(dataset="digits").borrowed_augmentation(flipped))
+        augment    flip, chosen for cifar10, also applies to digits: an empty `augment` turns it off
+        """
+        augment, ours, theirs = self.data.augment, self.data.dataset, base.data.dataset
+        if not augment or augment != base.data.augment or ours == theirs:
+            return None
+        verb, it = ("applies", "it") if len(augment) == 1 else ("apply", "them")
+        return (
+            f"augment    {', '.join(augment)}, chosen for {theirs}, also {verb} to {ours}: "
+            f"an empty `augment` turns {it} off"
+        )
+
     def _reset_by(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields that return to their defaults with these changes, and the defaults."""
         ours, defaults = self.flat(), Config().flat()

@@ -123,7 +123,8 @@ class Run:
         """Computes the task's measures, such as "accuracy" and "loss".
 
         Args:
-            data: (images, labels), a `Source`, or a split of the run's own data set, such as "test" or "train[:500]".
+            data: (images, labels), images alone for a task without labels, a `Source`, or a split of the run's own data
+                set, such as "test" or "train[:500]".
             batch_size: examples per forward pass.
 
         Raises:
@@ -158,8 +159,7 @@ class Run:
         if array.ndim == 3 and (self.preprocess.image_shape[-1] == 1 or self.config.data.channels is not None):
             array = array[..., None]
         if array.ndim == 4 and array.shape[1:] != self.preprocess.image_shape:
-            unlabelled = as_source((array, np.zeros(len(array), int)), name="images")
-            source = _adapted(unlabelled, self.config.data)
+            source = _adapted(as_source(array, name="images"), self.config.data)
             array = np.stack([source[row]["image"] for row in range(len(source))])
         outputs = predict_outputs(self.model, self.variables, self.preprocess, array, batch_size)
         return self.task.predict(outputs)
@@ -233,7 +233,8 @@ def fit(
 
     Args:
         model: a Flax module whose call takes `train`, a name of `cnn_jax.list_models()`, or `package.module:attribute`.
-        train: (images uint8 NxHxWxC, labels), a `Source`, or a data set's name, such as "digits" or "folder:PATH".
+        train: (images uint8 NxHxWxC, labels), a `Source`, or a data set's name, such as "digits" or "folder:PATH". A
+            task that needs no labels also takes the images alone.
         validation: a share of the training data, other arrays, a `Source` or a split; default: the data set's own
             split, or a tenth of arrays.
         test: used once, at the end: arrays, a `Source` or a split; default: the data set's own split; none for arrays.
@@ -269,6 +270,8 @@ def fit(
         _check_unset(start.override(**named | {"model": recorded["model"]}), recorded)
         named |= recorded
     start.override(**named).check_types()
+    if "augment" not in fields and (note := start.override(**named).borrowed_augmentation(start)):
+        print(note, flush=True)
     sources = _sources(start.override(**named), train, validation, test, classes, named)
     workdir = workdir or start.train.workdir
     temporary = workdir is None
@@ -454,7 +457,7 @@ def _sources(
         whole = as_source(train, class_names=classes)
         if isinstance(validation, str) or isinstance(test, str):
             raise UserError("`train` holds arrays, which have no named splits: pass arrays for validation and test")
-    own = {"split": "validation", "class_names": whole.class_names}
+    own = {"split": "validation", "class_names": whole.class_names or None}
     if validation is None or isinstance(validation, float | int):
         whole, held_out = split_off(whole, 0.1 if validation is None else float(validation))
     else:

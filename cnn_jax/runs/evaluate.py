@@ -18,6 +18,7 @@ from cnn_jax.models.ensembles import Committee, Network, Views, member
 from cnn_jax.runs.inference import check_batch_size
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights
+from cnn_jax.tasks import check_labelled
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.parallel import make_parallel
 from cnn_jax.training.step import make_eval_step
@@ -77,8 +78,9 @@ def evaluate_source(
     """Returns the task's measures of a trained model on every example of a source.
 
     Raises:
-        UserError: the source has a class that the model lacks.
+        UserError: the source has a class that the model lacks, or no labels although the task needs them.
     """
+    check_labelled(trained.task, source)
     network = _with_views(trained.model, views)
     collected = _collect(trained, network, trained.variables, _relabelled(source, trained), batch_size)
     return trained.task.measures(collected)

@@ -251,7 +251,8 @@ def _checksum(body: str) -> str:
 
 def read_classes(run: str | Path) -> tuple[str, ...]:
     """Returns the class names in the order of the logits."""
-    return tuple(read_text(Path(run) / CLASSES, "the class names of a run").removesuffix("\n").split("\n"))
+    text = read_text(Path(run) / CLASSES, "the class names of a run")
+    return tuple(text.removesuffix("\n").split("\n")) if text else ()
 
 
 def read_json(run: str | Path, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from cnn_jax.report.metric import Metric
 from cnn_jax.tasks import classification, reconstruction
 from cnn_jax.tasks.classification import Classification
 from cnn_jax.tasks.reconstruction import Reconstruction
-from cnn_jax.tasks.task import Batch, Findings, Outputs, Selection, Sums, Task, sums
+from cnn_jax.tasks.task import Batch, Findings, Outputs, Selection, Sums, Task, check_labelled, sums
 
 __all__ = [
     "TASKS",
@@ -24,6 +24,7 @@ __all__ = [
     "Selection",
     "Sums",
     "Task",
+    "check_labelled",
     "check_metrics",
     "check_task",
     "make_task",

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnn_jax.data.sources import Source, example_spec
+from cnn_jax.errors import UserError
 from cnn_jax.report.metric import Metric
 
 Batch = Mapping[str, jax.Array]  # arrays with one leading axis, the batch; "mask" is False on rows that are padding
@@ -134,6 +136,19 @@ class Task(Protocol):
     def rows(self, prediction: np.ndarray, image: np.ndarray, top: int) -> list[dict[str, Any]]:
         """Describes the prediction of one example, best guess first, as rows of a table; `image` is normalized."""
         ...
+
+
+def check_labelled(task: Task, source: Source) -> None:
+    """Checks that a data set has labels if the task's model has classes.
+
+    Raises:
+        UserError: it has none.
+    """
+    if task.outputs is not None and "label" not in example_spec(source):
+        raise UserError(
+            f"{source.name}: these are images without labels, which {task.name} needs: pass (images, labels), or set "
+            "`task` to one without, such as reconstruction"
+        )
 
 
 def sums(values_B: jax.Array, batch: Batch) -> jax.Array:

@@ -32,7 +32,7 @@ from cnn_jax.optim.optimizers import (
 )
 from cnn_jax.optim.parameter_groups import freeze_until_steps, frozen_rules, parse_rule
 from cnn_jax.optim.schedules import SCHEDULES
-from cnn_jax.tasks import Task, make_task
+from cnn_jax.tasks import Task, check_labelled, make_task
 from cnn_jax.training.compiled import call_traced
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
@@ -146,6 +146,8 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     sources = given.sources or _open_sources(config)
     train = sources["train"]
     task = given.task or make_task(optim, train.class_names)
+    for source in sources.values():
+        check_labelled(task, source)
     augment = _augment(config, parallel, train, task)
     model = _model(config, given, task, parallel)
     plan = make_plan(config, len(train), scan=_scans(parallel, is_resident(train, config.data.pipeline)))

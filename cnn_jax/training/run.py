@@ -196,7 +196,7 @@ def _open_folder(run: Path, experiment: Experiment, data: dict[str, Any], facts:
         files.set_aside(run)
     # Repeating a saved config must not delete its run.
     files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
-    files.write_text(run / files.CLASSES, "\n".join(experiment.class_names) + "\n")
+    files.write_text(run / files.CLASSES, "".join(f"{name}\n" for name in experiment.class_names))
     files.write_text(run / files.PREPROCESS, experiment.preprocess.to_json())
     files.write_text(run / files.DATA, json.dumps(data, indent=2) + "\n")
     files.write_text(run / files.ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
@@ -206,13 +206,13 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
     config, plan = experiment.config, experiment.plan
     shape = "x".join(map(str, experiment.preprocess.image_shape))
     where = "resident on the device" if jax.tree.leaves(experiment.data["train"].arrays) else "streamed"
-    members = config.train.members
+    members, classes = config.train.members, len(experiment.class_names)
     step_flops = 3 * experiment.flops_per_image * config.data.batch_size * members
     lines = {
         "cnn_jax": f"{facts['cnn_jax']}, jax {facts['jax']}, python {facts['python']}",
         "devices": f"{facts['platform']}: {facts['device']}; "
         f"using {len(experiment.parallel.devices)} by {config.train.parallel}; convolutions {facts['convolutions']}",
-        "data": f"{config.data.dataset}, {shape}, {len(experiment.class_names)} classes; "
+        "data": f"{config.data.dataset}, {shape}, {f'{classes} classes' if classes else 'no labels'}; "
         f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
         f"{where}",
         "model": f"{f'{members} x ' if members > 1 else ''}{config.model.model}, {experiment.parameters:,} parameters, "
