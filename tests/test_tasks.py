@@ -50,13 +50,13 @@ def test_what_is_no_task_is_refused(own, name, said):
 
 
 def test_a_task_says_how_each_metric_is_shown(own, tmp_path):
-    (tmp_path / "owntask.py").write_text(
+    (tmp_path / "metrictask.py").write_text(
         "import cnn_jax.tasks as t\nclass Task(t.Reconstruction):\n    metrics = {'loss': 'error'}\ntask = Task()\n"
     )
     with pytest.raises(
-        UserError, match=r"owntask:task has the metric 'loss' as 'error': .* cnn_jax.tasks.Metric\(label"
+        UserError, match=r"metrictask:task has the metric 'loss' as 'error': .* cnn_jax.tasks.Metric\(label"
     ):
-        make_task(OptimConfig(task="owntask:task"), ())
+        make_task(OptimConfig(task="metrictask:task"), ())
     assert Classification(("a", "b")).metrics["accuracy"].text(0.5) == "50.00%"
     assert Reconstruction().metrics["loss"].text(0.5) == "0.5000"
 
