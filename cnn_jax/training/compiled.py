@@ -164,7 +164,8 @@ def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings:
 
 def _program(lowered: Any, where: str, options: dict[str, Any] | None = None) -> Any:
     """Compiles a lowered function, or returns the program already compiled from the same text for the same devices."""
-    key = hashlib.sha256(f"{where} {options} {lowered.as_text()}".encode()).hexdigest()
+    # The text leaves out arguments that are not used, but a program is only called with those that it was compiled for.
+    key = hashlib.sha256(f"{where} {options} {lowered.args_info} {lowered.as_text()}".encode()).hexdigest()
     if key not in _programs:
         _programs[key] = lowered.compile(compiler_options=options)
         while len(_programs) > KEPT:
