@@ -23,6 +23,7 @@ from cnn_jax.storage.run_folder import read_metrics
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.run import train
+from cnn_jax.weights.sources import load_run
 
 CONFIG = Config("rates").override(
     dataset="synthetic:8x8x1:3:40", model="mlp", model_args=("hidden=8",), batch_size=16, steps=3, epochs=None, seed=4
@@ -155,6 +156,7 @@ def test_the_best_rate_is_the_result_and_each_has_a_row(compared, single, tmp_pa
     assert json.loads((run / "summary.json").read_text())["rates"] == summary["rates"]
     # Its weights are those of one network, and what reads a run takes them.
     assert evaluate(run)["loss"] == pytest.approx(expected["test_loss"])
+    assert load_run(run).config.compares_rates, "it may be exported, or be a start"
     for ours, theirs in zip(leaves(run), leaves(single_run), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 

@@ -105,9 +105,10 @@ def test_the_bar_fits_the_terminal(columns, monkeypatch):
     now[0] = 65.0
     made.train(5_025, 0.1234, 123_456.7)
     assert made._bar is not None
-    console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    drawn = io.StringIO()
+    console = Console(file=drawn, width=columns, force_terminal=True, color_system=None)
     console.print(made._bar.get_renderable())
-    (line,) = console.file.getvalue().splitlines()
+    (line,) = drawn.getvalue().splitlines()
     assert len(line) <= columns and "…" not in line
     assert line.startswith("epoch 20.1/40 ") and "loss 0.1234  123,457 images/s 0:01:05 left" in line
 

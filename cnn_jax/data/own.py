@@ -77,7 +77,7 @@ def as_source(
     (8, 8, 1)
     """
     if not isinstance(data, tuple | list):
-        if hasattr(data, "__array__"):
+        if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
             return ImageSource(name, split, _checked_images(np.asarray(data), name))
         if not all(hasattr(data, part) for part in ("__getitem__", "__len__", "class_names", "image_shape")):
             raise UserError(f"{name}: {type(data).__name__} is not a data set: pass (images, labels) or a Source")
