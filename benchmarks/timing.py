@@ -95,7 +95,7 @@ def make_display(experiment: Experiment) -> Display:
     """Returns the progress display that the loop needs."""
     plan, batch = experiment.plan, experiment.config.data.batch_size
     return Display(
-        metrics=list(experiment.task.metrics),
+        metrics=experiment.task.metrics,
         total_steps=plan.total_steps,
         first_step=0,
         steps_per_epoch=plan.steps_per_epoch,

@@ -1,5 +1,10 @@
 """`python -m cnn_jax VERB …`, or `cnn_jax VERB …`: commands for data, models and finished runs."""
 
+from cnn_jax.interrupts import quit_on_signals
+
+if __name__ == "__main__":
+    quit_on_signals()  # before anything else is imported
+
 import importlib
 import sys
 from collections.abc import Sequence

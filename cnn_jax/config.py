@@ -85,7 +85,7 @@ class OptimConfig:
     learning_rate: float | None = None
     """Peak rate; default: that of the optimizer's paper."""
     member_learning_rates: tuple[float, ...] = ()
-    """Peak rates, one per network, all from one seed; the networks are trained at once, as with --members."""
+    """Peak rates to compare, one network each, all from one seed, trained at once; the best by validation is kept."""
     schedule: str = "constant"
     """constant, step, cosine, one_cycle (or triangular) or exponential."""
     schedule_args: tuple[str, ...] = ()
@@ -205,6 +205,16 @@ class Config:
         if rates := self.optim.member_learning_rates:
             object.__setattr__(self, "train", dataclasses.replace(self.train, members=len(rates)))
 
+    @property
+    def compares_rates(self) -> bool:
+        """Whether the members have learning rates of their own: then the best by validation is the run's result."""
+        return len(self.optim.member_learning_rates) > 1
+
+    @property
+    def committee(self) -> int:
+        """Number of networks in the result, whose predictions are averaged."""
+        return 1 if self.compares_rates else self.train.members
+
     def override(self, **values: Any) -> Self:
         """Returns a copy with the named fields replaced; names are unique over the groups.
 
@@ -230,6 +240,22 @@ class Config:
             hint = " or ".join(nearest(name, known)) or ", ".join(known)
             raise UserError(f"no config field is called {name!r}; perhaps you meant {hint}")
         return dataclasses.replace(self, **groups)
+
+    def borrowed_augmentation(self, base: "Config") -> str | None:
+        """Describes augmentations that `base` chose for another data set, and how to turn them off; None without any.
+
+        >>> flipped = Config().override(dataset="cifar10", augment=("flip",))
+        >>> print(flipped.override(dataset="digits").borrowed_augmentation(flipped))
+        augment    flip, chosen for cifar10, also applies to digits: an empty `augment` turns it off
+        """
+        augment, ours, theirs = self.data.augment, self.data.dataset, base.data.dataset
+        if not augment or augment != base.data.augment or ours == theirs:
+            return None
+        verb, it = ("applies", "it") if len(augment) == 1 else ("apply", "them")
+        return (
+            f"augment    {', '.join(augment)}, chosen for {theirs}, also {verb} to {ours}: "
+            f"an empty `augment` turns {it} off"
+        )
 
     def _reset_by(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields that return to their defaults with these changes, and the defaults."""

@@ -1,13 +1,21 @@
-"""Ends the program at once on a signal."""
+"""Ends a command at once on a signal."""
 
-import multiprocessing
 import os
+import signal
+import sys
 from typing import NoReturn
 
 
 def quit_at_once(number: int, frame: object) -> NoReturn:
     """Signal handler: kills the worker processes and exits with code 130, without waiting for anything."""
     os.write(2, b"interrupted\n")
-    for worker in multiprocessing.active_children():  # data readers, which would wait for us forever
-        worker.kill()
+    if multiprocessing := sys.modules.get("multiprocessing"):
+        for worker in multiprocessing.active_children():  # data readers, which would wait for us forever
+            worker.kill()
     os._exit(130)
+
+
+def quit_on_signals() -> None:
+    """Makes Ctrl-C and SIGTERM end the process at once, with code 130 and no traceback; for commands."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, quit_at_once)

@@ -32,7 +32,7 @@ from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import to_bytes
-from cnn_jax.tasks import Task
+from cnn_jax.tasks import Task, check_metrics
 from cnn_jax.training.callbacks import Callback
 from cnn_jax.training.compiled import call_once
 from cnn_jax.training.experiment import Given
@@ -56,7 +56,8 @@ class Run:
         config: the run's config.
         classes: class names, in the order of a classifier's outputs.
         interrupted: whether Ctrl-C stopped the run; then the weights are those of the last step, or the best ones by
-            validation if the training was complete.
+            validation if the training was complete. Of `member_learning_rates`, those of the best rate by the last
+            validation.
     """
 
     folder: Path
@@ -108,19 +109,22 @@ class Run:
         """The results, such as "test_accuracy"; for an interrupted run, those of its last validation."""
         if (self.folder / files.SUMMARY).is_file():
             return files.read_json(self.folder, files.SUMMARY)
-        last = [row for row in self.history if row["kind"] == "validation"][-1:]
-        return {f"validation_{name}": row[name] for row in last for name in self.task.metrics} | {"finished": False}
+        last = _last_validation(self.folder, self.task)
+        return {f"validation_{name}": last[name] for name in self.task.metrics if last} | {"finished": False}
 
     def plot(self) -> Any:
         """Plots the task's metrics; returns a matplotlib `Figure`, which notebooks show."""
         with figures.style():
-            return curves.side_by_side(self.history, self.task.metrics, self.summary.get("best_step"))
+            summary = self.summary
+            best = (summary.get("best_step"), summary.get("best_member"))
+            return curves.side_by_side(self.history, self.task.metrics, *best)
 
     def evaluate(self, data: OwnData | str = "test", *, batch_size: int = 500) -> dict[str, Any]:
         """Computes the task's measures, such as "accuracy" and "loss".
 
         Args:
-            data: (images, labels), a `Source`, or a split of the run's own data set, such as "test" or "train[:500]".
+            data: (images, labels), images alone for a task without labels, a `Source`, or a split of the run's own data
+                set, such as "test" or "train[:500]".
             batch_size: examples per forward pass.
 
         Raises:
@@ -155,8 +159,7 @@ class Run:
         if array.ndim == 3 and (self.preprocess.image_shape[-1] == 1 or self.config.data.channels is not None):
             array = array[..., None]
         if array.ndim == 4 and array.shape[1:] != self.preprocess.image_shape:
-            unlabelled = as_source((array, np.zeros(len(array), int)), name="images")
-            source = _adapted(unlabelled, self.config.data)
+            source = _adapted(as_source(array, name="images"), self.config.data)
             array = np.stack([source[row]["image"] for row in range(len(source))])
         outputs = predict_outputs(self.model, self.variables, self.preprocess, array, batch_size)
         return self.task.predict(outputs)
@@ -230,7 +233,8 @@ def fit(
 
     Args:
         model: a Flax module whose call takes `train`, a name of `cnn_jax.list_models()`, or `package.module:attribute`.
-        train: (images uint8 NxHxWxC, labels), a `Source`, or a data set's name, such as "digits" or "folder:PATH".
+        train: (images uint8 NxHxWxC, labels), a `Source`, or a data set's name, such as "digits" or "folder:PATH". A
+            task that needs no labels also takes the images alone.
         validation: a share of the training data, other arrays, a `Source` or a split; default: the data set's own
             split, or a tenth of arrays.
         test: used once, at the end: arrays, a `Source` or a split; default: the data set's own split; none for arrays.
@@ -266,6 +270,8 @@ def fit(
         _check_unset(start.override(**named | {"model": recorded["model"]}), recorded)
         named |= recorded
     start.override(**named).check_types()
+    if "augment" not in fields and (note := start.override(**named).borrowed_augmentation(start)):
+        print(note, flush=True)
     sources = _sources(start.override(**named), train, validation, test, classes, named)
     workdir = workdir or start.train.workdir
     temporary = workdir is None
@@ -285,7 +291,9 @@ def fit(
                 _discard(folder)
             raise
         print(stop)
-        experiment, variables = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
+        experiment, every = stop.experiment, jax.device_get(variables_for_evaluation(stop.state))
+        best = _last_validation(folder, experiment.task).get("member", 0)
+        variables = experiment.kept(every, best)
         trained = Trained(
             experiment.network, variables, experiment.preprocess, experiment.task, resolved, experiment.class_names
         )
@@ -295,6 +303,13 @@ def fit(
             _discard(folder)
         raise
     return Run(folder, load_trained(folder, given.model, given.task), temporary=temporary)
+
+
+def _last_validation(folder: Path, task: Task) -> dict[str, Any]:
+    """The row of the last validation, of the best member if rates are compared; {} if there was none."""
+    rows = [row for row in files.read_metrics(folder) if row["kind"] == "validation"]
+    last = [row for row in rows if row["step"] == rows[-1]["step"]]
+    return last[task.selection.best(last)] if last else {}
 
 
 def _discard(folder: Path) -> None:
@@ -356,6 +371,7 @@ def _check_objects(config: Any, optimizer: Any, task: Any, callbacks: Any) -> No
                 f"`task` is {_shown(task)}, which is no cnn_jax.tasks.Task: pass one, such as Classification(names), "
                 "or 'classification' or 'reconstruction'"
             )
+        check_metrics(task, "`task`")
     if not isinstance(callbacks, Sequence):
         raise UserError(f"`callbacks` is {_shown(callbacks)}: pass a list of callbacks")
     for callback in callbacks:
@@ -441,7 +457,7 @@ def _sources(
         whole = as_source(train, class_names=classes)
         if isinstance(validation, str) or isinstance(test, str):
             raise UserError("`train` holds arrays, which have no named splits: pass arrays for validation and test")
-    own = {"split": "validation", "class_names": whole.class_names}
+    own = {"split": "validation", "class_names": whole.class_names or None}
     if validation is None or isinstance(validation, float | int):
         whole, held_out = split_off(whole, 0.1 if validation is None else float(validation))
     else:

@@ -122,6 +122,31 @@ def test_it_needs_no_classes(run, tmp_path, capsys):
         collect([run.folder])
 
 
+@pytest.mark.parametrize("changed", [{}, {"image_size": 12, "channels": 3}], ids=["as they are", "changed"])
+def test_images_need_no_labels(changed, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    fields: dict[str, Any] = {"task": "reconstruction", "steps": 2, "batch_size": 16, "logger": ()} | changed
+    run = cnn_jax.fit("conv_autoencoder", images, test=images[:8], workdir=tmp_path / "run", **fields)
+    labelled = cnn_jax.fit(
+        "conv_autoencoder", (images, np.arange(40) % 3), test=(images[:8], np.zeros(8, int)), **fields
+    )
+    assert run.classes == () and labelled.classes == ("0", "1", "2")
+    assert run.summary["test_loss"] == labelled.summary["test_loss"]
+    assert run.evaluate(images[:8])["loss"] == pytest.approx(run.summary["test_loss"])
+    assert cnn_jax.load(tmp_path / "run").predict(images[:2]).shape[0] == 2
+    again = cnn_jax.fit("conv_autoencoder", images, test=images[:8], workdir=tmp_path / "run", **fields)
+    assert again.summary == run.summary, "it had finished"
+
+
+def test_images_without_labels_are_nothing_to_classify():
+    images, fields = np.zeros((20, 8, 8), np.uint8), {"steps": 1, "batch_size": 8, "logger": ()}
+    said = r"images without labels, which classification needs: pass \(images, labels\), or set `task`"
+    with pytest.raises(UserError, match=said):
+        cnn_jax.fit("softmax_regression", images, **fields)
+    with pytest.raises(UserError, match=said):
+        cnn_jax.fit("softmax_regression", (images, np.arange(20) % 2), test=images, **fields)
+
+
 def test_members_are_averaged():
     outputs = jnp.stack([jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1))])
     assert np.all(np.asarray(Reconstruction().combine(outputs)) == 0.5)

@@ -5,6 +5,7 @@ import importlib
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from cnn_jax.commands.experiment import parse
 from cnn_jax.commands.parser import ArgumentParser, guard, positive, with_flags
 from cnn_jax.config import Config
 from cnn_jax.errors import UserError
+from cnn_jax.runs.results import write_rows
 
 BASE = Config("digits_lenet5").override(
     optimizer="momentum", optimizer_args=("decay=0.8",), learning_rate=0.1, train_split="train[:50%]"
@@ -53,6 +55,19 @@ def test_another_optimizer_starts_from_its_own_rate_and_arguments():
 def test_another_data_set_has_its_own_splits():
     assert parsed("--dataset", "xo").data.train_split is None
     assert parsed("--dataset", "xo", "--train-split", "train[:10]").data.train_split == "train[:10]"
+
+
+def test_augmentations_of_the_experiment_are_named_when_they_meet_another_data_set(capsys):
+    base = Config("cifar10_resnet").override(dataset="cifar10", augment=("pad_crop:padding=4", "flip"))
+    assert parse(["--dataset", "digits"], base).data.augment == ("pad_crop:padding=4", "flip")
+    assert capsys.readouterr().out == (
+        "augment    pad_crop:padding=4, flip, chosen for cifar10, also apply to digits: "
+        "an empty --augment turns them off\n"
+    )
+    assert parse(["--dataset", "digits", "--augment"], base).data.augment == ()
+    parse(["--dataset", "digits", "--augment", "pad_crop:padding=4", "flip"], base)
+    parse(["--seed", "1"], base)
+    assert capsys.readouterr().out == "", "nothing was taken over"
 
 
 def test_another_schedule_has_its_own_arguments():
@@ -243,11 +258,103 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
     assert list(VERBS) == ["evaluate", "predict", "committee", "models", "data", "weights", "results"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_imports_no_jax(verb):
+DATA = ("prepare", "list", "show", "export")
+SUBVERBS = (
+    *(("data", verb) for verb in DATA),
+    *(("weights", verb) for verb in ("list", "export")),
+    *(("results", verb) for verb in ("collect", "table", "readme")),
+)
+
+
+@pytest.mark.parametrize("verbs", [*((verb,) for verb in VERBS), *SUBVERBS], ids=" ".join)
+def test_help_of_a_verb_imports_no_jax(verbs):
     code = "import sys; from cnn_jax.__main__ import main\ntry: main()\nfinally: assert 'jax' not in sys.modules"
-    shown = run_code(code, verb, "--help")
-    assert shown.returncode == 0 and f"python -m cnn_jax {verb}" in shown.stdout, shown.stderr
+    shown = run_code(code, *verbs, "--help")
+    assert shown.returncode == 0 and f"python -m cnn_jax {' '.join(verbs)}" in shown.stdout, shown.stderr
+
+
+CLOSED = [
+    ["cnn_jax", "--help"],
+    *(["cnn_jax", verb, "--help"] for verb in VERBS),
+    ["experiments.digits_lenet5", "--help"],
+    ["experiments.cifar10_speedrun", "--help"],
+    ["cnn_jax", "results", "table", "SHORT"],
+]
+
+
+@pytest.mark.parametrize("module", CLOSED, ids=" ".join)
+def test_a_closed_pipe_ends_a_command_quietly(module, tmp_path):
+    short = tmp_path / "short.csv"
+    write_rows(short, [])
+    command = [sys.executable, "-m", *(str(short) if word == "SHORT" else word for word in module)]
+    ours, theirs = os.pipe()
+    os.close(ours)  # as `head` does once it has seen enough
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert done.stderr == "" and done.returncode in (0, 1, 141), "argparse may exit with 0, rich with 1"
+
+
+def test_a_closed_pipe_for_errors_ends_a_command_quietly():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, "-m", "cnn_jax", "modles"], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert done.returncode == 141
+
+
+# Code that waits for a signal while a command works, and while Python shuts down.
+MOMENTS = {
+    "work": "guard(lambda: (print('ready', flush=True), time.sleep(30)))",
+    "shutdown": "atexit.register(lambda: (print('ready', flush=True), time.sleep(30))); guard(lambda: None)",
+    "failure": "atexit.register(lambda: (print('ready', flush=True), time.sleep(30))); guard(lambda: open('/nowhere'))",
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_ends_a_command_with_130_at_any_moment(moment, number):
+    code = f"import atexit, time; from cnn_jax.commands.parser import guard; {MOMENTS[moment]}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and said.splitlines()[-1] == "interrupted" and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("module", ["cnn_jax", "experiments.digits_lenet5"])
+def test_a_signal_while_a_command_is_imported_ends_it_with_130(module, number, tmp_path):
+    # The command's first import of argparse stands for any moment of its start.
+    (tmp_path / "argparse.py").write_text("import time; print('ready', flush=True); time.sleep(30)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", module, "--help"], env=environment, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and said == "interrupted\n"
+
+
+def test_a_signal_while_the_report_is_written_ends_with_130_and_the_command_goes_on(tmp_path):
+    code = (
+        "import sys, time; from cnn_jax.commands import experiment as cli; from experiments import digits_lenet5 as e\n"
+        "import cnn_jax.training.run as run\n"
+        "write = run.write_report\n"
+        "def slow(*a, **k): print('ready', flush=True); time.sleep(30)\n"
+        "run.write_report = slow\n"
+        "cli.run(e.CONFIG, e.__doc__)"
+    )
+    flags = ["--model", "softmax_regression", "--steps", "1", "--workdir", str(tmp_path / "run"), "--logger", "csv"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, *flags], **pipes) as process:
+        assert process.stdout is not None and "ready\n" in iter(process.stdout.readline, "")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and said == "interrupted\n"
+    command = [sys.executable, "-m", "experiments.digits_lenet5", *flags]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_an_unknown_verb_is_answered_with_the_nearest():
@@ -353,5 +460,5 @@ def test_a_terminal_shows_a_bar_and_a_pipe_gets_lines(terminal, tmp_path):
     os.close(ours)
     text = shown.decode()
     assert process.returncode == 0
-    assert ("images/s" in text and "\x1b[" in text and "epoch 2.0/2.0" in text) if terminal else "\x1b" not in text
+    assert ("images/s" in text and "\x1b[" in text and "epoch   2/2 " in text) if terminal else "\x1b" not in text
     assert terminal or text.count("validation loss") == 2

@@ -290,6 +290,15 @@ def test_muon_makes_the_update_of_a_convolution_orthogonal():
     assert after.min() / after.max() > 0.5, "Muon did not get the convolution"
 
 
+def test_muon_has_the_rate_of_its_authors():
+    optimizer = optimizer_of("muon", total_steps=10)
+    assert optimizer.learning_rate == 0.02 and "muon (Jordan et al. 2024), learning rate 0.02" in optimizer.description
+    # An orthogonal update: all singular values of the change of a kernel are about the rate.
+    kernel = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    change = updates_of(optimizer, {"kernel": kernel}, [{"kernel": kernel}])[0]["kernel"]
+    np.testing.assert_allclose(np.linalg.svd(change)[1], 0.02, rtol=0.35)
+
+
 def test_gradients_are_clipped_to_the_global_norm():
     gradient = jax.tree.map(lambda x: 10.0 * x, ONE)  # global norm 10·√3
     np.testing.assert_allclose(one_update(gradient, clip_norm=1.0)["bias"], [-0.1 / math.sqrt(3)], rtol=1e-6)

@@ -10,11 +10,11 @@ from made_up_run import SUMMARY, make_run
 from PIL import Image
 
 from cnn_jax.errors import UserError
-from cnn_jax.report import curves, figures, write_report
+from cnn_jax.report import curves, figures, sections, write_report
 from cnn_jax.report.filters import first_layer, pictures
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import load_weights, save_weights
-from cnn_jax.tasks import measures
+from cnn_jax.tasks import Metric, measures
 from cnn_jax.tasks.classification_figures import confusion
 from cnn_jax.tasks.classification_report import classification_findings
 
@@ -36,6 +36,7 @@ PROBABILITIES = np.array(
     ],
     np.float32,
 )
+METRICS = {"loss": Metric("cross-entropy (nats)"), "accuracy": Metric("accuracy", percent=True)}
 CONFUSION = np.array([[2, 1, 0], [0, 1, 1], [1, 0, 4]])
 
 
@@ -162,7 +163,8 @@ def write(run, images, **changes):
     return write_report(
         run,
         summary=SUMMARY,
-        metrics={"loss": "cross-entropy (nats)", "accuracy": "accuracy"},
+        metrics=METRICS,
+        rates=np.linspace(0.1, 0.01, 40),
         split="test",
         tiles=found.tiles,
         found=found.sections,
@@ -242,11 +244,59 @@ def test_curves_mark_the_best_epoch():
         for kind in ("train", "validation")
     ]
     with figures.style():
-        (axes,) = curves.curve(rows, "accuracy", "accuracy", 20).axes
+        (axes,) = curves.curve(rows, "accuracy", METRICS["accuracy"], 20).axes
     lines = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
     assert lines["best"] == [[2.0, 20.0]]
     assert lines["validation"] == [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "accuracy (%)")
+
+
+def rows_of(values: dict[int, float], name: str = "loss", **more: object) -> list[dict[str, object]]:
+    """Train rows that end at these steps, with ten steps per epoch."""
+    return [{"kind": "train", "step": step, "epoch": step / 10, name: value} | more for step, value in values.items()]
+
+
+def test_a_row_of_few_steps_weighs_as_little_as_they_do():
+    # Rows of ten steps, but of two before the validation at step 22: its noise is not drawn as a fall.
+    rows = rows_of({10: 1.0, 20: 1.0, 22: 0.4, 30: 1.0, 40: 1.0})
+    with figures.style():
+        (axes,) = curves.curve(rows, "loss", METRICS["loss"], None).axes
+    lines = {line.get_label(): np.asarray(line.get_xydata()) for line in axes.lines}
+    weighted = (10 * 1.0 + 2 * 0.4) / 12
+    expected = [[1.0, 1.0], [2.2, weighted], [3.0, 1.0], [4.0, 1.0]]
+    np.testing.assert_allclose(lines["train (smoothed)"], expected)
+    assert all(min(line[:, 1]) > 0.89 for line in lines.values() if len(line))
+
+
+def test_smoothing_weighs_rows_by_their_steps():
+    values, steps = np.tile([0.0, 3.0], 50), np.tile([10.0, 5.0], 50)  # 100 rows: windows of five
+    smoothed = curves._smooth(values, steps)[2:-2]
+    np.testing.assert_allclose(smoothed[::2], (2 * 5 * 3) / (3 * 10 + 2 * 5))  # around 0: two rows of 3 in three of 0
+    np.testing.assert_allclose(smoothed[1::2], (3 * 5 * 3) / (2 * 10 + 3 * 5))
+
+
+def test_the_schedule_is_drawn_step_by_step():
+    rates = np.array([0.1, 0.1, 0.01, 0.01])
+    with figures.style():
+        (axes,) = curves.learning_rate(rates, 2.0).axes
+    (line,) = axes.lines
+    # A step down at step 2, after one epoch, and not a ramp.
+    assert line.get_drawstyle() == "steps-post"
+    assert np.asarray(line.get_xydata()).tolist() == [[0.0, 0.1], [0.5, 0.1], [1.0, 0.01], [1.5, 0.01], [2.0, 0.01]]
+
+
+def test_a_metric_is_in_per_cent_if_its_task_says_so_whatever_its_name():
+    rows = rows_of({10: 0.5, 20: 0.25}, "iou")
+    metrics = {"iou": Metric("overlap", percent=True), "accuracy": Metric("accuracy in mm")}
+    with figures.style():
+        (axes,) = curves.curve(rows, "iou", metrics["iou"], None).axes
+        (other,) = curves.curve(rows_of({10: 0.5}, "accuracy"), "accuracy", metrics["accuracy"], None).axes
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [50.0, 25.0] and axes.get_ylabel() == "overlap (%)"
+    assert np.asarray(other.lines[0].get_ydata()).tolist() == [0.5] and other.get_ylabel() == "accuracy in mm"
+    metrics = {"loss": Metric("error")} | metrics
+    summary = SUMMARY | {"validation_iou": 0.5, "validation_accuracy": 1.5}
+    page = sections.headlines(summary, rows, metrics, [], "test", "best")
+    assert "50.00%" in page and "1.5000" in page and "150" not in page
 
 
 def test_matrix_shows_counts_up_to_20_classes():

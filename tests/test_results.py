@@ -81,6 +81,19 @@ def test_unfinished_and_foreign_folders(tmp_path, capsys):
     assert "config.json" in refuse(capsys, ["collect", tmp_path, "--output", tmp_path / "x.csv"])
 
 
+def test_what_is_no_run_is_left_out_and_said(runs, tmp_path, capsys):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes.txt").write_text("not a folder")
+    others = [str(tmp_path / "notes"), str(tmp_path / "notes.txt")]
+    command.main(["collect", others[0], str(runs[0]), others[1], "--output", str(tmp_path / "x.csv")])
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [
+        f"warning: {other} is not a run folder, as it has no config.json; left out" for other in others
+    ]
+    assert "1 rows of 1 runs" in shown.out
+    assert results.read_rows([tmp_path / "x.csv"]) == results.collect(runs[:1])
+
+
 def test_table_shows_mean_std_and_count(runs):
     lines = results.table(results.collect(runs)).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1

@@ -1,5 +1,6 @@
 """Tasks by name and of the user's own."""
 
+import math
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from cnn_jax.config import OptimConfig
 from cnn_jax.errors import UserError
 from cnn_jax.optim.optimizers import make_optimizer
-from cnn_jax.tasks import Reconstruction, make_task
+from cnn_jax.tasks import Classification, Reconstruction, make_task
 
 MODULE = """
 import optax
@@ -46,6 +47,32 @@ def test_a_task_of_the_users_own_is_an_object_or_a_function_that_makes_one(own):
 def test_what_is_no_task_is_refused(own, name, said):
     with pytest.raises(UserError, match=re.escape(said)):
         make_task(OptimConfig(task=f"owntask:{name}"), ())
+
+
+def test_a_task_says_how_each_metric_is_shown(own, tmp_path):
+    (tmp_path / "metrictask.py").write_text(
+        "import cnn_jax.tasks as t\nclass Task(t.Reconstruction):\n    metrics = {'loss': 'error'}\ntask = Task()\n"
+    )
+    with pytest.raises(
+        UserError, match=r"metrictask:task has the metric 'loss' as 'error': .* cnn_jax.tasks.Metric\(label"
+    ):
+        make_task(OptimConfig(task="metrictask:task"), ())
+    assert Classification(("a", "b")).metrics["accuracy"].text(0.5) == "50.00%"
+    assert Reconstruction().metrics["loss"].text(0.5) == "0.5000"
+
+
+def test_equal_metrics_are_ranked_by_the_loss_and_diverged_networks_last():
+    selection = Classification(("a", "b")).selection
+    found = [
+        {"accuracy": 0.9, "loss": 0.3},
+        {"accuracy": 0.9, "loss": 0.2},
+        {"accuracy": 1.0, "loss": math.nan},
+        {"accuracy": 0.8, "loss": 0.1},
+        {"accuracy": 0.9, "loss": 0.2},
+    ]
+    assert selection.best(found) == 1
+    ranked = sorted(range(5), key=lambda i: selection.key(found[i]))
+    assert ranked == [2, 3, 0, 1, 4]
 
 
 def test_a_single_class_is_nothing_to_classify():

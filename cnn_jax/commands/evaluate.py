@@ -10,23 +10,22 @@ python -m cnn_jax evaluate runs/alexnet --views ten_crop
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cnn_jax.commands.output import write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path, positive
 
 if TYPE_CHECKING:
-    pass
+    from cnn_jax.tasks import Metric
 
-
-# measure → column heading
+# measure → (column heading, format); other measures are shown as their task shows them
 COLUMNS = {
-    "count": "images",
-    "accuracy": "accuracy",
-    "accuracy_low": "95% interval",
-    "loss": "loss",
-    "top5_accuracy": "top 5",
+    "count": ("images", "{count:,}"),
+    "accuracy": ("accuracy", "{accuracy:.2%}"),
+    "accuracy_low": ("95% interval", "{accuracy_low:.2%}–{accuracy_high:.2%}"),
+    "loss": ("loss", "{loss:.4f}"),
+    "top5_accuracy": ("top 5", "{top5_accuracy:.2%}"),
 }
 
 
@@ -42,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     from cnn_jax.runs.evaluate import evaluate  # imports JAX
+    from cnn_jax.weights.trained import load_trained
 
-    scores = [
-        evaluate(
+    scores: list[dict[str, Any]] = []
+    metrics: dict[str, Metric] = {}
+    for run in arguments.runs:
+        trained = load_trained(run)
+        found = evaluate(
             run,
             arguments.split,
             dataset=arguments.dataset,
@@ -53,16 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=arguments.batch_size,
             views=arguments.views,
             skip_bad_images=arguments.skip_bad_images,
+            trained=trained,
         )
-        for run in arguments.runs
-    ]
+        scores.append(found)
+        metrics |= trained.task.metrics
     text = json.dumps(scores, indent=2, ensure_ascii=False)
     if arguments.json == "-":
         print(text)
         return
     if arguments.json is not None:
         write_output("--json", arguments.json, text + "\n")
-    _print(scores)
+    _print(scores, metrics)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _print(scores: Sequence[dict[str, Any]]) -> None:
+def _print(scores: Sequence[dict[str, Any]], metrics: Mapping[str, "Metric"]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
@@ -95,19 +99,17 @@ def _print(scores: Sequence[dict[str, Any]]) -> None:
     shown = [name for name in COLUMNS if any(name in row for row in scores)]
     if "accuracy" not in shown:  # another task than classification: all of its measures
         shown += list(dict.fromkeys(n for row in scores for n, v in row.items() if type(v) is float and n not in shown))
-    numbers = [Column(COLUMNS.get(name, name.replace("_", " ")), no_wrap=True) for name in shown]
+    numbers = [Column(COLUMNS[name][0] if name in COLUMNS else name.replace("_", " "), no_wrap=True) for name in shown]
     table = Table(Column("run", overflow="fold"), "data", *numbers, box=None, pad_edge=False)
     for row in scores:
-        cells = [row["run"], f"{row['dataset']} {row['split']}", *(_cell(name, row) for name in shown)]
+        cells = [row["run"], f"{row['dataset']} {row['split']}", *(_cell(name, row, metrics) for name in shown)]
         table.add_row(*map(Text, cells))
     Console(width=None if sys.stdout.isatty() else 200).print(table)  # do not wrap in a file
 
 
-def _cell(name: str, row: dict[str, Any]) -> str:
+def _cell(name: str, row: dict[str, Any], metrics: Mapping[str, "Metric"]) -> str:
     if name not in row:
         return "–"
-    if name == "count":
-        return f"{row[name]:,}"
-    if name == "accuracy_low":
-        return f"{row['accuracy_low']:.2%}–{row['accuracy_high']:.2%}"
-    return f"{row[name]:.2%}" if name.endswith("accuracy") else f"{row[name]:.4f}"
+    if name in COLUMNS:
+        return COLUMNS[name][1].format_map(row)
+    return metrics[name].text(row[name]) if name in metrics else f"{row[name]:.4f}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnn_jax.commands.parser import guard
+from cnn_jax.commands.parser import guard, with_flags
 from cnn_jax.config import GROUPS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.native import build
@@ -92,6 +92,8 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
     arguments = _parse(argv, prog, doc, base, presets)
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
     explicit = _explicit(chosen, base, argv)
+    if "augment" not in explicit and (note := chosen.borrowed_augmentation(base)):
+        print(with_flags(note), flush=True)
     if chosen.train.workdir is not None:
         return base.override(**explicit).resolve()
     config = base.override(**explicit, workdir=os.path.join("runs", folder)).resolve()

@@ -1,17 +1,17 @@
 """Argument parser of the `python -m cnn_jax` commands, and one-line errors for all commands."""
 
 import argparse
+import contextlib
 import io
 import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from cnn_jax.errors import TrainingStopped, UserError, nearest
-from cnn_jax.interrupts import quit_at_once
+from cnn_jax.interrupts import quit_on_signals
 
 
 def _unknown_option(word: str, options: Iterable[str]) -> str:
@@ -133,23 +133,38 @@ def version() -> str:
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Runs `main`; a user's mistake becomes one line on stderr and exit code 2, never a traceback.
+    """Runs `main` as the whole of the process: a user's mistake becomes one line on stderr and exit code 2.
 
-    Ctrl-C exits at once with code 130, even during an import; training installs its own, gentler handler.
+    Ctrl-C and SIGTERM exit at once with code 130, from now to the end of the process; training installs a gentler
+    handler. If nobody reads our output any more, the process ends with code 141, as others do, and says nothing.
     """
-    previous = signal.signal(signal.SIGINT, quit_at_once)
+    quit_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal must not crash on "…"
+    try:
+        try:
+            _run(main)
+        finally:
+            sys.stdout.flush()  # here, as at Python's exit a closed pipe would be reported
+            sys.stderr.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # not a real file, as in a notebook
+                os.dup2(nowhere, stream.fileno())
+        sys.exit(141)
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
         _leave(f"error: {with_flags(str(error))}", 2)
     except TrainingStopped as stop:
         _leave(with_flags(str(stop)), stop.code)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -163,8 +178,6 @@ def guard(main: Callable[[], None]) -> None:
             raise
         advice = "lower --batch-size, or give --accumulate 2 or --precision bfloat16"
         _leave(f"error: a training step does not fit in the device's memory: {advice}", 2)
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _leave(message: str, code: int) -> NoReturn:

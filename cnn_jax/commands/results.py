@@ -8,11 +8,13 @@ Runs that differ only in their seed share a row: mean and standard deviation ove
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cnn_jax.commands.parser import ArgumentParser, file_path
 from cnn_jax.runs.results import collect, models_table, read_rows, table, with_section, with_table, write_rows
+from cnn_jax.storage.run_folder import CONFIG
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
     match arguments.action:
         case "collect":
-            rows = collect(arguments.runs)
+            runs = _run_folders(arguments.runs)
+            rows = collect(runs)
             write_rows(arguments.output, rows)
-            print(f"wrote {arguments.output}: {len(rows)} rows of {len(arguments.runs)} runs in all")
+            print(f"wrote {arguments.output}: {len(rows)} rows of {len(runs)} runs in all")
         case "table":
             print(table(read_rows(arguments.csv)))
         case "readme":
@@ -37,6 +40,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             if "<!-- results -->" in text or "<!-- models -->" not in text:
                 text = with_table(text, read_rows(arguments.csv))
             path.write_text(text, encoding="utf-8")
+
+
+def _run_folders(names: Sequence[str]) -> list[str]:
+    """Returns the run folders among `names`, and warns of the others, as `runs/*` may match them, too.
+
+    If there is none, returns all: the first is then refused, with the reason.
+    """
+    runs = [name for name in names if (Path(name) / CONFIG).is_file()]
+    if not runs:
+        return list(names)
+    for name in names:
+        if name not in runs:
+            print(f"warning: {name} is not a run folder, as it has no {CONFIG}; left out", file=sys.stderr)
+    return runs
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

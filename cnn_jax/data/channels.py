@@ -36,7 +36,7 @@ class ConvertedSource(DerivedSource):
 
     def __getitem__(self, index: int, /) -> Example:
         example = self.source[index]
-        return {"image": convert(example["image"], self.channels), "label": example["label"]}
+        return {**example, "image": convert(example["image"], self.channels)}
 
 
 def with_channels(source: Source, channels: int) -> Source:

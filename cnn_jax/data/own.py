@@ -12,10 +12,20 @@ import numpy as np
 from cnn_jax.arguments import load_attribute
 from cnn_jax.data.memory import check_memory
 from cnn_jax.data.preprocess import fit_images
-from cnn_jax.data.sources import ArraySource, DerivedSource, Example, Source, Splits, parse_split
+from cnn_jax.data.sources import (
+    ArraySource,
+    DerivedSource,
+    Example,
+    ImageSource,
+    Source,
+    Splits,
+    example_spec,
+    parse_split,
+)
 from cnn_jax.errors import UserError
 
-OwnData = Source | tuple[Any, Any]  # or (images uint8 NxHxWxC or NxHxW, labels integer N)
+# Images are uint8 NxHxWxC or NxHxW, labels integer N; a task without labels takes an array of images.
+OwnData = Source | tuple[Any, Any] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +65,8 @@ def as_source(
     """Wraps arrays in a source; returns a source unchanged.
 
     Args:
-        data: a `Source`, or images uint8 (N, H, W, C), grey ones also (N, H, W), and labels, integers (N,) or (N, 1).
+        data: a `Source`, or images uint8 (N, H, W, C), grey ones also (N, H, W), and labels, integers (N,) or (N, 1);
+            or the images alone.
         name: used in messages and in the record of the run.
         split: likewise.
         class_names: K names; default: "0" to the largest label.
@@ -67,22 +78,14 @@ def as_source(
     (8, 8, 1)
     """
     if not isinstance(data, tuple | list):
+        if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
+            return ImageSource(name, split, _checked_images(np.asarray(data), name))
         if not all(hasattr(data, part) for part in ("__getitem__", "__len__", "class_names", "image_shape")):
             raise UserError(f"{name}: {type(data).__name__} is not a data set: pass (images, labels) or a Source")
         return data
     if len(data) != 2:
         raise UserError(f"{name}: got {len(data)} arrays: pass two, (images, labels)")
-    images, labels = (np.asarray(part) for part in data)
-    if images.dtype != np.uint8:
-        advice = ""
-        if images.dtype.kind == "f" and images.size:
-            factor = "images * 255" if float(np.nanmax(images)) <= 1.0 else "images"
-            advice = f", by np.round({factor}).astype(np.uint8)"
-        raise UserError(f"{name}: images are {images.dtype}: convert them to uint8 in [0, 255]{advice}")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or 0 in images.shape:
-        raise UserError(f"{name}: images have shape {images.shape}: pass (N, H, W, C), or (N, H, W) for grey ones")
+    images, labels = _checked_images(np.asarray(data[0]), name), np.asarray(data[1])
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -101,6 +104,25 @@ def as_source(
     return ArraySource(name, split, names, images, labels.astype(np.int32))
 
 
+def _checked_images(images: np.ndarray, name: str) -> np.ndarray:
+    """Returns images (N, H, W, C).
+
+    Raises:
+        UserError: wrong array type or rank.
+    """
+    if images.dtype != np.uint8:
+        advice = ""
+        if images.dtype.kind == "f" and images.size:
+            factor = "images * 255" if float(np.nanmax(images)) <= 1.0 else "images"
+            advice = f", by np.round({factor}).astype(np.uint8)"
+        raise UserError(f"{name}: images are {images.dtype}: convert them to uint8 in [0, 255]{advice}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise UserError(f"{name}: images have shape {images.shape}: pass (N, H, W, C), or (N, H, W) for grey ones")
+    return images
+
+
 def resized(source: Source, size: int) -> Source:
     """Returns the source resized in memory to `size` x `size` (see `fit_images`), or itself if it has that size."""
     height, width, channels = source.image_shape
@@ -109,6 +131,8 @@ def resized(source: Source, size: int) -> Source:
     shape = (size, size, channels)
     check_memory(len(source) * math.prod(shape), f"{source.name} of {size} pixels", "lower `image_size`")
     images = fit_images((source[index]["image"] for index in range(len(source))), len(source), shape)
+    if "label" not in example_spec(source):
+        return ImageSource(source.name, source.split, images)
     labels = np.asarray([source[index]["label"] for index in range(len(source))], np.int32)
     return ArraySource(source.name, source.split, source.class_names, images, labels)
 

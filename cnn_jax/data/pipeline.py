@@ -58,6 +58,10 @@ class Pipeline(Protocol):
         """Returns the source's arrays with leading axis B and, for an item of `eval_items`, "mask" (bool B)."""
         ...
 
+    def sample_eval_item(self) -> Item:
+        """Returns an item with the shapes and types of those of `eval_items`, to compile for."""
+        ...
+
     def train_items(self, first_step: int = 0) -> Items:
         """Yields shuffled items forever from `first_step`; item k does not depend on where iteration started."""
         ...
@@ -170,6 +174,9 @@ class ResidentPipeline:
         batch = {name: array[item["index"]] for name, array in arrays.items()}
         return {**batch, "mask": item["mask"]} if "mask" in item else batch
 
+    def sample_eval_item(self) -> Item:
+        return _eval_rows(0, self.num_examples, self.batch_size)
+
     def train_items(self, first_step: int = 0) -> Items:
         step = first_step
         while True:
@@ -203,6 +210,10 @@ class StreamPipeline:
     def gather(self, arrays: Any, item: Mapping[str, Any]) -> dict[str, Any]:
         del arrays
         return dict(item)
+
+    def sample_eval_item(self) -> Item:
+        example = _EvalRows(self.source, len(self.source))[0]
+        return {name: np.stack([value] * self.batch_size) for name, value in example.items()}
 
     def train_items(self, first_step: int = 0) -> Items:
         return self._read(_TrainRows(self.source, self.seed), first_step)

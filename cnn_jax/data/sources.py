@@ -166,6 +166,39 @@ class ArraySource:
 
 
 @dataclass(frozen=True)
+class ImageSource:
+    """Images without labels, held in memory, uint8 NxHxWxC; for tasks that need none, such as reconstruction."""
+
+    name: str
+    split: str
+    images: np.ndarray
+    class_names: tuple[str, ...] = ()
+    fingerprint: None = None
+
+    @property
+    def contents(self) -> str:
+        """Checksum of the images, see `describe_contents`."""
+        return str(zlib.crc32(np.ascontiguousarray(self.images).data))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    @property
+    def spec(self) -> dict[str, ArraySpec]:
+        """The only array of an example, its image."""
+        return {"image": ArraySpec(self.image_shape, np.dtype(np.uint8))}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> Any:
+        return {"image": self.images[index]}
+
+
+@dataclass(frozen=True)
 class Splits:
     """The three splits of an experiment, in split syntax. The validation split is never the test set."""
 

@@ -88,7 +88,8 @@ def lamb(
 
 # The sources of SGD, momentum and Nesterov give no rate: 0.01 is Keras's default. RMSProp was never published; its rate
 # is from Hinton's lecture. AdaGrad's δ and RMSProp's ε are added outside the square root there, but Optax adds
-# AdaGrad's inside it, hence the square. Nadam omits Dozat's momentum schedule.
+# AdaGrad's inside it, hence the square. Nadam omits Dozat's momentum schedule. Muon's rate is the default of its
+# authors' code, github.com/KellerJordan/Muon, which scales updates as Optax does.
 _DESCENT = Method(optax.sgd, "Robbins & Monro 1951", 0.01)
 METHODS: dict[str, Method] = {
     "gradient_descent": _DESCENT,
@@ -107,6 +108,7 @@ METHODS: dict[str, Method] = {
     "lamb": Method(lamb, "You et al. 2020"),
     "lars": Method(optax.lars, "You et al. 2017", values={"trust_ratio_mask": weights_only}),
     "yogi": Method(optax.yogi, "Zaheer et al. 2018", 0.01),
+    "muon": Method(optax.contrib.muon, "Jordan et al. 2024", 0.02),
 }
 
 _ANOTHER = "use another, such as adam"

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnn_jax.report import curves, figures, fonts, html, sections
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters
+from cnn_jax.report.metric import Metric
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 
@@ -15,7 +18,8 @@ def write_report(
     run: str | Path,
     *,
     summary: Mapping[str, Any],
-    metrics: Mapping[str, str],
+    metrics: Mapping[str, Metric],
+    rates: np.ndarray | None = None,
     split: str,
     tiles: Sequence[tuple[str, str, str]],
     found: Sequence[str],
@@ -29,7 +33,8 @@ def write_report(
     Args:
         run: the run folder.
         summary: the run's summary, see `cnn_jax.storage.run_folder`.
-        metrics: the metrics to plot, name → axis label.
+        metrics: the metrics to plot, name → how it is shown.
+        rates: the learning rate of every step, (steps,), or of each of M networks, (M, steps); None if unknown.
         split: the split of the task's findings: "train", "validation" or "test".
         tiles, found, pictures: the task's headline figures, sections (HTML) and PNG files by name.
         filters: the first layer's filters.
@@ -42,7 +47,7 @@ def write_report(
     run = Path(run)
     config, environment = files.read_config(run), files.read_json(run, files.ENVIRONMENT)
     rows = files.read_metrics(run)
-    drawn = _draw_curves(rows, metrics, summary["best_step"])
+    drawn = _draw_curves(rows, metrics, summary, rates)
     shown = {name: html.figure((data, name.replace("_", " ")), figures.DPI / 100) for name, data in drawn.items()}
     first_layer = ""
     if filters is not None:
@@ -52,26 +57,31 @@ def write_report(
     for name, data in {**drawn, **pictures}.items():
         durable.write(run / files.PLOTS / f"{name}.png", data)
     body = [
-        sections.headlines(summary, rows, tiles, split, config.train.select),
+        sections.headlines(summary, rows, metrics, tiles, split, config.train.select),
         html.code(str(summary["command"])),
+        sections.learning_rates(summary, metrics, config.train.select),
         sections.curves(shown),
         *found,
         first_layer,
         sections.record(config.flat(), environment),
     ]
-    subtitle = f"{summary['model']} on {summary['dataset']}, seed {summary['seed']}; {summary['device']}"
+    members = f"{config.train.members} networks " if config.train.members > 1 else ""
+    subtitle = f"{members}{summary['model']} on {summary['dataset']}, seed {summary['seed']}; {summary['device']}"
     page = html.page(title or str(summary["experiment"]), subtitle, body)
     durable.write(run / files.REPORT, page.encode())
     return run / files.REPORT
 
 
-def _draw_curves(rows: Sequence[Row], metrics: Mapping[str, str], best_step: int) -> dict[str, bytes]:
+def _draw_curves(
+    rows: Sequence[Row], metrics: Mapping[str, Metric], summary: Mapping[str, Any], rates: np.ndarray | None
+) -> dict[str, bytes]:
     if not any(row["kind"] == "train" for row in rows):
         return {}
     with figures.style():
-        drawn = {name: curves.curve(rows, name, label, best_step) for name, label in metrics.items()}
-        if any("learning_rate" in row for row in rows):
-            drawn["learning_rate"] = curves.learning_rate(rows)
+        best = (summary["best_step"], summary.get("best_member"))
+        drawn = {name: curves.curve(rows, name, metric, *best) for name, metric in metrics.items()}
+        if rates is not None:
+            drawn["learning_rate"] = curves.learning_rate(rates, summary["steps"] / summary["epochs"])
         return {name: figures.png(figure) for name, figure in drawn.items()}
 
 

@@ -6,21 +6,27 @@ from typing import Any
 from cnn_jax.report import figures, html
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters
+from cnn_jax.report.metric import Metric
 
 
 def headlines(
-    summary: Mapping[str, Any], rows: Sequence[Row], found: Sequence[tuple[str, str, str]], split: str, select: str
+    summary: Mapping[str, Any],
+    rows: Sequence[Row],
+    metrics: Mapping[str, Metric],
+    found: Sequence[tuple[str, str, str]],
+    split: str,
+    select: str,
 ) -> str:
     """The headline figures: the first of the task's own, those of every run, then the rest of the task's."""
     best = summary["best_step"]
     epoch = next((f"{row['epoch']:.4g}" for row in rows if row["step"] == best), "–")
-    # Where there is an accuracy, the loss of one split is enough.
-    shown_elsewhere = {"validation_count"} | ({"validation_loss"} if "validation_accuracy" in summary else set())
-    losses = [(f"{summary[f'{split}_loss']:.4f}", f"{split} loss", "")]
+    # Where there is another metric, the loss of one split is enough.
+    others = {name: metric for name, metric in metrics.items() if name != "loss" or len(metrics) == 1}
+    losses = [(metrics["loss"].text(summary[f"{split}_loss"]), f"{split} loss", "")]
     losses += [
-        (_value(name, value), name.replace("_", " "), "of the same weights")
-        for name, value in summary.items()
-        if split != "validation" and name.startswith("validation_") and name not in shown_elsewhere
+        (metric.text(summary[f"validation_{name}"]), f"validation {name.replace('_', ' ')}", "of the same weights")
+        for name, metric in others.items()
+        if split != "validation" and f"validation_{name}" in summary
     ]
     return html.tiles(
         [
@@ -35,8 +41,23 @@ def headlines(
     )
 
 
-def _value(name: str, value: float) -> str:
-    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
+def learning_rates(summary: Mapping[str, Any], metrics: Mapping[str, Metric], select: str) -> str:
+    """The networks of a comparison of learning rates, one row each; "" for other runs."""
+    if "rates" not in summary:
+        return ""
+    said = (
+        f"Each network at its {select} step by validation. The best network is the run's result; the others were not "
+        "tested."
+    )
+    lines = []
+    for row in summary["rates"]:
+        found = (row[f"validation_{name}"] for name in metrics)
+        cells = (
+            "–" if value is None else metric.text(value) for value, metric in zip(found, metrics.values(), strict=True)
+        )
+        lines.append((f"{row['learning_rate']:g}", *cells, f"{row['step']:,}", "kept" if row["kept"] else ""))
+    header = ("learning rate", *(f"validation {name.replace('_', ' ')}" for name in metrics), "step", "")
+    return html.section("Learning rates", said, html.table(header, lines))
 
 
 def curves(pictures: Mapping[str, str]) -> str:

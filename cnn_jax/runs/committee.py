@@ -24,6 +24,8 @@ def committee_table(
         views: names of `cnn_jax.models.ensembles.VIEWS` with arguments; each member averages over these
             views of an image.
 
+    A run that compares learning rates has a member per rate, with the weights of the step at which the best was best.
+
     Returns:
         One row per member: "run", "member" (its number in the run), "learning_rate" (None if the run has one for
         all), "accuracy" of this member, "committee_of" k, "committee_accuracy" of the first k members, "agreement"

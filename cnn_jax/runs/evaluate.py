@@ -9,13 +9,16 @@ import jax
 import numpy as np
 
 from cnn_jax.arguments import naming
-from cnn_jax.config import DataConfig
+from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Source, default_splits, make_pipeline, open_source
 from cnn_jax.data.channels import KINDS
 from cnn_jax.data.sources import DerivedSource, Example
 from cnn_jax.errors import UserError
 from cnn_jax.models.ensembles import Committee, Network, Views, member
 from cnn_jax.runs.inference import check_batch_size
+from cnn_jax.storage import run_folder as files
+from cnn_jax.storage.weights_file import load_weights
+from cnn_jax.tasks import check_labelled
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.parallel import make_parallel
 from cnn_jax.training.step import make_eval_step
@@ -75,8 +78,9 @@ def evaluate_source(
     """Returns the task's measures of a trained model on every example of a source.
 
     Raises:
-        UserError: the source has a class that the model lacks.
+        UserError: the source has a class that the model lacks, or no labels although the task needs them.
     """
+    check_labelled(trained.task, source)
     network = _with_views(trained.model, views)
     collected = _collect(trained, network, trained.variables, _relabelled(source, trained), batch_size)
     return trained.task.measures(collected)
@@ -96,13 +100,19 @@ def member_predictions(
     trained = load_trained(run)
     model, members = trained.model, [trained.variables]
     if isinstance(model, Committee):
-        model, members = model.model, [member(trained.variables, i) for i in range(trained.config.train.members)]
+        model, members = model.model, _unstacked(trained.variables, trained.config)
+    elif trained.config.compares_rates:
+        members = _unstacked(load_weights(Path(run) / files.MEMBERS)[0], trained.config)
     source = _relabelled(_open(trained.config.data, split, trained), trained)
     batch_size, network = trained.config.data.eval_batch_size, _with_views(model, views)
     each = [_collect(trained, network, own, source, batch_size) for own in members]
     if "logits" not in each[0]:
         raise UserError(f"{run} is a run of {trained.task.name}: a committee needs classifiers")
     return np.stack([collected["logits"] for collected in each]), each[0]["label"], trained.classes
+
+
+def _unstacked(variables: Any, config: Config) -> list[Any]:
+    return [member(variables, i) for i in range(config.train.members)]
 
 
 def _with_views(model: Network, views: Sequence[str]) -> Network:

@@ -39,6 +39,7 @@ COLUMNS: tuple[str, ...] = (
     "jax",
     "command",
 )
+RATE = "learning_rate"  # one more column, if a run compares learning rates: each rate has a row
 # Fields of summary.json from which a row is made.
 _NEEDED = {"experiment", "model", "dataset", "commit", "seed", "test_accuracy", "validation_accuracy", "epochs"} | {
     *("seconds", "parameters", "flops_per_image", "device", "command")
@@ -50,12 +51,13 @@ SPEED = "speed.csv"  # the table of `benchmarks.speed`, which results/*.csv also
 def collect(runs: Iterable[str | Path]) -> list[Row]:
     """Returns one row per group of runs with the same config, commit, device and JAX version, sorted by these.
 
-    Accuracies are in per cent; the standard deviation is that of a sample (n - 1), empty for a single seed.
+    Accuracies are in per cent; the standard deviation is that of a sample (n - 1), empty for a single seed. A run that
+    compares learning rates has a row per rate; only a rate that was the best in every seed has a test accuracy.
 
     Raises:
         UserError: a folder is not a finished run, or a group has a seed twice.
     """
-    groups: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[str, dict[str, Any]]]] = {}
     for run in runs:
         config = files.read_config(run)
         if not (Path(run) / files.SUMMARY).is_file():
@@ -70,8 +72,18 @@ def collect(runs: Iterable[str | Path]) -> list[Row]:
                 "and repeat the command of the run, or leave it out"
             )
         facts = (config_hash(config), str(summary["commit"] or ""), summary["device"], environment["jax"])
-        groups.setdefault((summary["experiment"], *facts), []).append((str(run), summary))
+        for rate, of_rate in _by_rate(summary):
+            groups.setdefault((summary["experiment"], *facts, rate), []).append((str(run), of_rate))
     return [_row(key, members) for key, members in sorted(groups.items())]
+
+
+def _by_rate(summary: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+    """Returns (rate, summary) of each learning rate that a run compares; (0, the summary) of other runs."""
+    tested = ("test_accuracy", "test_loss")
+    return [
+        (row["learning_rate"], summary | ({} if row["kept"] else dict.fromkeys(tested)) | row)
+        for row in summary.get("rates", [])
+    ] or [(0.0, summary)]
 
 
 def config_hash(config: Config) -> str:
@@ -86,7 +98,7 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _row(key: tuple[str, ...], members: Sequence[tuple[str, dict[str, Any]]]) -> Row:
+def _row(key: tuple[Any, ...], members: Sequence[tuple[str, dict[str, Any]]]) -> Row:
     members = sorted(members, key=lambda member: member[1]["seed"])
     for seed, same in groupby(members, key=lambda member: member[1]["seed"]):
         names = [name for name, _ in same]
@@ -94,7 +106,7 @@ def _row(key: tuple[str, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
             raise UserError(f"seed {seed} appears more than once ({', '.join(names)}): keep one run per seed")
     summaries = [summary for _, summary in members]
     first = summaries[0]
-    experiment, config, commit, device, jax = key
+    experiment, config, commit, device, jax, rate = key
     values = {
         "experiment": experiment,
         "model": first["model"],
@@ -112,20 +124,23 @@ def _row(key: tuple[str, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
         "jax": jax,
         "command": first["command"],
     }
-    return {column: str(values[column]) for column in COLUMNS}
+    return {column: str(values[column]) for column in COLUMNS} | ({RATE: f"{rate:g}"} if rate else {})
 
 
 def _spread(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    if any(summary[name] is None for summary in summaries):
+        return {f"{name}_mean": "", f"{name}_std": ""}
     values = [100 * summary[name] for summary in summaries]
     std = f"{statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return {f"{name}_mean": f"{statistics.mean(values):.3f}", f"{name}_std": std}
 
 
-def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
     """Writes the rows as CSV with a header; creates the folder if absent."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    columns = (*COLUMNS, RATE) if any(RATE in row for row in rows) else COLUMNS
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -147,7 +162,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
                 header = tuple(reader.fieldnames or ())
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"cannot read results {path} ({error}): collect them again") from error
-        if header != COLUMNS:
+        if header not in (COLUMNS, (*COLUMNS, RATE)):
             raise UserError(f"results {path} do not have the columns {', '.join(COLUMNS)}: collect them again")
     return rows
 
@@ -156,13 +171,17 @@ def table(rows: Sequence[Row]) -> str:
     """Returns the rows as a Markdown table, with accuracies in per cent: mean ± standard deviation over the seeds."""
     head = ("Experiment", "Model", "Data", "Test accuracy (%)", "Validation (%)", "Seeds", "Epochs", "Time")
     head += ("Parameters", "MFLOP/image", "Device", "JAX", "Commit", "Command")
-    lines = [head, tuple("---:" if 3 <= i <= 9 else "---" for i in range(len(head)))]
-    lines += [_cells(row) for row in rows]
+    rates = any(row.get(RATE) for row in rows)
+    if rates:
+        head = (*head[:3], "Rate", *head[3:])
+    words = 4 if rates else 3
+    lines = [head, tuple("---:" if 3 <= i < words + 7 else "---" for i in range(len(head)))]
+    lines += [_cells(row, rates) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    words = (row["experiment"], row["model"], row["dataset"])
+def _cells(row: Row, rates: bool) -> tuple[str, ...]:
+    words = (row["experiment"], row["model"], row["dataset"], *([row.get(RATE) or ""] if rates else []))
     where = (row["device"], row["jax"], row["commit"] or "–", f"`{row['command']}`")
     numbers = (
         _mean_std(row, "test_accuracy"),
@@ -178,6 +197,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _mean_std(row: Row, name: str) -> str:
     std = row[f"{name}_std"]
+    if not row[f"{name}_mean"]:
+        return "–"
     return f"{float(row[f'{name}_mean']):.2f}" + (f" ± {float(std):.2f}" if std else "")
 
 

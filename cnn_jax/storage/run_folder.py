@@ -11,6 +11,7 @@
     checksums.json       of the files above and below that are read again, see `durable`
     checkpoints/STEP/    train state to resume from
     final.safetensors    the selected weights; written when training ends
+    members.safetensors  the weights of all networks, if learning rates are compared
     summary.json         the run in one object: accuracies, seconds, parameters, device, …
     report.html, plots/  the report, and its figures as separate files
 
@@ -46,6 +47,7 @@ WANDB, WANDB_ID = "wandb", "wandb_run.txt"
 LOGGED = (TENSORBOARD, CSV, MLFLOW, MLFLOW_ID, WANDB, WANDB_ID)  # what loggers write
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "final.safetensors"
+MEMBERS = "members.safetensors"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PLOTS = "plots"
@@ -63,6 +65,7 @@ ALL = (
     *LOGGED,
     CHECKPOINTS,
     WEIGHTS,
+    MEMBERS,
     SUMMARY,
     REPORT,
     PLOTS,
@@ -195,8 +198,9 @@ def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
     Args:
         file: from `open_metrics`.
         row: `kind` ("train", "validation" or "test"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since the start of
-            training, and for "train" `learning_rate` and `images_per_second`. Non-finite numbers are
-            written as null, since JSON has no NaN. "crc" is added, the CRC-32 of the line without it.
+            training, and for "train" `learning_rate` and `images_per_second`; if learning rates are compared, also
+            `member` (0, 1, …) and `peak_learning_rate`. Non-finite numbers are written as null, since JSON has no NaN.
+            "crc" is added, the CRC-32 of the line without it.
     """
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
     plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in plain.items()}
@@ -209,16 +213,16 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """Returns the rows that `append_metrics` wrote, in order; null is read as NaN.
 
     A resumed run repeats the steps after its checkpoint; only its latest rows count. A train row whose step is not
-    later than that of the row before it discards all rows after its own step, and of rows with equal kind and step the
-    last is kept. A partial last line (the run is still writing, or crashed) is ignored.
+    later than that of the row before it discards all rows after its own step, and of rows with equal kind, step and
+    member the last is kept. A partial last line (the run is still writing, or crashed) is ignored.
 
     Raises:
         UserError: the file is missing, or a line in it is damaged.
     """
     path = Path(run) / METRICS
     lines = read_text(path, "the metrics of a run").split("\n")[:-1]
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    last_train_step = -1
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+    last_train = (-1, 0)
     for number, line in enumerate(lines, 1):
         try:
             row: dict[str, Any] = {n: math.nan if v is None else v for n, v in json.loads(line).items()}
@@ -230,12 +234,13 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             what = "not a row of metrics, or is damaged"
             raise UserError(f"line {number} of {path} is {what}: delete that line") from error
+        member = row.get("member", 0)
         if kind == "train":
-            if step <= last_train_step:
+            if (step, member) <= last_train:
                 rows = {key: kept for key, kept in rows.items() if key[1] <= step}
-            last_train_step = step
-        rows.pop((kind, step), None)
-        rows[kind, step] = row
+            last_train = (step, member)
+        rows.pop((kind, step, member), None)
+        rows[kind, step, member] = row
     return list(rows.values())
 
 
@@ -246,7 +251,8 @@ def _checksum(body: str) -> str:
 
 def read_classes(run: str | Path) -> tuple[str, ...]:
     """Returns the class names in the order of the logits."""
-    return tuple(read_text(Path(run) / CLASSES, "the class names of a run").removesuffix("\n").split("\n"))
+    text = read_text(Path(run) / CLASSES, "the class names of a run")
+    return tuple(text.removesuffix("\n").split("\n")) if text else ()
 
 
 def read_json(run: str | Path, name: str) -> dict[str, Any]:

@@ -7,21 +7,25 @@ from typing import Any
 from cnn_jax.arguments import load_attribute
 from cnn_jax.config import OptimConfig
 from cnn_jax.errors import UserError, unknown
+from cnn_jax.report.metric import Metric
 from cnn_jax.tasks import classification, reconstruction
 from cnn_jax.tasks.classification import Classification
 from cnn_jax.tasks.reconstruction import Reconstruction
-from cnn_jax.tasks.task import Batch, Findings, Outputs, Selection, Sums, Task, sums
+from cnn_jax.tasks.task import Batch, Findings, Outputs, Selection, Sums, Task, check_labelled, sums
 
 __all__ = [
     "TASKS",
     "Batch",
     "Classification",
     "Findings",
+    "Metric",
     "Outputs",
     "Reconstruction",
     "Selection",
     "Sums",
     "Task",
+    "check_labelled",
+    "check_metrics",
     "check_task",
     "make_task",
     "sums",
@@ -60,6 +64,21 @@ def check_task(task: Any, name: str) -> Task:
         found = f"the class {task.__name__}" if isinstance(task, type) else f"{type(task).__name__}"
         without = f", without {', '.join(lacking[:4])}{', …' if len(lacking) > 4 else ''}" if lacking else ""
         raise UserError(f"{name} is {found}{without}: make it a task, an object with the members of cnn_jax.tasks.Task")
+    return check_metrics(task, name)
+
+
+def check_metrics(task: Task, name: str) -> Task:
+    """Returns a task that says how each of its metrics is shown.
+
+    Raises:
+        UserError: one is not a `Metric`.
+    """
+    for metric, shown in task.metrics.items():
+        if not isinstance(shown, Metric):
+            raise UserError(
+                f"{name} has the metric {metric!r} as {shown!r}: say how it is shown, by "
+                "cnn_jax.tasks.Metric(label), or Metric(label, percent=True) for a share"
+            )
     return task
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from cnn_jax.config import OptimConfig
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.models.ensembles import average
+from cnn_jax.report.metric import Metric
 from cnn_jax.tasks.classification_report import classification_findings
 from cnn_jax.tasks.losses import LOSSES, smooth
 from cnn_jax.tasks.measures import top_k_accuracy, wilson_interval
@@ -36,10 +37,10 @@ class Classification:
     selection = Selection("accuracy", higher_is_better=True)
 
     @property
-    def metrics(self) -> dict[str, str]:
-        """Axis labels of the loss and the accuracy."""
+    def metrics(self) -> dict[str, Metric]:
+        """The loss and the accuracy."""
         label = "cross-entropy (nats)" if self.loss_name == "cross_entropy" else f"{self.loss_name} loss"
-        return {"loss": label, "accuracy": "accuracy"}
+        return {"loss": Metric(label), "accuracy": Metric("accuracy", percent=True)}
 
     @property
     def outputs(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from cnn_jax.config import OptimConfig
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.report import figures, html
+from cnn_jax.report.metric import Metric
 from cnn_jax.tasks.task import Batch, Findings, Selection, Sums, sums
 
 ERRORS = {"mse": jnp.square, "l1": jnp.abs}
@@ -29,9 +30,9 @@ class Reconstruction:
     outputs = None
 
     @property
-    def metrics(self) -> dict[str, str]:
-        """Axis label of the loss, the reconstruction error."""
-        return {"loss": f"reconstruction error ({self.error})"}
+    def metrics(self) -> dict[str, Metric]:
+        """The loss, the reconstruction error."""
+        return {"loss": Metric(f"reconstruction error ({self.error})")}
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the batch as it is: the target is the input."""

@@ -4,6 +4,7 @@ The step, the loop, checkpoints, the record, the progress bar, the report and th
 is a frozen dataclass, because it is compared and hashed to find compiled programs.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from cnn_jax.data.sources import Source, example_spec
+from cnn_jax.errors import UserError
+from cnn_jax.report.metric import Metric
 
 Batch = Mapping[str, jax.Array]  # arrays with one leading axis, the batch; "mask" is False on rows that are padding
 Sums = dict[str, jax.Array]  # metric → float32 (sum, count): means stay exact however examples are split into batches
@@ -22,6 +27,24 @@ class Selection(NamedTuple):
 
     metric: str
     higher_is_better: bool
+
+    def key(self, metrics: Mapping[str, float]) -> tuple[bool, float, float]:
+        """Sorts metrics from worst to best: by the selection metric, and where that ties, by the loss.
+
+        Metrics with a loss that is not finite come first: the network has diverged, whatever its accuracy.
+
+        >>> found = [{"accuracy": 0.9, "loss": loss} for loss in (0.3, 0.2)] + [{"accuracy": 1.0, "loss": math.nan}]
+        >>> max(found, key=Selection("accuracy", higher_is_better=True).key)
+        {'accuracy': 0.9, 'loss': 0.2}
+        """
+        value, loss = metrics[self.metric], metrics.get("loss", 0.0)
+        if not math.isfinite(loss) or math.isnan(value):
+            return False, -math.inf, -math.inf
+        return True, value if self.higher_is_better else -value, -loss
+
+    def best(self, found: Sequence[Mapping[str, float]]) -> int:
+        """Returns the index of the best metrics; of equal ones, the first."""
+        return max(range(len(found)), key=lambda i: self.key(found[i]))
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,7 @@ class Task(Protocol):
 
     Attributes:
         name: its name in `config.json`.
-        metrics: the means that `loss` reports, "loss" first: name → axis label in plots.
+        metrics: the means that `loss` reports, "loss" first: name → how it is shown.
         selection: the metric that chooses the best weights.
         outputs: number of classes to build the model for; None for models without classes.
     """
@@ -53,7 +76,7 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     @property
-    def metrics(self) -> Mapping[str, str]: ...
+    def metrics(self) -> Mapping[str, Metric]: ...
 
     @property
     def selection(self) -> Selection: ...
@@ -113,6 +136,19 @@ class Task(Protocol):
     def rows(self, prediction: np.ndarray, image: np.ndarray, top: int) -> list[dict[str, Any]]:
         """Describes the prediction of one example, best guess first, as rows of a table; `image` is normalized."""
         ...
+
+
+def check_labelled(task: Task, source: Source) -> None:
+    """Checks that a data set has labels if the task's model has classes.
+
+    Raises:
+        UserError: it has none.
+    """
+    if task.outputs is not None and "label" not in example_spec(source):
+        raise UserError(
+            f"{source.name}: these are images without labels, which {task.name} needs: pass (images, labels), or set "
+            "`task` to one without, such as reconstruction"
+        )
 
 
 def sums(values_B: jax.Array, batch: Batch) -> jax.Array:

@@ -8,7 +8,6 @@ it used.
 """
 
 import logging
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -79,8 +78,8 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).resolve()  # Orbax refuses relative paths
         self._set_aside_unusable()
-        sign = 1.0 if selection.higher_is_better else -1.0
-        self._score = lambda metrics: sign * metrics[selection.metric]
+        self.selection = selection
+        self._score: Any = selection.key  # Orbax only sorts by it, so it may be a tuple
         best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=self._score,
@@ -218,7 +217,7 @@ class Checkpoints:
             return latest
         if step == self.best_step():
             scores = {s: self._score(metrics) for s in latest if (metrics := self.metrics(s))}
-            return sorted(latest, key=lambda s: scores.get(s, -math.inf), reverse=True)
+            return sorted(latest, key=lambda s: (scores.get(s, ()), s), reverse=True)
         return sorted(latest, key=lambda s: s == step, reverse=True)
 
     def _set_aside_unusable(self) -> None:

@@ -90,17 +90,24 @@ class EvalProgram:
 
     def __init__(self, step: EvalStep, pipeline: Pipeline, parallel: Parallel):
         self._step, self._gather, self._parallel = step, pipeline.gather, parallel
-        self._resident, self._arrays, self._compiled = pipeline.arrays, None, None
+        self._resident: Tree = pipeline.arrays
+        self._arrays: Tree = None
+        self._compiled: Any = None
 
     def __call__(self, variables: Tree, item: Item) -> tuple[Sums, dict[str, jax.Array]]:
         """Dispatches one batch; `collected` stays on the devices, see `Parallel.fetch_rows`."""
+        placed = self.prepare(variables, item)
+        return self._compiled(variables, self._arrays, placed)
+
+    def prepare(self, variables: Tree, item: Item) -> Any:
+        """Puts an item on the devices, and compiles at first."""
         if self._arrays is None:
             self._arrays = self._parallel.place(self._resident)
         placed = self._parallel.place_item(item)
         if self._compiled is None:
             args = (variables, self._arrays, placed)
             self._compiled = _compile(self._parallel, self._one, args, stacked=False, rows_out=True, donate=False)
-        return self._compiled(variables, self._arrays, placed)
+        return placed
 
     def _one(self, variables: Tree, arrays: Tree, item: Tree) -> tuple[Sums, dict[str, jax.Array]]:
         return self._step(variables, self._gather(arrays, item))
@@ -126,6 +133,20 @@ def mean_metrics(sums: Sequence[dict[str, Any]]) -> dict[str, float]:
     return means
 
 
+def means_of_each(sums: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Exact means of the metrics of M networks over many batches; each sums are (M, 2), or (2,) for one network.
+
+    >>> means_of_each([{"loss": np.array([[6.0, 4.0], [2.0, 4.0]])}, {"loss": np.array([[2.0, 1.0], [3.0, 1.0]])}])
+    [{'loss': 1.6}, {'loss': 1.0}]
+    """
+    fetched = jax.device_get(list(sums))
+    totals = {
+        name: np.sum([one[name].reshape(-1, 2) for one in fetched], axis=0, dtype=np.float64) for name in fetched[0]
+    }
+    members = len(next(iter(totals.values())))
+    return [{name: float(pairs[i, 0] / pairs[i, 1]) for name, pairs in totals.items()} for i in range(members)]
+
+
 def call_once(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function as a compiled program that will not run often, so it is compiled quickly."""
     return call_traced(jax.jit(function).trace(*args), *args)
@@ -143,7 +164,8 @@ def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings:
 
 def _program(lowered: Any, where: str, options: dict[str, Any] | None = None) -> Any:
     """Compiles a lowered function, or returns the program already compiled from the same text for the same devices."""
-    key = hashlib.sha256(f"{where} {options} {lowered.as_text()}".encode()).hexdigest()
+    # The text leaves out arguments that are not used, but a program is only called with those that it was compiled for.
+    key = hashlib.sha256(f"{where} {options} {lowered.args_info} {lowered.as_text()}".encode()).hexdigest()
     if key not in _programs:
         _programs[key] = lowered.compile(compiler_options=options)
         while len(_programs) > KEPT:

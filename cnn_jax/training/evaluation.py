@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cnn_jax.data.pipeline import Item, Items, Pipeline
-from cnn_jax.training.compiled import EvalProgram, mean_metrics
+from cnn_jax.training.compiled import EvalProgram, mean_metrics, means_of_each
 from cnn_jax.training.parallel import Parallel, Tree
 from cnn_jax.training.step import EvalStep
 
@@ -43,14 +43,24 @@ class Evaluator:
         if ahead is not None:
             yield ahead
 
+    def prepare(self, variables: Tree) -> None:
+        """Compiles, if that has not been done, so that it can be left out of a time."""
+        self._program.prepare(variables, self._pipeline.sample_eval_item())
+
     def metrics(self, variables: Tree) -> dict[str, float]:
         """Returns the means of the task's metrics over the split. The reader stays ready until `close`."""
+        (means,) = self.each(variables)
+        return means
+
+    def each(self, variables: Tree) -> list[dict[str, float]]:
+        """Returns the metrics of each network whose sums the step keeps apart; see `evaluate_members`."""
         if self._reader is None:
             self._reader = self._pipeline.eval_items(repeat=True)
         items = itertools.islice(self._reader, self._pipeline.eval_steps)
         seen = [jax.device_get(sums) for sums, _, _ in self._batches(variables, items)]
-        self._check(sum(float(np.asarray(sums["loss"][1])) for sums in seen))
-        return mean_metrics(seen)
+        for count in np.sum([np.asarray(sums["loss"]).reshape(-1, 2)[:, 1] for sums in seen], axis=0):
+            self._check(float(count))
+        return means_of_each(seen)
 
     def predictions(self, variables: Tree) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Returns the metrics, and what the task collects of each example: host arrays (N, …) in the split's order."""

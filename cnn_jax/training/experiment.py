@@ -32,7 +32,7 @@ from cnn_jax.data.sources import example_spec
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.inspect.summary import count_flops, count_parameters
 from cnn_jax.models import MODELS
-from cnn_jax.models.ensembles import Committee
+from cnn_jax.models.ensembles import Committee, member
 from cnn_jax.models.named import check_module, make_model
 from cnn_jax.ops.plain import plain_operations
 from cnn_jax.optim.optimizers import (
@@ -45,14 +45,14 @@ from cnn_jax.optim.optimizers import (
 from cnn_jax.optim.parameter_groups import freeze_until_steps, frozen_rules, parse_rule
 from cnn_jax.optim.schedules import SCHEDULES
 from cnn_jax.storage.file_names import readable
-from cnn_jax.tasks import Task, make_task
+from cnn_jax.tasks import Task, check_labelled, make_task
 from cnn_jax.training.compiled import call_traced
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.loop import Plan, make_plan
-from cnn_jax.training.members import member_hyperparameters, stack_members, train_members
+from cnn_jax.training.members import evaluate_members, member_hyperparameters, stack_members, train_members
 from cnn_jax.training.parallel import Parallel, make_parallel
 from cnn_jax.training.state import TrainState, Tree, init_state
-from cnn_jax.training.step import Augment, Step, make_eval_step, make_train_step
+from cnn_jax.training.step import Augment, EvalStep, Step, make_eval_step, make_train_step
 from cnn_jax.training.transfer import Origin, initial_variables, rate_groups
 
 
@@ -102,8 +102,8 @@ class Experiment:
 
     @property
     def network(self) -> Any:
-        """The network to evaluate: the model, or the committee of its members."""
-        return self.model if self.config.train.members == 1 else Committee(self.model, self.task.combine)
+        """The network that is the run's result: the model, or the committee of its members."""
+        return self.model if self.config.committee == 1 else Committee(self.model, self.task.combine)
 
     @property
     def train_step(self) -> Step:
@@ -120,13 +120,25 @@ class Experiment:
         )
         if self.config.train.members == 1:
             return step
-        return train_members(step, skip_diverged=len(self.config.optim.member_learning_rates) > 1)
+        return train_members(step, apart=self.config.compares_rates)
 
     def evaluator(self, split: str) -> Evaluator:
-        """Returns the evaluator of "train", "validation" or "test"."""
+        """Returns the evaluator of `network` on "train", "validation" or "test"."""
+        return Evaluator(self._eval_step, self.data[split], self.parallel)
+
+    def validator(self) -> Evaluator:
+        """Returns the evaluator of the variables of a state on "validation": of each network, if rates are compared."""
+        step = evaluate_members(self._eval_step) if self.config.compares_rates else self._eval_step
+        return Evaluator(step, self.data["validation"], self.parallel)
+
+    @property
+    def _eval_step(self) -> EvalStep:
         normalize, axis_name = self.preprocess.normalize_batch, self.parallel.axis_name
-        step = make_eval_step(self.network, self.task, normalize, axis_name=axis_name)
-        return Evaluator(step, self.data[split], self.parallel)
+        return make_eval_step(self.network, self.task, normalize, axis_name=axis_name)
+
+    def kept(self, variables: Tree, best: int) -> Tree:
+        """Returns the variables of `network` from those of a state; `best`: the best member, if rates are compared."""
+        return member(variables, best) if self.config.compares_rates else variables
 
 
 def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess | None = None) -> Experiment:
@@ -149,6 +161,8 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     _check_names(train)
     _check_memory(config, parallel, train)
     task = given.task or make_task(optim, train.class_names)
+    for source in sources.values():
+        check_labelled(task, source)
     augment = _augment(config, parallel, train, task)
     model = _model(config, given, task, parallel)
     plan = make_plan(config, len(train), scan=_scans(parallel, is_resident(train, config.data.pipeline)))

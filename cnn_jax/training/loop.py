@@ -17,6 +17,7 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.interrupts import quit_at_once
+from cnn_jax.tasks import Selection
 from cnn_jax.training.callbacks import Callback
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
@@ -76,11 +77,11 @@ def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
 class Recorder(Protocol):
     """Records metrics; see `cnn_jax.training.record`."""
 
-    def train(self, step: int, metrics: Any) -> None: ...
+    def train(self, step: int, metrics: dict[str, np.ndarray]) -> None: ...
 
     def flush(self, step: int) -> None: ...
 
-    def validation(self, step: int, metrics: dict[str, float]) -> None: ...
+    def validation(self, step: int, each: Sequence[dict[str, float]]) -> None: ...
 
     def training_clock(self, running: bool) -> None: ...
 
@@ -92,7 +93,7 @@ def run_loop(
     *,
     train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
     items: Iterator[Any],
-    validate: Callable[[TrainState], dict[str, float]],
+    validate: Callable[[TrainState], Sequence[dict[str, float]]],
     checkpoints: Checkpoints,
     recorder: Recorder,
     stop: "StopRequest",
@@ -107,13 +108,15 @@ def run_loop(
         state: after `first_step` updates.
         first_step: number of updates so far.
         plan: when to validate and save.
-        train_step: (state, items of the next steps) → (state, their sums, stacked); does not wait for the device.
+        train_step: (state, items of the next steps) → (state, their sums); does not wait for the device. Sums are
+            (sum, count) pairs; leading axes are the steps of the call and the members that are kept apart, if several.
         items: yields the items of step `first_step` and of those that follow.
-        validate: computes the metrics of the validation split.
+        validate: computes the metrics of the validation split: of the run, or of each member that is kept apart.
         checkpoints: where states are saved.
         recorder: where metrics are recorded.
         stop: set by Ctrl-C.
-        callbacks: called after each validation, once the save of its checkpoint has started.
+        callbacks: called after each validation, once the save of its checkpoint has started; they get the metrics of
+            the best member.
 
     Raises:
         TrainingStopped: asked to stop (state saved), or a loss is not finite (last good checkpoint kept).
@@ -143,7 +146,7 @@ def run_loop(
         # Keep no reference to the items: a worker reuses the memory of a streamed batch after the step.
         state, sums = train_step(state, list(itertools.islice(items, count)))
         step += count
-        pending.append((step, sums))
+        pending.append((step, count, sums))
         if len(pending) > ahead:
             _settle(recorder, pending[:-1], checkpoints)  # the device is already working on the last one
             seconds = (time.perf_counter() - settled) / len(pending[:-1])
@@ -156,16 +159,27 @@ def run_loop(
 def _validate(
     state: TrainState,
     step: int,
-    validate: Callable[[TrainState], dict[str, float]],
+    validate: Callable[[TrainState], Sequence[dict[str, float]]],
     checkpoints: Checkpoints,
     recorder: Recorder,
 ) -> dict[str, float]:
-    metrics = validate(state)
+    each = validate(state)
+    metrics = best_of(each, checkpoints.selection)
     if not math.isfinite(metrics["loss"]):  # only validation computes a loss after the last update
         raise _diverged("validation loss", metrics["loss"], step, checkpoints)
-    recorder.validation(step, metrics)
+    recorder.validation(step, each)
     checkpoints.save(step, state, metrics)
     return metrics
+
+
+def best_of(each: Sequence[dict[str, float]], selection: Selection) -> dict[str, float]:
+    """Returns the metrics of the best member, with its number as "member" if there are several.
+
+    >>> best_of([{"loss": 0.2}, {"loss": 0.1}], Selection("loss", higher_is_better=False))
+    {'loss': 0.1, 'member': 1}
+    """
+    best = selection.best(each)
+    return each[best] | ({"member": best} if len(each) > 1 else {})
 
 
 def _stopped(step: int, state: TrainState, checkpoints: Checkpoints, recorder: Recorder) -> TrainingStopped:
@@ -175,15 +189,18 @@ def _stopped(step: int, state: TrainState, checkpoints: Checkpoints, recorder: R
     return TrainingStopped(f"stopped at step {step}, {saved}", STOP_CODE, state)
 
 
-def _settle(recorder: Recorder, pending: Sequence[tuple[int, Any]], checkpoints: Checkpoints) -> None:
-    """Waits for the metrics of calls and records them in order; stops the run if a loss is not finite."""
+def _settle(recorder: Recorder, pending: Sequence[tuple[int, int, Any]], checkpoints: Checkpoints) -> None:
+    """Waits for the metrics of calls and records them in order; stops the run if no member's loss is finite."""
     if not pending:
         return
-    last, names = pending[-1][0], pending[0][1]
+    last, names = pending[-1][0], pending[0][2]
     # All calls at once: a few microseconds per step are a few per cent of a short one.
-    metrics = {name: np.concatenate([np.asarray(call[name]).reshape(-1, 2) for _, call in pending]) for name in names}
-    losses = metrics["loss"][:, 0]
-    finite = np.isfinite(losses)
+    metrics = {
+        name: np.concatenate([np.asarray(call[name]).reshape(count, -1, 2) for _, count, call in pending])
+        for name in names
+    }
+    losses = metrics["loss"][:, 0, 0]
+    finite = np.isfinite(metrics["loss"][..., 0]).any(axis=1)
     good = len(losses) if finite.all() else int(np.argmin(finite))
     first = last - len(losses) + 1
     recorder.train(first + good - 1, {name: values[:good] for name, values in metrics.items()})

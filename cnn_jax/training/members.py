@@ -1,6 +1,7 @@
 """Trains several networks at once: `jax.vmap` of one network's step over stacked states."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from cnn_jax.config import Config
 from cnn_jax.optim.optimizers import Optimizer
 from cnn_jax.tasks import Batch, Sums
 from cnn_jax.training.state import TrainState
-from cnn_jax.training.step import Step
+from cnn_jax.training.step import EvalStep, Step
 
 
 def member_hyperparameters(config: Config, optimizer: Optimizer) -> tuple[jax.Array, jax.Array]:
@@ -29,29 +30,29 @@ def stack_members(init: Callable[[jax.Array, jax.Array], TrainState], seeds: jax
     return jax.vmap(init)(seeds, rates) if len(seeds) > 1 else init(seeds[0], rates[0])
 
 
-def train_members(step: Step, *, skip_diverged: bool) -> Step:
+def train_members(step: Step, *, apart: bool) -> Step:
     """Turns the training step of one network into that of stacked members, which all see the same batches.
 
     Args:
         step: the training step of one network.
-        skip_diverged: leave members whose loss is not finite out of the sums, unless all have diverged: among several
-            learning rates, some are expected to be too high.
+        apart: return the sums of each member, (M, 2): members with learning rates of their own are compared, not
+            averaged. Otherwise they are added up, (2,).
 
     Returns:
-        `step(stacked state, batch) -> (stacked state, sums)`, with the sums added up over the members.
+        `step(stacked state, batch) -> (stacked state, sums)`.
     """
 
     def step_all(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         state, sums = jax.vmap(step, in_axes=(0, None))(state, batch)
-        if skip_diverged:
-            sums = _drop_diverged(sums)
-        return state, jax.tree.map(lambda pairs_Mx2: pairs_Mx2.sum(axis=0), sums)
+        return state, sums if apart else jax.tree.map(lambda pairs_Mx2: pairs_Mx2.sum(axis=0), sums)
 
     return step_all
 
 
-def _drop_diverged(sums: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Zeroes the (sum, count) pairs, (M, 2), of members whose loss is not finite, unless all have diverged."""
-    finite_M = jnp.isfinite(sums["loss"][:, 0])
-    stays_Mx1 = (finite_M | ~finite_M.any()).reshape(-1, 1)
-    return {name: jnp.where(stays_Mx1, pairs_Mx2, 0.0) for name, pairs_Mx2 in sums.items()}
+def evaluate_members(step: EvalStep) -> EvalStep:
+    """Turns the evaluation step of one network into that of stacked members, with sums (M, 2); collects nothing."""
+
+    def step_all(variables: Any, batch: Batch) -> tuple[Sums, dict[str, jax.Array]]:
+        return jax.vmap(step, in_axes=(0, None))(variables, batch)[0], {}
+
+    return step_all

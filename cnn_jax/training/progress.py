@@ -1,48 +1,91 @@
 """Shows training progress on stdout: a bar on a terminal, and one line per validation."""
 
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cnn_jax.report.metric import Metric
 from cnn_jax.training.runtime import peak_flops
+
+
+class Clock:
+    """Counts seconds from `start` on, except while it is paused.
+
+    >>> clock = Clock(iter([10.0, 13.0, 20.0, 21.0]).__next__)
+    >>> clock.start()
+    >>> with clock.paused(): pass
+    >>> clock.seconds
+    4.0
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self._now, self._counted = now, 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds counted so far."""
+        return self._counted + (0.0 if self._since is None else self._now() - self._since)
+
+    def start(self) -> None:
+        """Starts to count, if it does not yet."""
+        if self._since is None:
+            self._since = self._now()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context that is not counted."""
+        self._counted, self._since = self.seconds, None
+        try:
+            yield
+        finally:
+            self.start()
 
 
 class Display:
     """Shows progress on stdout.
 
     Args:
-        metrics: names of the metrics to print.
+        metrics: the metrics to print, name → how it is shown.
         total_steps: steps of the whole run.
         first_step: where this process starts.
         steps_per_epoch: converts steps to epochs.
         batch_size: images per step.
         flops: FLOP per step, forward and backward; gives the MFU where the chip's peak is known.
         devices: number of devices that share a step.
+        rates: the learning rates of members that are kept apart, which get lines of their own.
+
+    Attributes:
+        clock: seconds of training in this process; started by the recorder.
     """
 
     def __init__(
         self,
         *,
-        metrics: Sequence[str],
+        metrics: Mapping[str, Metric],
         total_steps: int,
         first_step: int,
         steps_per_epoch: float,
         batch_size: int,
         flops: float,
         devices: int,
+        rates: Sequence[float] = (),
     ):
-        self._metrics = metrics
-        self._total, self._per_epoch = total_steps, steps_per_epoch
+        self._metrics, self._rates = metrics, rates
+        self._total, self._per_epoch, self._from = total_steps, steps_per_epoch, first_step
         self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops(devices)
+        self.clock = Clock()
         self._bar: Progress | None = None
         if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[say]}"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._task = self._bar.add_task("training", total=total_steps, completed=first_step, say="")
-        self._since, self._from = time.perf_counter(), first_step
+            columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[say]}"))
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._bar = bar = Progress(*columns, *times, get_time=lambda: self.clock.seconds, expand=True)
+            self._task = bar.add_task("training", total=total_steps, completed=first_step, say="")
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -60,33 +103,77 @@ class Display:
             if self._peak:
                 mfu = f" MFU {images_per_second / self._batch_size * self._flops / self._peak:.0%}"
             say = f"loss {loss:.4f}  {images_per_second:,.0f} images/s{mfu}"
-            description = f"epoch {step / self._per_epoch:.1f}/{self._total / self._per_epoch:.1f}"
-            self._bar.update(self._task, completed=step, description=description, say=say)
+            self._bar.update(self._task, completed=step, description=self._description(step), say=say)
 
-    def validation(self, step: int, train: dict[str, float], validation: dict[str, float], seconds: float) -> None:
-        """Prints the line of a validation."""
-        left = (self._total - step) * (time.perf_counter() - self._since) / max(step - self._from, 1)
-        parts = [f"epoch {step / self._per_epoch:6.2f}", f"step {step:6d}"]
-        if train:
-            parts += [in_words(name, train[name]) for name in self._metrics]
-        of_validation = [in_words(name, validation[name]) for name in self._metrics]
-        parts += [f"validation {of_validation[0]}", *of_validation[1:]]
-        if train:
-            parts.append(f"{train['images_per_second']:,.0f} images/s")
-        self.say("  ".join([*parts, f"{seconds:.0f} s", f"left {left:.0f} s"]))
+    def validation(
+        self,
+        step: int,
+        train: Sequence[Mapping[str, float]],
+        validation: Sequence[Mapping[str, float]],
+        images_per_second: float | None,
+        seconds: float,
+    ) -> None:
+        """Prints the line of a validation: one, or one for each learning rate.
+
+        Args:
+            step: number of updates so far.
+            train: means over the steps since the last validation; empty if there were none.
+            validation: metrics of the validation.
+            images_per_second: while training; None if there were no steps.
+            seconds: since the start of the run.
+        """
+        left = (self._total - step) * self.clock.seconds / max(step - self._from, 1)
+        # A bar shows speed and times, too.
+        about = [f"{seconds:5.0f} s", f"left {left:5.0f} s"]
+        if images_per_second is not None:
+            about.insert(0, f"{images_per_second:9,.0f} images/s")
+        width = shutil.get_terminal_size().columns if self._bar else None
+        names = [f"rate {rate:<8g}" for rate in self._rates] or [""]
+        for name, of_train, of_validation in zip(names, train, validation, strict=True):
+            start = [f"epoch {self._epoch(step)}", f"step {step:{len(str(self._total))}d}", name]
+            means = self._words(of_train) if of_train else ""
+            self.say(fitting(start, means, f"validation {self._words(of_validation)}", about, width))
+
+    def _words(self, values: Mapping[str, float]) -> str:
+        return " ".join(f"{name} {metric.cell(values[name])}" for name, metric in self._metrics.items())
+
+    def _epoch(self, step: int) -> str:
+        """One decimal, but whole epochs as integers; always as wide."""
+        widest = len(f"{self._total / self._per_epoch:.1f}")
+        return f"{_decimal(step / self._per_epoch):>{widest}}"
+
+    def _description(self, step: int) -> str:
+        return f"epoch {self._epoch(step)}/{_decimal(self._total / self._per_epoch)}"
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
         if self._bar:
-            self._bar.console.print(line, highlight=False, soft_wrap=True)
+            self._bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
         else:
             print(line, flush=True)
 
 
-def in_words(name: str, value: float) -> str:
-    """Formats a metric for printing.
+def fitting(start: Sequence[str], train: str, validation: str, about: Sequence[str], width: int | None) -> str:
+    """Joins the parts of a validation's line; leaves out what matters least until it fits in `width` columns.
 
-    >>> in_words("accuracy", 0.5), in_words("loss", 0.5)
-    ('accuracy 50.00%', 'loss 0.5000')
+    >>> parts = (["epoch 1", "step 9", ""], "loss 0.5", "validation loss 0.6", ["7 s"])
+    >>> fitting(*parts, None)
+    'epoch 1  step 9  loss 0.5  validation loss 0.6  7 s'
+    >>> fitting(*parts, 45)
+    'epoch 1  loss 0.5  validation loss 0.6'
+    >>> fitting(*parts, 30)
+    'epoch 1  validation loss 0.6'
     """
-    return f"{name} {value:.2%}" if name.endswith("accuracy") else f"{name} {value:.4f}"
+    epoch, step, name = start
+    ways = (
+        [epoch, step, name, train, validation, *about],
+        [epoch, step, name, train, validation],
+        [epoch, name, train, validation],
+        [epoch, name, validation],
+    )
+    lines = ["  ".join(filter(None, parts)) for parts in ways]
+    return next((line for line in lines if width is None or len(line) <= width), lines[-1])
+
+
+def _decimal(epochs: float) -> str:
+    return f"{epochs:.1f}".removesuffix(".0")

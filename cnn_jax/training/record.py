@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +19,16 @@ from cnn_jax.training.progress import Display
 
 @dataclass
 class _Sums:
-    """(sum, count) of each metric over some steps; `since` is their start in seconds of training."""
+    """(sum, count) of each metric of M members over some steps, (M, 2); `since`: their start in seconds of training."""
 
     since: float = 0.0
     steps: int = 0
-    totals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    totals: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, values: dict[str, tuple[float, float]], steps: int) -> None:
+    def add(self, values: dict[str, np.ndarray], steps: int) -> None:
         self.steps += steps
-        for name, (value, number) in values.items():
-            old = self.totals.get(name, (0.0, 0.0))
-            self.totals[name] = (old[0] + value, old[1] + number)
+        for name, pairs in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + pairs
 
 
 class Recorder:
@@ -41,9 +39,10 @@ class Recorder:
         plan: how often to log.
         schedule: step → learning rate, if known.
         batch_size: images per step.
-        display: the screen.
+        display: the screen, whose clock starts now.
         first_step: number of updates so far; rows of later steps, left by an interrupted run, are ignored.
         loggers: where else rows go; closed with the recorder.
+        rates: the peak rates of members that are kept apart; each gets rows of its own, with its number as "member".
 
     Attributes:
         history: validation rows of earlier processes of this run, in order.
@@ -58,10 +57,11 @@ class Recorder:
         display: Display,
         first_step: int,
         loggers: Sequence[Logger] = (),
+        rates: Sequence[float] = (),
     ):
-        self._plan, self._display = plan, display
+        self._plan, self._display, self._peaks = plan, display, rates
         # All at once: asking the device for one later would wait for everything queued on it.
-        self._rates = None if schedule is None else _rates(schedule, plan.total_steps)
+        self._rates = None if schedule is None else rates_of(schedule, plan.total_steps)
         self._batch_size = batch_size
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
         self.history = [row for row in before if row["kind"] == "validation"]
@@ -71,7 +71,7 @@ class Recorder:
         self._train_seconds, self._running_since = 0.0, None
         self._row = _Sums()  # since the last row
         self._epoch = _Sums()  # since the last validation, for the line on the screen
-        self._start = time.perf_counter()
+        display.clock.start()
 
     def close(self) -> None:
         """Closes the metrics file and the loggers."""
@@ -81,8 +81,8 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the run so far over all its processes, validations included."""
-        return self._seconds + time.perf_counter() - self._start
+        """Seconds of the run so far over all its processes, validations included and compilation not."""
+        return self._seconds + self._display.clock.seconds
 
     def training_clock(self, running: bool) -> None:
         """Starts or stops the clock of images/s, which leaves out validation and saving."""
@@ -91,13 +91,13 @@ class Recorder:
             self._train_seconds += now - self._running_since
         self._running_since = now if running else None
 
-    def train(self, step: int, metrics: dict[str, Any]) -> None:
-        """Adds the metrics of the steps that end at `step`: each (steps, 2), the (sum, count) of every step."""
+    def train(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Adds the metrics of the steps that end at `step`: (sum, count) pairs, (steps, members, 2)."""
         count, done = len(metrics["loss"]), 0
         while done < count:
             at = step - count + done
             here = min(self._plan.log_every - at % self._plan.log_every, count - done)  # until the next row
-            sums = {name: values[done : done + here].sum(0, dtype=float).tolist() for name, values in metrics.items()}
+            sums = {name: values[done : done + here].sum(0, dtype=float) for name, values in metrics.items()}
             self._row.add(sums, here)
             self._epoch.add(sums, here)
             done += here
@@ -109,36 +109,56 @@ class Recorder:
         if not self._row.steps:
             return
         self.training_clock(self._running_since is not None)
-        row = self._means(self._row)
-        if self._rates is not None:
-            row["learning_rate"] = float(self._rates[step - 1])
-        self._write("train", step, row)
-        self._display.train(step, row["loss"], row["images_per_second"])
+        means, speed = _means(self._row), self._speed(self._row)
+        for member, of_one in enumerate(means):
+            row = of_one | {"images_per_second": speed}
+            if self._rates is not None:
+                share = self._peaks[member] / self._peaks[0] if self._peaks else 1.0
+                row["learning_rate"] = float(self._rates[step - 1] * share)
+            self._write("train", step, row, member)
+        self._display.train(step, min((row["loss"] for row in means), key=_nan_last), speed)
         self._row = _Sums(self._train_seconds)
 
-    def _means(self, sums: "_Sums") -> dict[str, float]:
-        seconds = max(self._train_seconds - sums.since, 1e-9)
-        means = {name: value / number for name, (value, number) in sums.totals.items()}
-        return means | {"images_per_second": sums.steps * self._batch_size / seconds}
+    def _speed(self, sums: _Sums) -> float:
+        """Images per second, of each member."""
+        return sums.steps * self._batch_size / max(self._train_seconds - sums.since, 1e-9)
 
-    def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes a validation row and prints a line."""
-        self._write("validation", step, metrics)
+    def validation(self, step: int, each: Sequence[dict[str, float]]) -> None:
+        """Writes a validation row and prints a line; of each member that is kept apart."""
+        for member, metrics in enumerate(each):
+            self._write("validation", step, metrics, member)
         for logger in self._loggers:
             logger.flush()
-        train = self._means(self._epoch) if self._epoch.steps else {}
-        self._display.validation(step, train, metrics, self.seconds)
+        epoch = self._epoch
+        train = _means(epoch) if epoch.steps else [{} for _ in each]
+        speed = self._speed(epoch) if epoch.steps else None
+        self._display.validation(step, train, each, speed, self.seconds)
         self._epoch = _Sums(self._train_seconds)
 
-    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+    def _write(self, kind: str, step: int, values: dict[str, float], member: int) -> None:
         if self._file is None:
             return
         row = {"kind": kind, "step": step, "epoch": step / self._plan.steps_per_epoch}
+        if self._peaks:
+            row |= {"member": member, "peak_learning_rate": self._peaks[member]}
         write_metrics(self._file, row | values | {"seconds": self.seconds})
+        which = f"/rate_{self._peaks[member]:g}" if self._peaks else ""
         for logger in self._loggers:
-            logger.log({f"{kind}/{name}": value for name, value in values.items()}, step)
+            logger.log({f"{kind}/{name}{which}": value for name, value in values.items()}, step)
 
 
-def _rates(schedule: Schedule, steps: int) -> np.ndarray:
+def _means(sums: _Sums) -> list[dict[str, float]]:
+    """The means of each member."""
+    with np.errstate(invalid="ignore"):
+        means = {name: (pairs[:, 0] / pairs[:, 1]).tolist() for name, pairs in sums.totals.items()}
+    return [dict(zip(means, row, strict=True)) for row in zip(*means.values(), strict=True)]
+
+
+def _nan_last(value: float) -> tuple[bool, float]:
+    return value != value, value
+
+
+def rates_of(schedule: Schedule, steps: int) -> np.ndarray:
+    """Returns the learning rate of every step, float32 (steps,)."""
     rates = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))
     return np.asarray(call_once(rates, np.arange(steps)))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -30,9 +31,9 @@ from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import Experiment, Given, check_names, make_experiment
 from cnn_jax.training.loggers import check_loggers, make_loggers
-from cnn_jax.training.loop import STOP_CODE, StopRequest, run_loop
-from cnn_jax.training.progress import Display, in_words
-from cnn_jax.training.record import Recorder
+from cnn_jax.training.loop import STOP_CODE, StopRequest, best_of, run_loop
+from cnn_jax.training.progress import Display
+from cnn_jax.training.record import Recorder, rates_of
 from cnn_jax.training.state import TrainState, variables_for_evaluation
 from cnn_jax.weights.trained import read_preprocess
 
@@ -168,7 +169,8 @@ def _is_finished(run: Path, config: Config) -> bool:
             f"{run} holds a run with a different config ({'; '.join(differences)}): set another `workdir`, the same "
             "values, or `fresh` to start over"
         )
-    return all([_is_whole(run / name) for name in (files.SUMMARY, files.WEIGHTS)])  # otherwise written again
+    needed = [files.SUMMARY, files.WEIGHTS, *([files.MEMBERS] if config.compares_rates else [])]
+    return all([_is_whole(run / name) for name in needed])  # otherwise written again
 
 
 def _is_whole(path: Path) -> bool:
@@ -195,7 +197,7 @@ def _open_folder(run: Path, experiment: Experiment, data: dict[str, Any], facts:
         files.set_aside(run)
     # Repeating a saved config must not delete its run.
     files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
-    files.write_text(run / files.CLASSES, "\n".join(experiment.class_names) + "\n")
+    files.write_text(run / files.CLASSES, "".join(f"{name}\n" for name in experiment.class_names))
     files.write_text(run / files.PREPROCESS, experiment.preprocess.to_json())
     files.write_text(run / files.DATA, json.dumps(data, indent=2) + "\n")
     files.write_text(run / files.ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
@@ -205,13 +207,13 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
     config, plan, levels = experiment.config, experiment.plan, experiment.preprocess.levels
     shape = "x".join(map(str, experiment.preprocess.image_shape))
     where = "resident on the device" if jax.tree.leaves(experiment.data["train"].arrays) else "streamed"
-    members = config.train.members
+    members, classes = config.train.members, len(experiment.class_names)
     step_flops = 3 * experiment.flops_per_image * config.data.batch_size * members
     lines = {
         "cnn_jax": f"{facts['cnn_jax']}, jax {facts['jax']}, python {facts['python']}",
         "devices": f"{facts['platform']}: {facts['device']}; "
         f"using {len(experiment.parallel.devices)} by {config.train.parallel}; convolutions {facts['convolutions']}",
-        "data": f"{config.data.dataset}, {shape}, {len(experiment.class_names)} classes; "
+        "data": f"{config.data.dataset}, {shape}, {f'{classes} classes' if classes else 'no labels'}; "
         f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
         f"{where}",
         **({} if levels is None else {"levels": f"{describe(levels)}; the files have more than 8 bits"}),
@@ -239,15 +241,16 @@ def _train(
         print(f"resuming   from step {first_step}", flush=True)
         _warn_of_lost(run, first_step)
     display = Display(
-        metrics=list(experiment.task.metrics),
+        metrics=experiment.task.metrics,
         total_steps=plan.total_steps,
         first_step=first_step,
         steps_per_epoch=plan.steps_per_epoch,
         batch_size=config.data.batch_size,
         flops=3 * experiment.flops_per_image * config.data.batch_size * config.train.members,
         devices=len(parallel.devices),
+        rates=_compared(config),
     )
-    pipeline, evaluator = experiment.data["train"], experiment.evaluator("validation")
+    pipeline, evaluator = experiment.data["train"], experiment.validator()
     train_step = TrainStep(experiment.train_step, pipeline, parallel, scan=plan.scan_steps > 1, say=display.say)
     folder = run if jax.process_index() == 0 else None
     # Close here: at Python's exit, memory shared with the reader processes would be left behind.
@@ -267,20 +270,30 @@ def _train(
         schedule, batch_size = experiment.optimizer.schedule, config.data.batch_size
         with (
             display,
-            closing(Recorder(folder, plan, schedule, batch_size, display, first_step, loggers)) as recorder,
+            closing(
+                Recorder(folder, plan, schedule, batch_size, display, first_step, loggers, _compared(config))
+            ) as recorder,
         ):
             callbacks = [*_early_stopping(experiment), *callbacks]
-            for row in recorder.history:
-                metrics = {name: row[name] for name in experiment.task.metrics if name in row}
-                if any([callback.on_evaluation(row["step"], metrics, None) for callback in callbacks]):
+            for step, rows in itertools.groupby(recorder.history, key=lambda row: row["step"]):
+                each = [{name: row[name] for name in experiment.task.metrics if name in row} for row in rows]
+                metrics = best_of(each, checkpoints.selection)
+                if any([callback.on_evaluation(step, metrics, None) for callback in callbacks]):
                     return first_step, recorder.seconds  # it had stopped early, but was killed before it finished
+
+            def validate(state: TrainState) -> list[dict[str, float]]:
+                variables = variables_for_evaluation(state)
+                with display.clock.paused():
+                    evaluator.prepare(variables)
+                return evaluator.each(variables)
+
             last_step, _ = run_loop(
                 state,
                 first_step,
                 plan,
                 train_step=train_step,
                 items=feed,
-                validate=lambda state: evaluator.metrics(variables_for_evaluation(state)),
+                validate=validate,
                 checkpoints=checkpoints,
                 recorder=recorder,
                 stop=stop,
@@ -294,7 +307,12 @@ def _train(
 
 def _stays_finite(config: Config) -> bool:
     """Whether a state that is not finite is never saved. In a sweep of rates some networks may diverge."""
-    return len(config.optim.member_learning_rates) <= 1
+    return not config.compares_rates
+
+
+def _compared(config: Config) -> tuple[float, ...]:
+    """The learning rates of members that are kept apart."""
+    return config.optim.member_learning_rates if config.compares_rates else ()
 
 
 def _early_stopping(experiment: Experiment) -> list[Callback]:
@@ -321,12 +339,13 @@ def _finish(
 ) -> dict[str, Any]:
     """Evaluates the test set once with the selected state, and writes weights, summary and report."""
     config, plan, task = experiment.config, experiment.plan, experiment.task
-    variables = variables_for_evaluation(state)
+    every = variables_for_evaluation(state)
+    validated = checkpoints.metrics(step) or best_of(experiment.validator().each(every), task.selection)
+    best = int(validated.get("member", 0))
+    variables = experiment.kept(every, best)
     split = "test" if "test" in experiment.sources else "validation"
     means, collected = experiment.evaluator(split).predictions(variables)
-    figures = {split: means}
-    if split != "validation":
-        figures["validation"] = checkpoints.metrics(step) or experiment.evaluator("validation").metrics(variables)
+    figures = {"validation": validated, split: means}
     summary = {
         "experiment": config.experiment,
         "task": task.name,
@@ -347,15 +366,55 @@ def _finish(
         "commit": facts["commit"],
         "finished": True,
     }
+    if config.compares_rates:
+        summary |= {"best_member": best, "learning_rate": config.optim.member_learning_rates[best]}
+        summary["rates"] = _rates_compared(experiment, run, last_step, best)
     if jax.process_index() == 0:
+        if config.compares_rates:
+            durable.write_checked(run / files.MEMBERS, to_bytes(jax.device_get(every), {}))
         _write(experiment, run, summary, jax.device_get(variables), split, means, collected)
-    shown = [f"{of} {in_words(task.selection.metric, summary[f'{of}_{task.selection.metric}'])}" for of in figures]
+    _tell_rates(experiment, summary)
+    name, metric = task.selection.metric, task.metrics[task.selection.metric]
+    shown = [f"{of} {name} {metric.text(summary[f'{of}_{name}'])}" for of in sorted(figures, reverse=True)]
+    which = f" and learning rate {summary['learning_rate']:g}, the best by validation" if config.compares_rates else ""
     print(
-        f"finished   {', '.join(reversed(shown))} ({summary[f'{split}_count']:,} images) with the weights of step "
-        f"{step}; {run / files.REPORT}",
+        f"finished   {', '.join(shown)} ({summary[f'{split}_count']:,} images) with the weights of step {step}{which}; "
+        f"{run / files.REPORT}",
         flush=True,
     )
     return summary
+
+
+def _rates_compared(experiment: Experiment, run: Path, last_step: int, best: int) -> list[dict[str, Any]]:
+    """Describes each of the networks whose learning rates are compared, by its selected validation."""
+    config, key = experiment.config, experiment.task.selection.key
+    rows = [row for row in files.read_metrics(run) if row["kind"] == "validation"]
+    found = []
+    for number, rate in enumerate(config.optim.member_learning_rates):
+        own = [row for row in rows if row.get("member") == number]
+        if config.train.select == "last":
+            own = [row for row in own if row["step"] == last_step]
+        if not own:  # lost with metrics.jsonl
+            continue
+        row = max(own, key=lambda row: (key(row), row["step"]))
+        values = {f"validation_{name}": _or_none(row[name]) for name in experiment.task.metrics}
+        found.append({"learning_rate": rate, "step": row["step"], **values, "kept": number == best})
+    return found
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _tell_rates(experiment: Experiment, summary: dict[str, Any]) -> None:
+    """Prints a line for each of the networks whose learning rates are compared."""
+    for row in summary.get("rates", ()):
+        values = [
+            f"{name} {'–' if (value := row[f'validation_{name}']) is None else metric.text(value)}"
+            for name, metric in experiment.task.metrics.items()
+        ]
+        kept = "  kept" if row["kept"] else ""
+        print(f"rate       {row['learning_rate']:<8g}  validation {'  '.join(values)}  step {row['step']}{kept}")
 
 
 def _write(
@@ -367,7 +426,10 @@ def _write(
     means: dict[str, float],
     collected: dict[str, np.ndarray],
 ) -> None:
-    plan, task = experiment.plan, experiment.task
+    plan, task, schedule = experiment.plan, experiment.task, experiment.optimizer.schedule
+    rates = None if schedule is None else rates_of(schedule, plan.total_steps)[: summary["steps"]]
+    if rates is not None and (peaks := np.array(_compared(experiment.config))).size:
+        rates = np.outer(peaks / peaks[0], rates)
     if split == "test":
         row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
         files.append_metrics(run, row | means | {"seconds": summary["seconds"]})
@@ -379,6 +441,7 @@ def _write(
         run,
         summary=summary,
         metrics=task.metrics,
+        rates=rates,
         split=split,
         tiles=found.tiles,
         found=found.sections,
@@ -392,7 +455,7 @@ def _write(
 
 def _filters(experiment: Experiment, params: Any) -> Filters | None:
     """First-layer filters of the run's first network."""
-    first = member(params, 0) if experiment.config.train.members > 1 else params
+    first = member(params, 0) if experiment.config.committee > 1 else params
     return first_layer(first, experiment.preprocess.image_shape)
 
 

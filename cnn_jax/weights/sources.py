@@ -116,7 +116,7 @@ def load_run(run: str | Path) -> Trained:
     Raises:
         UserError: the run is not finished, or has several members.
     """
-    members = run_folder.read_config(run).train.members
+    members = run_folder.read_config(run).committee
     if members > 1:
         raise UserError(f"{run} is a run of {members} networks: train it again with one member, or name another run")
     return load_trained(run)

@@ -60,7 +60,7 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
     module = _module(config, task, run) if model is None else check_module(model)
     images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
-    members = config.train.members
+    members = config.committee
     if members > 1:
         expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), expected)
     variables, _ = load_weights(path)
