@@ -1,4 +1,5 @@
-// CPU convolutions of float32 maps for cnn_jax/ops/native.py: the output, the input's gradient, the kernel's gradient.
+// CPU convolutions of float32 maps for cnn_jax/ops/native.py: the output, the input's gradient, the kernel's gradient;
+// and the mean and variance of each channel, for batch normalization.
 //
 // All three are matrix products that never build the matrices. In a padded image the numbers under a row of the kernel
 // are contiguous, kw·C of them, and those of the next output begin sx·C further on. So an output row is
@@ -713,6 +714,78 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
   return ffi::Error::Success();
 }
 
+// --------------------------------------------------------------------------------------------------- mean and variance
+
+constexpr int64_t kMomentFloats = 1 << 15;  // per piece, so that there are pieces for all threads
+constexpr int64_t kMomentPieces = 64;       // maximum number
+constexpr int64_t kLeastWidth = 256;        // floats that are added up side by side: sums of fewer wait for each other
+constexpr int64_t kMostTerms = 512;         // of a sum in float32
+
+// Number of rows, their mean and the sum of squared deviations from it.
+struct Moment {
+  double n, mean, squares;
+};
+
+// Adds those of other rows (Chan, Golub and LeVeque 1983, eq. 2.1).
+void Join(Moment& to, const Moment& other) {
+  const double n = to.n + other.n, difference = other.mean - to.mean;
+  to.mean += difference * other.n / n;
+  to.squares += other.squares + difference * difference * to.n * other.n / n;
+  to.n = n;
+}
+
+// Moments of each channel over some rows, in one pass: of the differences from the first row, because sums of squares
+// of numbers that are far from 0 lose what distinguishes them.
+void MomentsOf(const float* x, int64_t rows, int64_t channels, Moment* moments) {
+  const int64_t together = CeilDiv(kLeastWidth, channels), width = together * channels;
+  const auto memory = std::unique_ptr<float[]>(new float[3 * width]);
+  float* __restrict origin = memory.get();
+  float* __restrict sums = origin + width;
+  float* __restrict squares = sums + width;
+  for (int64_t i = 0; i < width; ++i) origin[i] = x[i % channels];
+  const auto totals = std::unique_ptr<double[]>(new double[2 * channels]());
+  for (int64_t left = rows; left > 0;) {
+    std::fill(sums, squares + width, 0.0f);
+    for (int64_t term = 0; term < kMostTerms && left > 0; ++term) {
+      const int64_t n = std::min(left, together) * channels;
+      for (int64_t i = 0; i < n; ++i) {
+        const float difference = x[i] - origin[i];
+        sums[i] += difference;
+        squares[i] += difference * difference;
+      }
+      x += n, left -= std::min(left, together);
+    }
+    for (int64_t i = 0; i < width; ++i) totals[i % channels] += sums[i], totals[channels + i % channels] += squares[i];
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const double mean = totals[c] / rows;
+    moments[c] = {static_cast<double>(rows), origin[c] + mean, totals[channels + c] - rows * mean * mean};
+  }
+}
+
+// Of the members (…, rows, channels): results (…, channels).
+ffi::Error Moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> mean,
+                   ffi::Result<ffi::AnyBuffer> variance) {
+  const auto dims = x.dimensions();
+  const int64_t channels = dims[dims.size() - 1], rows = dims[dims.size() - 2];
+  const int64_t members = x.element_count() / (rows * channels);
+  const int64_t pieces = std::clamp<int64_t>(rows * channels / kMomentFloats, 1, std::min(rows, kMomentPieces));
+  const auto parts = std::unique_ptr<Moment[]>(new Moment[members * pieces * channels]);
+  ParallelFor(pool, members * pieces, [&](int64_t task) {
+    const int64_t first = Cut(rows, task % pieces, pieces), last = Cut(rows, task % pieces + 1, pieces);
+    const float* data = x.typed_data<float>() + (task / pieces * rows + first) * channels;
+    MomentsOf(data, last - first, channels, parts.get() + task * channels);
+  });
+  for (int64_t i = 0; i < members * channels; ++i) {
+    const Moment* from = parts.get() + i / channels * pieces * channels + i % channels;
+    Moment whole = from[0];
+    for (int64_t piece = 1; piece < pieces; ++piece) Join(whole, from[piece * channels]);
+    mean->typed_data<float>()[i] = whole.mean;
+    variance->typed_data<float>()[i] = whole.squares < 0 ? 0 : whole.squares / whole.n;  // and NaN stays NaN
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 #define DEFINE(name, function)                                            \
@@ -727,3 +800,9 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
 DEFINE(convolution_output, Output);
 DEFINE(convolution_input, Input);
 DEFINE(convolution_kernel, Kernel);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_moments, Moments,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
