@@ -43,7 +43,7 @@ def expected(x: np.ndarray, g: np.ndarray, scale: np.ndarray, bias: np.ndarray) 
     }
 
 
-def computed(form: str, x: np.ndarray, g: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+def computed(form: str, x: Any, g: Any, scale: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
     layer = BatchNorm(use_running_average=False, momentum=0.0, axis_name="data" if form == "parts" else None)
     statistics = {"mean": jnp.zeros(x.shape[-1]), "var": jnp.ones(x.shape[-1])}
 

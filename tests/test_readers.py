@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -87,10 +88,10 @@ def test_a_killed_reader_is_noticed_at_once():
     items = make_pipeline(source, batch_size=2, seed=0, mode="stream", workers=2).train_items()
     next(items)
     victim, other = sorted(multiprocessing.active_children(), key=lambda child: child.pid in before)[:2]
-    os.kill(victim.pid, signal.SIGKILL)
+    victim.kill()
     victim.join()  # thousands of batches of it are still in the pipe
     with pytest.raises(UserError, match=rf"^reader process {victim.pid} was killed by SIGKILL: if memory ran out, "):
-        next(items), next(items)
+        list(islice(items, 2))
     assert children() == before and not other.is_alive()
 
 
@@ -123,9 +124,17 @@ if sys.argv[1] == "idle":  # the readers wait until their batches are fetched
     next(items), next(items)
     print("idle", flush=True)
     signal.pause()
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
 for number, _ in enumerate(items):
     if number == 4:
         print("reading", flush=True)
+    if asked:
+        break
+for _ in range(200):  # more than the pipes hold
+    next(items)
+items.close()
+print("stopped", flush=True)
 """
 
 
@@ -145,6 +154,17 @@ def test_readers_end_with_their_parent_and_leave_nothing(state, how):
         _, wrong = going.communicate(timeout=LIMIT)
     assert going.returncode == (-signal.SIGKILL if how == "killed" else 130)
     assert wrong == ("" if how == "killed" else "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_leaves_the_readers_to_the_run(number):
+    code = READ.replace("signal.SIGINT, quit_at_once", "signal.SIGINT, lambda *_: asked.append(True)")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, "reading"], start_new_session=True, **pipes) as going:
+        assert going.stdout is not None and going.stdout.readline() == "reading\n"
+        os.killpg(going.pid, number)
+        said, wrong = going.communicate(timeout=LIMIT)
+    assert (going.returncode, said, wrong) == (0, "stopped\n", "")
 
 
 def test_an_abandoned_generator_does_not_keep_the_interpreter_from_exiting():

@@ -11,11 +11,11 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import connection, resource_tracker
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import cloudpickle
 
@@ -24,7 +24,15 @@ from cnn_jax.errors import UserError
 _GONE = (EOFError, ConnectionError, pickle.UnpicklingError)  # the other end of a pipe was closed, perhaps amid a batch
 
 
-def read_in_processes(batches: Sequence[Any], first: int, workers: int) -> Generator[Any, None, None]:
+class Batches(Protocol):
+    """Batches by number, from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
+def read_in_processes(batches: Batches, first: int, workers: int) -> Generator[Any, None, None]:
     """Yields `batches[first]`, `batches[first + 1]`, … up to the last; each of the processes makes every N-th.
 
     Closing the generator kills the processes. They also end with this process, however it ends.
