@@ -721,45 +721,35 @@ constexpr int64_t kMomentPieces = 64;       // maximum number
 constexpr int64_t kLeastWidth = 256;        // floats that are added up side by side: sums of fewer wait for each other
 constexpr int64_t kMostTerms = 512;         // of a sum in float32
 
-// Number of rows, their mean and the sum of squared deviations from it.
-struct Moment {
-  double n, mean, squares;
-};
-
-// Adds those of other rows (Chan, Golub and LeVeque 1983, eq. 2.1).
-void Join(Moment& to, const Moment& other) {
-  const double n = to.n + other.n, difference = other.mean - to.mean;
-  to.mean += difference * other.n / n;
-  to.squares += other.squares + difference * difference * to.n * other.n / n;
-  to.n = n;
-}
-
-// Moments of each channel over some rows, in one pass: of the differences from the first row, because sums of squares
-// of numbers that are far from 0 lose what distinguishes them.
-void MomentsOf(const float* x, int64_t rows, int64_t channels, Moment* moments) {
-  const int64_t together = CeilDiv(kLeastWidth, channels), width = together * channels;
+// Mean of each channel over some rows, and the sum of squared deviations from it, in one pass: from the differences from
+// the first row, because sums of squares of numbers that are far from 0 lose what distinguishes them.
+void MomentsOf(const float* x, int64_t rows, int64_t channels, double* means, double* deviations) {
+  const int64_t together = std::min(CeilDiv(kLeastWidth, channels), rows), width = together * channels;
   const auto memory = std::unique_ptr<float[]>(new float[3 * width]);
   float* __restrict origin = memory.get();
   float* __restrict sums = origin + width;
   float* __restrict squares = sums + width;
-  for (int64_t i = 0; i < width; ++i) origin[i] = x[i % channels];
-  const auto totals = std::unique_ptr<double[]>(new double[2 * channels]());
+  for (int64_t row = 0; row < together; ++row) std::copy_n(x, channels, origin + row * channels);
+  std::fill_n(means, channels, 0.0);
+  std::fill_n(deviations, channels, 0.0);
   for (int64_t left = rows; left > 0;) {
-    std::fill(sums, squares + width, 0.0f);
+    std::fill_n(sums, 2 * width, 0.0f);
     for (int64_t term = 0; term < kMostTerms && left > 0; ++term) {
-      const int64_t n = std::min(left, together) * channels;
+      const int64_t now = std::min(left, together), n = now * channels;
       for (int64_t i = 0; i < n; ++i) {
         const float difference = x[i] - origin[i];
         sums[i] += difference;
         squares[i] += difference * difference;
       }
-      x += n, left -= std::min(left, together);
+      x += n, left -= now;
     }
-    for (int64_t i = 0; i < width; ++i) totals[i % channels] += sums[i], totals[channels + i % channels] += squares[i];
+    for (int64_t i = 0; i < width; i += channels) {
+      for (int64_t c = 0; c < channels; ++c) means[c] += sums[i + c], deviations[c] += squares[i + c];
+    }
   }
   for (int64_t c = 0; c < channels; ++c) {
-    const double mean = totals[c] / rows;
-    moments[c] = {static_cast<double>(rows), origin[c] + mean, totals[channels + c] - rows * mean * mean};
+    deviations[c] -= means[c] * means[c] / rows;
+    means[c] = origin[c] + means[c] / rows;
   }
 }
 
@@ -770,18 +760,34 @@ ffi::Error Moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyB
   const int64_t channels = dims[dims.size() - 1], rows = dims[dims.size() - 2];
   const int64_t members = x.element_count() / (rows * channels);
   const int64_t pieces = std::clamp<int64_t>(rows * channels / kMomentFloats, 1, std::min(rows, kMomentPieces));
-  const auto parts = std::unique_ptr<Moment[]>(new Moment[members * pieces * channels]);
+  const int64_t size = members * pieces * channels;
+  const auto means = std::unique_ptr<double[]>(new double[2 * size]);
+  const auto total = std::unique_ptr<double[]>(new double[2 * channels]);
+  double *deviations = means.get() + size, *whole = total.get(), *squares = whole + channels;
   ParallelFor(pool, members * pieces, [&](int64_t task) {
     const int64_t first = Cut(rows, task % pieces, pieces), last = Cut(rows, task % pieces + 1, pieces);
     const float* data = x.typed_data<float>() + (task / pieces * rows + first) * channels;
-    MomentsOf(data, last - first, channels, parts.get() + task * channels);
+    MomentsOf(data, last - first, channels, means.get() + task * channels, deviations + task * channels);
   });
-  for (int64_t i = 0; i < members * channels; ++i) {
-    const Moment* from = parts.get() + i / channels * pieces * channels + i % channels;
-    Moment whole = from[0];
-    for (int64_t piece = 1; piece < pieces; ++piece) Join(whole, from[piece * channels]);
-    mean->typed_data<float>()[i] = whole.mean;
-    variance->typed_data<float>()[i] = whole.squares < 0 ? 0 : whole.squares / whole.n;  // and NaN stays NaN
+  // Joins the pieces (Chan, Golub and LeVeque 1983, eq. 2.1).
+  for (int64_t member = 0; member < members; ++member) {
+    const auto each = [&](const auto& add) {
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const double n = Cut(rows, piece + 1, pieces) - Cut(rows, piece, pieces);
+        const int64_t from = (member * pieces + piece) * channels;
+        for (int64_t c = 0; c < channels; ++c) add(c, n, means[from + c], deviations[from + c]);
+      }
+    };
+    std::fill_n(whole, 2 * channels, 0.0);
+    each([&](int64_t c, double n, double mean, double) { whole[c] += n / rows * mean; });
+    each([&](int64_t c, double n, double mean, double deviation) {
+      squares[c] += deviation + n * (mean - whole[c]) * (mean - whole[c]);
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      mean->typed_data<float>()[member * channels + c] = whole[c];
+      const double clipped = squares[c] < 0 ? 0 : squares[c];  // and NaN stays NaN
+      variance->typed_data<float>()[member * channels + c] = clipped / rows;
+    }
   }
   return ffi::Error::Success();
 }

@@ -59,7 +59,12 @@ def moments(x_BxHxWxC: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Args:
         x_BxHxWxC: any maps or features, float32, channels last, not empty.
+
+    Raises:
+        RuntimeError: `available()` is False.
     """
+    if not available():
+        raise RuntimeError(f"no compiled moments: {status()}")
     x_NxC = x_BxHxWxC.reshape(-1, x_BxHxWxC.shape[-1])
     shape = jax.ShapeDtypeStruct(x_NxC.shape[1:], x_NxC.dtype)
     mean_C, variance_C = jax.ffi.ffi_call(_target("moments"), (shape, shape), vmap_method="broadcast_all")(x_NxC)
