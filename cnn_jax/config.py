@@ -46,7 +46,7 @@ class DataConfig:
     normalize: Literal["dataset", "half", "none"] = "dataset"
     """Mean and standard deviation per channel: those of the training set, 0.5 and 0.5, or 0 and 1."""
     pipeline: Literal["auto", "resident", "stream"] = "auto"
-    """Keep the whole set on the device, or stream it with Grain; auto: resident up to 1 GiB."""
+    """Keep the whole set on the device, or stream it; auto: resident up to 1 GiB."""
     workers: int = 0
     """Worker processes that decode when streaming; 0: threads."""
     skip_bad_images: bool = False

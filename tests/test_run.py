@@ -369,7 +369,7 @@ def test_ctrl_c_ends_the_reader_processes_and_frees_their_memory(tmp_path):
     with subprocess.Popen([*command, "--workdir", str(tmp_path / "run")], start_new_session=True, **pipes) as going:
         assert going.stdout is not None
         assert any(line.startswith("epoch") for line in going.stdout)
-        os.kill(going.pid, signal.SIGINT)
+        os.killpg(going.pid, signal.SIGINT)  # as a terminal does
         _, wrong = going.communicate(timeout=120)
     assert going.returncode == 130
     said = wrong.splitlines()  # no warning of leaked shared memory

@@ -2,12 +2,11 @@
 of workers or where a run was interrupted, so checkpoints need no data position.
 
 Two pipelines produce the same batches: *resident* keeps all images as uint8 on the device and sends indices; *stream*
-reads each batch with Grain. This module imports no JAX because Grain's worker processes import it.
+reads each batch, in threads or in processes. This module imports no JAX because reader processes import it.
 """
 
-import signal
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -15,11 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from cnn_jax.data.decoded import MAX_DECODED_BYTES, check_labels, materialize
+from cnn_jax.data.readers import read_in_processes
 from cnn_jax.data.sources import Source, example_spec
 from cnn_jax.errors import UserError, unknown
 
 MODES = ("auto", "resident", "stream")
-_ENDLESS = 2**48  # examples or steps: Grain needs a length, and no run is longer
+_ENDLESS = 2**48  # examples or steps: a sequence needs a length, and no run is longer
 MAX_BATCH = 2**16  # limit for a batch larger than the data set: it repeats examples and must fit in memory
 _READ_AHEAD = 16  # batches, one thread each; Grain's default of 500 would not fit in memory
 
@@ -228,37 +228,31 @@ class StreamPipeline:
             yield from self._read(_EvalRows(self.source, padded))
 
     def _read(self, rows: Any, first_step: int = 0) -> Items:
-        """Reads `rows` in batches from `first_step`, by slicing: a Grain iterator's state depends on the workers."""
-        import grain  # slow to import, and only streaming needs it
-        from absl import flags
+        """Reads `rows` in batches from `first_step`, by slicing: a Grain iterator's state depends on the threads."""
+        if self.workers:
+            yield from read_in_processes(_Batches(rows, self.batch_size), first_step, self.workers)
+            return
+        import grain  # slow to import, and only streaming in threads needs it
 
         batches = grain.MapDataset.source(rows).batch(self.batch_size).slice(slice(first_step, None))
-        threads = 0 if self.workers else _READ_AHEAD
-        dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-        if self.workers:
-            flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads flags that only absl.app parses (google/grain#1355)
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
-        with closing(iter(dataset)) as items:
-            if not self.workers:
-                yield from items
-                return
-            with _interrupts_blocked():
-                item = next(items, None)  # starts the workers
-            while item is not None:
-                # Copy: the item lies in memory shared with a worker, and JAX would keep a reference to it.
-                item = {name: np.array(value) for name, value in item.items()}
-                yield item
-                item = next(items, None)
+        options = grain.ReadOptions(num_threads=_READ_AHEAD, prefetch_buffer_size=_READ_AHEAD)
+        with closing(iter(batches.to_iter_dataset(options))) as items:
+            yield from items
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes started here inherit a blocked SIGINT: only the training process handles Ctrl-C, to save its state."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+@dataclass(frozen=True)
+class _Batches:
+    """Rows in whole batches, each stacked along a new first axis."""
+
+    rows: Any
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch_size
+
+    def __getitem__(self, step: int) -> Item:
+        examples = [self.rows[step * self.batch_size + place] for place in range(self.batch_size)]
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 @dataclass(frozen=True)

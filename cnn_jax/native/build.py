@@ -21,7 +21,7 @@ from cnn_jax.storage import durable
 from cnn_jax.storage.cache import cache_folder
 
 SOURCE = Path(__file__).with_name("convolution.cc")
-FUNCTIONS = ("output", "input", "kernel")  # convolution_output and so on
+FUNCTIONS = ("output", "input", "kernel", "moments")  # convolution_output and so on
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
 _ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
 

@@ -1,4 +1,5 @@
-// CPU convolutions of float32 maps for cnn_jax/ops/native.py: the output, the input's gradient, the kernel's gradient.
+// CPU convolutions of float32 maps for cnn_jax/ops/native.py: the output, the input's gradient, the kernel's gradient;
+// and the mean and variance of each channel, for batch normalization.
 //
 // All three are matrix products that never build the matrices. In a padded image the numbers under a row of the kernel
 // are contiguous, kw·C of them, and those of the next output begin sx·C further on. So an output row is
@@ -713,6 +714,84 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
   return ffi::Error::Success();
 }
 
+// --------------------------------------------------------------------------------------------------- mean and variance
+
+constexpr int64_t kMomentFloats = 1 << 15;  // per piece, so that there are pieces for all threads
+constexpr int64_t kMomentPieces = 64;       // maximum number
+constexpr int64_t kLeastWidth = 256;        // floats that are added up side by side: sums of fewer wait for each other
+constexpr int64_t kMostTerms = 512;         // of a sum in float32
+
+// Mean of each channel over some rows, and the sum of squared deviations from it, in one pass: from the differences from
+// the first row, because sums of squares of numbers that are far from 0 lose what distinguishes them.
+void MomentsOf(const float* x, int64_t rows, int64_t channels, double* means, double* deviations) {
+  const int64_t together = std::min(CeilDiv(kLeastWidth, channels), rows), width = together * channels;
+  const auto memory = std::unique_ptr<float[]>(new float[3 * width]);
+  float* __restrict origin = memory.get();
+  float* __restrict sums = origin + width;
+  float* __restrict squares = sums + width;
+  for (int64_t row = 0; row < together; ++row) std::copy_n(x, channels, origin + row * channels);
+  std::fill_n(means, channels, 0.0);
+  std::fill_n(deviations, channels, 0.0);
+  for (int64_t left = rows; left > 0;) {
+    std::fill_n(sums, 2 * width, 0.0f);
+    for (int64_t term = 0; term < kMostTerms && left > 0; ++term) {
+      const int64_t now = std::min(left, together), n = now * channels;
+      for (int64_t i = 0; i < n; ++i) {
+        const float difference = x[i] - origin[i];
+        sums[i] += difference;
+        squares[i] += difference * difference;
+      }
+      x += n, left -= now;
+    }
+    for (int64_t i = 0; i < width; i += channels) {
+      for (int64_t c = 0; c < channels; ++c) means[c] += sums[i + c], deviations[c] += squares[i + c];
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    deviations[c] -= means[c] * means[c] / rows;
+    means[c] = origin[c] + means[c] / rows;
+  }
+}
+
+// Of the members (…, rows, channels): results (…, channels).
+ffi::Error Moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> mean,
+                   ffi::Result<ffi::AnyBuffer> variance) {
+  const auto dims = x.dimensions();
+  const int64_t channels = dims[dims.size() - 1], rows = dims[dims.size() - 2];
+  const int64_t members = x.element_count() / (rows * channels);
+  const int64_t pieces = std::clamp<int64_t>(rows * channels / kMomentFloats, 1, std::min(rows, kMomentPieces));
+  const int64_t size = members * pieces * channels;
+  const auto means = std::unique_ptr<double[]>(new double[2 * size]);
+  const auto total = std::unique_ptr<double[]>(new double[2 * channels]);
+  double *deviations = means.get() + size, *whole = total.get(), *squares = whole + channels;
+  ParallelFor(pool, members * pieces, [&](int64_t task) {
+    const int64_t first = Cut(rows, task % pieces, pieces), last = Cut(rows, task % pieces + 1, pieces);
+    const float* data = x.typed_data<float>() + (task / pieces * rows + first) * channels;
+    MomentsOf(data, last - first, channels, means.get() + task * channels, deviations + task * channels);
+  });
+  // Joins the pieces (Chan, Golub and LeVeque 1983, eq. 2.1).
+  for (int64_t member = 0; member < members; ++member) {
+    const auto each = [&](const auto& add) {
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const double n = Cut(rows, piece + 1, pieces) - Cut(rows, piece, pieces);
+        const int64_t from = (member * pieces + piece) * channels;
+        for (int64_t c = 0; c < channels; ++c) add(c, n, means[from + c], deviations[from + c]);
+      }
+    };
+    std::fill_n(whole, 2 * channels, 0.0);
+    each([&](int64_t c, double n, double mean, double) { whole[c] += n / rows * mean; });
+    each([&](int64_t c, double n, double mean, double deviation) {
+      squares[c] += deviation + n * (mean - whole[c]) * (mean - whole[c]);
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+      mean->typed_data<float>()[member * channels + c] = whole[c];
+      const double clipped = squares[c] < 0 ? 0 : squares[c];  // and NaN stays NaN
+      variance->typed_data<float>()[member * channels + c] = clipped / rows;
+    }
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 #define DEFINE(name, function)                                            \
@@ -727,3 +806,9 @@ ffi::Error Kernel(ffi::ThreadPool pool, Array x, Array g, Result kernel, Window 
 DEFINE(convolution_output, Output);
 DEFINE(convolution_input, Input);
 DEFINE(convolution_kernel, Kernel);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_moments, Moments,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());

@@ -43,14 +43,14 @@ def conv_general_dilated(
         and not other
         and lhs.dtype == rhs.dtype == jnp.float32
         and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
-        and not (_varies(lhs) or _varies(rhs))
+        and not (varies(lhs) or varies(rhs))
         # Otherwise JAX raises its own error.
         and lhs.shape[3] == rhs.shape[2] * feature_group_count
         and rhs.shape[3] % feature_group_count == 0
         and len(window_strides) == 2
         and min(window_strides) > 0
     )
-    if plain and not are_plain() and _on_one_cpu():
+    if plain and not are_plain() and on_one_cpu():
         strides = (int(window_strides[0]), int(window_strides[1]))
         pads = _pads(lhs, rhs, strides, padding)
         fits = all(n + sum(ends) >= k for n, ends, k in zip(lhs.shape[1:3], pads, rhs.shape[:2], strict=True))
@@ -78,17 +78,18 @@ def conv_general_dilated(
 
 def form_of_convolutions() -> str:
     """Describes, for the record of a run, how plain float32 convolutions are computed on this machine."""
-    if not _on_one_cpu():
+    if not on_one_cpu():
         return "XLA's"
     return f"compiled by {native.status()}" if native.available() else f"XLA's, slower ({native.status()})"
 
 
-def _varies(x: jax.Array) -> bool:
+def varies(x: jax.Array) -> bool:
     """Whether `x` differs between devices, inside `shard_map`."""
     return bool(getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", None))
 
 
-def _on_one_cpu() -> bool:
+def on_one_cpu() -> bool:
+    """Whether programs run on a single CPU device: XLA can partition only its own operations."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 

@@ -1,4 +1,4 @@
-"""CPU convolutions in C++, `cnn_jax/native/convolution.cc`.
+"""CPU convolutions and moments in C++, `cnn_jax/native/convolution.cc`.
 
 A convolution y = conv(x, k) belongs to a trilinear form: for any g of y's shape, sum(g·conv(x, k)) is linear in x, in k
 and in g. Its derivative with respect to one of them is a bilinear function of the other two: y itself (for g), the
@@ -52,6 +52,23 @@ def convolve(
     shape = (1, len(x_BxHxWxC), *size, kernel_HxWxCxF.shape[3])
     window = (*strides, *pads[0], *pads[1], groups)
     return _convolution.bind(x_BxHxWxC[None], kernel_HxWxCxF[None], part="output", shape=shape, window=window)[0]
+
+
+def moments(x_BxHxWxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of each channel over all other axes, (C,) each; has no derivatives of its own.
+
+    Args:
+        x_BxHxWxC: any maps or features, float32, channels last, not empty.
+
+    Raises:
+        RuntimeError: `available()` is False.
+    """
+    if not available():
+        raise RuntimeError(f"no compiled moments: {status()}")
+    x_NxC = x_BxHxWxC.reshape(-1, x_BxHxWxC.shape[-1])
+    shape = jax.ShapeDtypeStruct(x_NxC.shape[1:], x_NxC.dtype)
+    mean_C, variance_C = jax.ffi.ffi_call(_target("moments"), (shape, shape), vmap_method="broadcast_all")(x_NxC)
+    return mean_C, variance_C
 
 
 def available() -> bool:
