@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.convolutions import CASES
+from benchmarks.convolutions import CASES, convolution_of
 from benchmarks.speed import Figure, record, table
 from cnn_jax.commands.parser import ArgumentParser, guard, positive
 from cnn_jax.config import TrainConfig
@@ -30,7 +30,7 @@ Array = np.ndarray
 
 
 def reference(
-    x_BxHxWxC: Array, kernel_HxWxCxF: Array, g_BxHxWxF: Array, stride: int, pad: int, groups: int
+    x_BxHxWxC: Array, kernel_HxWxCxF: Array, g_BxHxWxF: Array, stride: int, pad: int, groups: int, dilation: int = 1
 ) -> tuple[Array, Array, Array]:
     """Convolves by its definition, as a sum over the kernel's pixels of matrix products, in the type of the operands.
 
@@ -38,7 +38,7 @@ def reference(
         x_BxHxWxC: maps.
         kernel_HxWxCxF: filters of C / groups channels, ordered by group.
         g_BxHxWxF: gradient of the output.
-        stride, pad: the same in rows and columns.
+        stride, pad, dilation: the same in rows and columns.
         groups: number of feature groups.
 
     Returns:
@@ -53,12 +53,15 @@ def reference(
     def joined(maps: Array) -> Array:
         return maps.transpose(1, 0, 2).reshape(batch, rows, columns, -1)
 
+    def along(k: int, outputs: int) -> slice:  # what the kernel's row k sees, for each row of outputs
+        return slice(k * dilation, k * dilation + stride * (outputs - 1) + 1, stride)
+
     padded = np.pad(x_BxHxWxC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     kernels = kernel_HxWxCxF.reshape(height, width, channels, groups, -1).transpose(0, 1, 3, 2, 4)
     g, dx, dkernels, y = by_group(g_BxHxWxF), np.zeros_like(padded), np.zeros_like(kernels), 0.0
     for i in range(height):
         for j in range(width):
-            place = np.s_[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+            place = (slice(None), along(i, rows), along(j, columns))
             window = by_group(padded[place])
             y = y + window @ kernels[i, j]
             dkernels[i, j] = window.transpose(0, 2, 1) @ g
@@ -69,8 +72,10 @@ def reference(
 
 def errors(name: str, dtype: str, images: int) -> dict[str, float]:
     """Returns the error of each part of a case, see the module's docstring."""
-    _, size, channels, features, width, stride, groups = CASES[name]
-    pad, rows = width // 2, (size + 2 * (width // 2) - width) // stride + 1
+    shape = CASES[name]
+    _, size, channels, features, width, stride, groups, dilation = shape
+    pad = width // 2 * dilation
+    rows = (size + 2 * pad - (width - 1) * dilation - 1) // stride + 1
     random = np.random.default_rng(0)
     shapes = (
         (images, size, size, channels),
@@ -81,18 +86,11 @@ def errors(name: str, dtype: str, images: int) -> dict[str, float]:
 
     @jax.jit
     def ours(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            pads = ((pad, pad), (pad, pad))
-            numbers = ("NHWC", "HWIO", "NHWC")
-            return conv_general_dilated(
-                x, kernel, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=groups
-            )
-
-        y, pull = jax.vjp(convolve, x, kernel)
+        y, pull = jax.vjp(convolution_of(shape, conv_general_dilated), x, kernel)
         return y, *pull(g)
 
     found = [np.asarray(array, np.float64) for array in ours(*operands)]
-    right = reference(*(np.asarray(array, np.float64) for array in operands), stride, pad, groups)
+    right = reference(*(np.asarray(array, np.float64) for array in operands), stride, pad, groups, dilation)
     return {part: float(abs(a - b).max() / abs(b).max()) for part, a, b in zip(PARTS, found, right, strict=True)}
 
 

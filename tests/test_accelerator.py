@@ -203,20 +203,22 @@ def test_a_failure_ends_the_session_with_1(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "features", "width", "stride", "groups"),
-    [(7, 3, 4, 3, 2, 1), (6, 4, 8, 3, 1, 4), (5, 6, 6, 5, 1, 6), (4, 2, 3, 1, 1, 1)],
+    ("size", "channels", "features", "width", "stride", "groups", "dilation"),
+    [(7, 3, 4, 3, 2, 1, 1), (6, 4, 8, 3, 1, 4, 1), (5, 6, 6, 5, 1, 6, 1), (4, 2, 3, 1, 1, 1, 1), (9, 2, 3, 3, 1, 1, 2)],
 )
-def test_convolution_by_definition(size, channels, features, width, stride, groups):
-    random, pad = np.random.default_rng(0), width // 2
-    rows = (size + 2 * pad - width) // stride + 1
+def test_convolution_by_definition(size, channels, features, width, stride, groups, dilation):
+    random, pad = np.random.default_rng(0), width // 2 * dilation
+    rows = (size + 2 * pad - (width - 1) * dilation - 1) // stride + 1
     x = random.normal(size=(2, size, size, channels))
     kernel = random.normal(size=(width, width, channels // groups, features))
     g = random.normal(size=(2, rows, rows, features))
-    y, dx, dkernel = convolution_check.reference(x, kernel, g, stride, pad, groups)
+    y, dx, dkernel = convolution_check.reference(x, kernel, g, stride, pad, groups, dilation)
     padded, group = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))), features // groups
     for b, i, j, f in ((0, 0, 0, 0), (1, rows - 1, 0, features - 1), (1, rows // 2, rows - 1, features // 2)):
         maps = slice(f // group * (channels // groups), (f // group + 1) * (channels // groups))
-        patch = padded[b, i * stride : i * stride + width, j * stride : j * stride + width, maps]
+        patch = padded[b, i * stride :, j * stride :, maps][
+            : width * dilation : dilation, : width * dilation : dilation
+        ]
         assert y[b, i, j, f] == pytest.approx((patch * kernel[..., f]).sum())
     # y is linear in each operand, so that the gradients' products with them are that of y with g
     assert (dx * x).sum() == pytest.approx((y * g).sum())
@@ -225,7 +227,7 @@ def test_convolution_by_definition(size, channels, features, width, stride, grou
 
 def test_a_wrong_convolution_is_found(tmp_path, monkeypatch):
     table, small = tmp_path / "speed.csv", ["--images", "1", "--cases", "lenet5 conv1", "--types", "float32"]
-    monkeypatch.setitem(convolutions.CASES, "lenet5 conv1", (1, 6, 1, 2, 3, 1, 1))
+    monkeypatch.setitem(convolutions.CASES, "lenet5 conv1", convolutions.Shape(1, 6, 1, 2, 3, 1, 1))
     convolution_check.main([*small, "--output", str(table)])
     errors = {row["measure"]: float(row["value"]) for row in speed.read(table)}
     assert set(errors) == {"output, error", "input gradient, error", "kernel gradient, error"}
