@@ -137,6 +137,12 @@ SIZES = {  # images, kernel, strides, pads: each exercises a different way of sp
     "depthwise, whole vectors, no padding": ((3, 9, 8, 32), (5, 3, 1, 32), (2, 2), ((0, 0), (0, 0))),
     "depthwise, more taps than a tile has rows": ((2, 15, 15, 3), (11, 11, 1, 3), (1, 1), ((5, 5), (5, 5))),
     "depthwise, stride beyond the kernel": ((2, 9, 10, 4), (1, 2, 1, 4), (2, 3), ((0, 0), (1, 1))),
+    "squares of outputs": ((8, 14, 14, 64), (3, 3, 64, 96), (1, 1), ((1, 1), (1, 1))),
+    "squares, odd sizes, uneven padding": ((12, 13, 11, 64), (3, 3, 64, 64), (1, 1), ((2, 1), (0, 1))),
+    "squares, no padding": ((10, 13, 15, 80), (3, 3, 80, 64), (1, 1), ((0, 0), (0, 0))),
+    "squares, negative padding": ((10, 15, 15, 64), (3, 3, 64, 64), (1, 1), ((-1, 0), (0, -1))),
+    "squares, padding wider than the kernel": ((9, 7, 8, 64), (3, 3, 64, 128), (1, 1), ((5, 4), (4, 6))),
+    "many images in squares": ((30, 7, 8, 128), (3, 3, 128, 64), (1, 1), ((1, 1), (1, 1))),
 }
 
 
@@ -159,6 +165,19 @@ def test_compiled_convolution_equals_xla_at_every_size(case):
 
     for got, expected in zip(parts(ours), parts(xla), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@needs_compiler
+def test_squares_of_outputs_are_at_least_as_exact(one_device):
+    x, kernel = normal(0, 8, 14, 14, 64), normal(1, 3, 3, 64, 64)
+    whole, one = (native.convolve(images, kernel, (1, 1), ((1, 1), (1, 1))) for images in (x, x[:1]))
+    assert not jnp.array_equal(whole[:1], one), "eight images are computed in squares, one is not"
+    padded = np.pad(np.asarray(x[:1], np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    exact = sum(
+        padded[:, i : i + 14, j : j + 14] @ np.asarray(kernel[i, j], np.float64) for i in range(3) for j in range(3)
+    )
+    errors = [float(np.abs(np.asarray(y[:1], np.float64) - exact).max()) for y in (whole, one)]
+    assert errors[0] <= 1.5 * errors[1] and errors[0] < 1e-6 * np.abs(exact).max()
 
 
 @needs_compiler
