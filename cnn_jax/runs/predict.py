@@ -89,7 +89,8 @@ def _batches(
     All batches have one shape, so the model compiles once. Unreadable images are left out and added to `bad`.
     """
     images, members = np.zeros((size, *preprocess.image_shape), np.uint8), []
-    for path, image in _read(paths, preprocess, ahead=size):
+    # With the image in hand and the one being read, no more than a batch besides the array.
+    for path, image in _read(paths, preprocess, ahead=max(0, size - 2)):
         if isinstance(image, UserError):
             bad[path] = image
             continue
