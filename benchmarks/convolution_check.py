@@ -90,7 +90,8 @@ def errors(name: str, dtype: str, images: int) -> dict[str, float]:
         return y, *pull(g)
 
     found = [np.asarray(array, np.float64) for array in ours(*operands)]
-    right = reference(*(np.asarray(array, np.float64) for array in operands), stride, pad, groups, dilation)
+    x, kernel, g = (np.asarray(array, np.float64) for array in operands)
+    right = reference(x, kernel, g, stride, pad, groups, dilation)
     return {part: float(abs(a - b).max() / abs(b).max()) for part, a, b in zip(PARTS, found, right, strict=True)}
 
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,10 +60,10 @@ def make_photos(folder: Path, images: int, size: tuple[int, int], ending: str = 
         smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float32)
         noise = random.normal(0, 6, (size[1], size[0], 1))
         image = Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
-        image.save(place / f"{number:05d}{ending}", **({"quality": 90} if ending == ".jpg" else {}))
+        image.save(place / f"{number:05d}{ending}", quality=90)  # PNG has none and ignores it
 
 
-def make_run(folder: Path, model: str, size: int, photos: Path) -> dict:
+def make_run(folder: Path, model: str, size: int, photos: Path) -> dict[str, Any]:
     """Writes a finished run with random weights; returns its variables."""
     config = Config("inference").override(
         dataset=f"folder:{photos}", model=model, image_size=size, normalize="half", optimizer="momentum"

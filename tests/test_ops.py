@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -268,7 +269,7 @@ def no_compiler(monkeypatch) -> None:
 def test_dispatch_takes_the_compiled_form(monkeypatch, one_device):
     x, kernel = normal(0, 4, 9, 9, 3), normal(1, 3, 3, 3, 6)
 
-    def operations(x=x, kernel=kernel, padding="SAME", **kwargs) -> str:
+    def operations(x=x, kernel=kernel, padding: Any = "SAME", **kwargs) -> str:
         convolve = partial(conv_general_dilated, dimension_numbers=NHWC, **kwargs)
         return str(jax.make_jaxpr(lambda x, k: convolve(x, k, (1, 1), padding))(x, kernel))
 

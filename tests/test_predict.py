@@ -237,7 +237,8 @@ def test_images_are_read_ahead_but_never_all_of_them(tmp_path, monkeypatch):
     found = predict._read(paths, cast("Preprocess", Reader()), ahead=5)
     first = [next(found) for _ in range(5)]
     assert [path for path, _ in first] == paths[:5]
-    assert isinstance(first[3][1], UserError) and [int(first[k][1].item()) for k in (0, 1, 2, 4)] == [0, 1, 2, 4]
+    assert isinstance(first[3][1], UserError)
+    assert [int(np.asarray(first[k][1]).item()) for k in (0, 1, 2, 4)] == [0, 1, 2, 4]
     found.close()
     assert set(seen) <= set(paths[:11])
     assert [path for path, _ in predict._read(paths, cast("Preprocess", Reader()), ahead=5)] == paths

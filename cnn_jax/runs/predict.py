@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +103,9 @@ def _batches(
         yield members, images
 
 
-def _read(paths: Iterable[Path], preprocess: Preprocess, ahead: int) -> Iterator[tuple[Path, np.ndarray | UserError]]:
+def _read(
+    paths: Iterable[Path], preprocess: Preprocess, ahead: int
+) -> Generator[tuple[Path, np.ndarray | UserError], None, None]:
     """Yields each path with its image, or with the reason why it cannot be read.
 
     Threads read up to `ahead` images in advance while the caller computes; image decoders release the GIL.
