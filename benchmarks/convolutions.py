@@ -1,4 +1,4 @@
-"""Times single convolutions of `cnn_jax.ops.native` against XLA's on this CPU: the output and both gradients.
+"""Times single convolutions of `cnn_jax.ops` against XLA's on this CPU: the output and both gradients.
 
     python -m benchmarks.convolutions --output results/speed.csv
 
@@ -10,7 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +20,38 @@ from benchmarks.speed import figure, record, table
 from benchmarks.timing import timed_pair
 from cnn_jax.commands.parser import ArgumentParser, guard, positive, positive_number
 from cnn_jax.errors import UserError
-from cnn_jax.ops import native
+from cnn_jax.ops import conv_general_dilated, native
 from cnn_jax.training.runtime import keep_memory
 
-CASES = {  # images, size, channels, features, kernel, stride, groups
-    "lenet5 conv1": (128, 28, 1, 6, 5, 1, 1),
-    "lenet5 conv2": (128, 14, 6, 16, 5, 1, 1),
-    "resnet20 stage 1": (128, 32, 16, 16, 3, 1, 1),
-    "resnet20 stage 2": (128, 16, 32, 32, 3, 1, 1),
-    "resnet20 stage 3": (128, 8, 64, 64, 3, 1, 1),
-    "resnet20 stride 2": (128, 32, 16, 32, 3, 2, 1),
-    "resnet50 conv1": (8, 224, 3, 64, 7, 2, 1),
-    "resnet50 3x3": (8, 14, 256, 256, 3, 1, 1),
-    "resnet50 1x1": (8, 28, 512, 128, 1, 1, 1),
-    "mobilenet depthwise": (8, 56, 144, 144, 3, 1, 144),
-    "convnext depthwise": (8, 56, 96, 96, 7, 1, 96),
-    "resnext groups": (8, 28, 256, 256, 3, 1, 32),
+
+class Shape(NamedTuple):
+    """A convolution of square maps with a square kernel, padded by half its size."""
+
+    images: int
+    size: int
+    channels: int
+    features: int
+    width: int
+    stride: int
+    groups: int
+    dilation: int = 1
+
+
+CASES = {
+    "lenet5 conv1": Shape(128, 28, 1, 6, 5, 1, 1),
+    "lenet5 conv2": Shape(128, 14, 6, 16, 5, 1, 1),
+    "resnet20 stage 1": Shape(128, 32, 16, 16, 3, 1, 1),
+    "resnet20 stage 2": Shape(128, 16, 32, 32, 3, 1, 1),
+    "resnet20 stage 3": Shape(128, 8, 64, 64, 3, 1, 1),
+    "resnet20 stride 2": Shape(128, 32, 16, 32, 3, 2, 1),
+    "resnet50 conv1": Shape(8, 224, 3, 64, 7, 2, 1),
+    "resnet50 3x3": Shape(8, 14, 256, 256, 3, 1, 1),
+    "resnet50 1x1": Shape(8, 28, 512, 128, 1, 1, 1),
+    "mobilenet depthwise": Shape(8, 56, 144, 144, 3, 1, 144),
+    "convnext depthwise": Shape(8, 56, 96, 96, 7, 1, 96),
+    "resnext groups": Shape(8, 28, 256, 256, 3, 1, 32),
+    "atrous 2": Shape(8, 28, 256, 256, 3, 1, 1, 2),
+    "atrous 4": Shape(8, 28, 256, 256, 3, 1, 1, 4),
 }
 
 
@@ -69,9 +85,16 @@ def repeated(call: Callable[[], Any], seconds: float) -> Callable[[], float]:
     return partial(block, max(1, round(seconds / block(1))))
 
 
-def _xla(x: jax.Array, kernel: jax.Array, *, strides: Any, pads: Any, groups: int) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+def convolution_of(shape: Shape, convolve: Callable[..., jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns `jax.lax.conv_general_dilated`, or a function with its arguments, for operands of this shape."""
+    pad = shape.width // 2 * shape.dilation
+    return partial(
+        convolve,
+        window_strides=(shape.stride, shape.stride),
+        padding=((pad, pad), (pad, pad)),
+        rhs_dilation=(shape.dilation, shape.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=shape.groups,
     )
 
 
@@ -83,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
     parser.add_argument("--seconds", type=positive_number, default=0.3, help="target length of a block (default 0.3)")
     parser.add_argument("--output", type=table, help="CSV file to add the figures to")
@@ -92,18 +116,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not native.available():
         raise UserError(f"no compiled convolutions ({native.status()}): install a C++ compiler, or set CXX")
     for name in arguments.cases:
-        images, size, channels, features, width, stride, groups = CASES[name]
+        shape, dtype = CASES[name], jnp.dtype(arguments.precision)
         random = np.random.default_rng(0)
-        x = jnp.asarray(random.normal(size=(images, size, size, channels)), jnp.float32)
-        kernel = jnp.asarray(random.normal(size=(width, width, channels // groups, features)), jnp.float32)
-        strides, pad = (stride, stride), (width // 2, width // 2)
-        xla = parts_of(partial(_xla, strides=strides, pads=(pad, pad), groups=groups), x, kernel)
-        ours = parts_of(partial(native.convolve, strides=strides, pads=(pad, pad), groups=groups), x, kernel)
+        x = jnp.asarray(random.normal(size=(shape.images, shape.size, shape.size, shape.channels)), dtype)
+        sizes = (shape.width, shape.width, shape.channels // shape.groups, shape.features)
+        kernel = jnp.asarray(random.normal(size=sizes), dtype)
+        xla = parts_of(convolution_of(shape, jax.lax.conv_general_dilated), x, kernel)
+        ours = parts_of(convolution_of(shape, conv_general_dilated), x, kernel)
+        label = name if arguments.precision == "float32" else f"{name} {arguments.precision}"
         figures = []
         for part in xla:
             theirs, own = (repeated(calls[part], arguments.seconds) for calls in (xla, ours))
             pairs = [timed_pair(theirs, own, turn) for turn in range(arguments.blocks)]
-            case = f"{name}, {part}"
+            case = f"{label}, {part}"
             figures += [
                 figure(case, "XLA / ours", [a / b for a, b in pairs], "x"),
                 figure(case, "ours", [1e3 * b for _, b in pairs], "ms"),

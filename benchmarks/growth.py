@@ -39,6 +39,18 @@ class Case:
     classes: int
     precision: str
 
+    @classmethod
+    def of(cls, model: str, image: int, batch: int, classes: int, precision: str) -> "Case":
+        """Makes the case of a model by its name.
+
+        Raises:
+            UserError: the name does not end in the depth.
+        """
+        name = re.fullmatch(r"(\w*\D)(\d+)", model)
+        if name is None:
+            raise UserError(f"--model {model} does not end in its depth: choose a name such as resnet20")
+        return cls(name[1], int(name[2]), image, batch, classes, precision)
+
     def __str__(self) -> str:
         size = f"{self.image}x{self.image}"
         return f"{self.family}{self.depth} {size} batch {self.batch} classes {self.classes} {self.precision}"
@@ -114,10 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=positive_number, default=1.0, help="target length of a block (default 1)")
     parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = parser.parse_args(argv)
-    name = re.fullmatch(r"(\w*\D)(\d+)", arguments.model)
-    if name is None:
-        raise UserError(f"--model {arguments.model} does not end in its depth: choose a name such as resnet20")
-    base = Case(name[1], int(name[2]), arguments.image, arguments.batch, arguments.classes, arguments.precision)
+    base = Case.of(arguments.model, arguments.image, arguments.batch, arguments.classes, arguments.precision)
     numbers = (arguments.batches, arguments.images, arguments.depths, arguments.class_counts)
     for axis, values in zip(AXES, numbers):
         if axis in arguments.axes:

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=positive, default=BATCH, help=f"images per step of each network (default {BATCH})"
     )
+    parser.add_argument("--images", type=positive, help="examples in the data set (default: as in MNIST or CIFAR-10)")
     parser.add_argument("--blocks", type=positive, default=5, help="pairs of blocks (default 5)")
     parser.add_argument(
         "--block-seconds", type=positive_number, default=2.0, help="target length of a block (default 2)"
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     for model in arguments.models:
         config, end = CASES[model].override(batch_size=arguments.batch), time.perf_counter() + arguments.seconds
+        if arguments.images:
+            config = config.override(dataset=f"{config.data.dataset.rpartition(':')[0]}:{arguments.images}")
         alone, per_member = make_bench(config), 0.0
         for members in arguments.members:
             start = time.perf_counter()

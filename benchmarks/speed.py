@@ -1,6 +1,7 @@
 """The table of speeds, results/speed.csv: one row per figure, with what is needed to judge and repeat it.
 
-    python -m benchmarks.speed    # writes it into docs/speed.md, between the markers of "speed"
+    python -m benchmarks.speed                      # writes it into docs/speed.md, between the markers of "speed"
+    python -m benchmarks.speed --add DIR/speed.csv  # first takes over the rows of another table
 
 A benchmark makes `Figure`s and passes them to `record`. New figures replace those of the same benchmark, case, measure
 and device; all others stay.
@@ -21,7 +22,7 @@ from pathlib import Path
 from cnn_jax.commands.parser import ArgumentParser, guard
 from cnn_jax.errors import UserError
 from cnn_jax.runs.results import with_section
-from cnn_jax.storage.run_folder import write_text
+from cnn_jax.storage import durable
 
 PATH = Path("results/speed.csv")
 PAGE = Path("docs/speed.md")
@@ -117,16 +118,19 @@ def record(
     if flags := os.environ.get("XLA_FLAGS"):
         device += f", XLA_FLAGS={flags}"
     origin = (device, ", ".join([*versions, *extra_versions]), facts["commit"] or "", facts["command"])
+    add(path, [dict(zip(COLUMNS, (benchmark, *map(_text, asdict(f).values()), *origin), strict=True)) for f in figures])
+
+
+def add(path: Path, new: Iterable[Row]) -> None:
+    """Adds rows to the table, replacing those of the same benchmark, case, measure and device."""
     rows = {_key(row): row for row in (read(path) if path.exists() else [])}
-    for f in figures:
-        row = dict(zip(COLUMNS, (benchmark, *map(_text, asdict(f).values()), *origin), strict=True))
-        rows[_key(row)] = row
+    rows |= {_key(row): row for row in new}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted(rows.values(), key=lambda row: row["benchmark"]))  # stable: cases stay in order
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    durable.write(path, text.getvalue().encode())
 
 
 def read(path: str | Path = PATH) -> list[Row]:
@@ -181,8 +185,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=PATH, help=f"CSV file (default {PATH})")
+    parser.add_argument("--add", type=Path, metavar="CSV", help="another table whose rows to take over first")
     parser.add_argument("--page", type=Path, default=PAGE, help=f"Markdown file (default {PAGE})")
     arguments = parser.parse_args(argv)
+    if arguments.add is not None:
+        add(arguments.table, read(arguments.add))
     text = arguments.page.read_text(encoding="utf-8")
     arguments.page.write_text(with_section(text, "speed", markdown(read(arguments.table))), encoding="utf-8")
 

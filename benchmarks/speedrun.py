@@ -26,7 +26,8 @@ def figures(arguments: argparse.Namespace, runs: "dict[str, list[Run]]") -> list
 
     (name, ours), *others = runs.items()
     given = {"train images": arguments.train_images, "test images": arguments.test_images}
-    where = f"{arguments.split} split" + "".join(f", {value} {name}" for name, value in given.items() if value)
+    where = f"{arguments.split} split" + (", random images" if arguments.random_images else "")
+    where += "".join(f", {value} {name}" for name, value in given.items() if value)
     ways = {"unroll": arguments.unroll if arguments.unroll > 1 else None, "stream": arguments.stream}
     own = command.changes(arguments) | {name: value for name, value in ways.items() if value}
     changed = "".join(f", {flag} {value}" for flag, value in own.items())
@@ -53,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command.make_parser(__doc__, RECIPE, PRESETS)
     parser.add_argument("--output", type=table, help="CSV file to add the figures to")
     arguments = command.parse(parser, PRESETS, argv)
-    runs, facts = command.contest(arguments)
-    record(arguments.output, "speedrun", figures(arguments, runs), extra_versions=facts)
+    command.contest(
+        arguments,
+        lambda runs, facts: record(arguments.output, "speedrun", figures(arguments, runs), extra_versions=facts),
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Shared by the benchmarks: cases, a compiled training step that runs without the loop, and alternating timing."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,14 @@ class Bench:
         return 0 if memory is None else memory.temp_size_in_bytes
 
 
-def make_bench(config: Config, steps: int = 1, turns: int = 1) -> Bench:
+def make_bench(config: Config, steps: int = 1, turns: int = 1, options: Mapping[str, Any] | None = None) -> Bench:
     """Builds an experiment and compiles its training step; writes nothing.
 
     Args:
         config: the run's config.
         steps: length of the run, with one validation at its end; rounded up so that each turn has whole calls.
         turns: number of equal parts that the steps must divide into.
+        options: XLA's flags for the step alone, without dashes.
     """
     runtime.prepare(config.train)  # the settings of a real run, before the first use of a device
     unit = turns * (1 if jax.default_backend() == "cpu" else config.train.scan_steps)  # on CPU steps are not scanned
@@ -78,7 +79,12 @@ def make_bench(config: Config, steps: int = 1, turns: int = 1) -> Bench:
     state, display = experiment.parallel.place(experiment.state), make_display(experiment)
     scan = experiment.plan.scan_steps > 1
     steps_of = TrainStep(
-        experiment.train_step, experiment.data["train"], experiment.parallel, scan=scan, say=display.say
+        experiment.train_step,
+        experiment.data["train"],
+        experiment.parallel,
+        scan=scan,
+        say=display.say,
+        options=options,
     )
     bench = Bench(experiment, steps_of, state)
     bench.steps.prepare(state, first_items(experiment))

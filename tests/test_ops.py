@@ -1,9 +1,11 @@
 """The fast convolutions and pooling match XLA's in value and in every derivative."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +138,12 @@ SIZES = {  # images, kernel, strides, pads: each exercises a different way of sp
     "depthwise, whole vectors, no padding": ((3, 9, 8, 32), (5, 3, 1, 32), (2, 2), ((0, 0), (0, 0))),
     "depthwise, more taps than a tile has rows": ((2, 15, 15, 3), (11, 11, 1, 3), (1, 1), ((5, 5), (5, 5))),
     "depthwise, stride beyond the kernel": ((2, 9, 10, 4), (1, 2, 1, 4), (2, 3), ((0, 0), (1, 1))),
+    "squares of outputs": ((8, 14, 14, 64), (3, 3, 64, 96), (1, 1), ((1, 1), (1, 1))),
+    "squares, odd sizes, uneven padding": ((12, 13, 11, 64), (3, 3, 64, 64), (1, 1), ((2, 1), (0, 1))),
+    "squares, no padding": ((10, 13, 15, 80), (3, 3, 80, 64), (1, 1), ((0, 0), (0, 0))),
+    "squares, negative padding": ((10, 15, 15, 64), (3, 3, 64, 64), (1, 1), ((-1, 0), (0, -1))),
+    "squares, padding wider than the kernel": ((9, 7, 8, 64), (3, 3, 64, 128), (1, 1), ((5, 4), (4, 6))),
+    "many images in squares": ((30, 7, 8, 128), (3, 3, 128, 64), (1, 1), ((1, 1), (1, 1))),
 }
 
 
@@ -158,6 +166,19 @@ def test_compiled_convolution_equals_xla_at_every_size(case):
 
     for got, expected in zip(parts(ours), parts(xla), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@needs_compiler
+def test_squares_of_outputs_are_at_least_as_exact(one_device):
+    x, kernel = normal(0, 8, 14, 14, 64), normal(1, 3, 3, 64, 64)
+    whole, one = (native.convolve(images, kernel, (1, 1), ((1, 1), (1, 1))) for images in (x, x[:1]))
+    assert not jnp.array_equal(whole[:1], one), "eight images are computed in squares, one is not"
+    padded = np.pad(np.asarray(x[:1], np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    exact = sum(
+        padded[:, i : i + 14, j : j + 14] @ np.asarray(kernel[i, j], np.float64) for i in range(3) for j in range(3)
+    )
+    errors = [float(np.abs(np.asarray(y[:1], np.float64) - exact).max()) for y in (whole, one)]
+    assert errors[0] <= 1.5 * errors[1] and errors[0] < 1e-6 * np.abs(exact).max()
 
 
 @needs_compiler
@@ -248,15 +269,17 @@ def no_compiler(monkeypatch) -> None:
 def test_dispatch_takes_the_compiled_form(monkeypatch, one_device):
     x, kernel = normal(0, 4, 9, 9, 3), normal(1, 3, 3, 3, 6)
 
-    def operations(x=x, kernel=kernel, padding="SAME", **kwargs) -> str:
+    def operations(x=x, kernel=kernel, padding: Any = "SAME", **kwargs) -> str:
         convolve = partial(conv_general_dilated, dimension_numbers=NHWC, **kwargs)
         return str(jax.make_jaxpr(lambda x, k: convolve(x, k, (1, 1), padding))(x, kernel))
 
     assert "cnn_jax_convolution" in operations()
-    assert "cnn_jax_convolution" not in operations(rhs_dilation=(2, 2))
+    assert "cnn_jax_convolution" in operations(rhs_dilation=(2, 2))
+    assert "cnn_jax_convolution" not in operations(lhs_dilation=(2, 2), padding=((1, 1), (1, 1)))
     assert "cnn_jax_convolution" in operations(kernel=normal(1, 3, 3, 1, 6), feature_group_count=3)
     assert "cnn_jax_convolution" not in operations(x[:3], batch_group_count=3)
-    assert "cnn_jax_convolution" not in operations(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert "cnn_jax_convolution" in operations(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert "cnn_jax_convolution" not in operations(x.astype(jnp.int32), kernel.astype(jnp.int32))
     assert "cnn_jax_convolution" not in operations(x[:0]), "no images"
     assert "cnn_jax_convolution" not in operations(x[:, :2], padding="VALID"), "too small for the kernel"
     with plain_operations():
@@ -265,6 +288,65 @@ def test_dispatch_takes_the_compiled_form(monkeypatch, one_device):
     monkeypatch.setattr(conv.jax, "device_count", lambda: 8)
     assert "cnn_jax_convolution" not in operations()
     assert conv.form_of_convolutions() == "XLA's"
+
+
+DILATED = {  # image, kernel, dilation, padding
+    "same": ((3, 9, 8, 3), (3, 3, 3, 4), (2, 2), "SAME"),
+    "valid": ((2, 9, 11, 3), (3, 2, 3, 4), (3, 4), "VALID"),
+    "one direction": ((2, 6, 7, 2), (3, 3, 2, 3), (1, 2), "SAME"),
+    "uneven padding, some of it negative": ((2, 9, 9, 2), (2, 3, 2, 3), (2, 3), ((3, -1), (0, 5))),
+    "more than the image": ((2, 4, 5, 2), (3, 3, 2, 3), (6, 6), ((6, 6), (6, 6))),
+    "groups": ((2, 7, 7, 6), (3, 3, 2, 9), (2, 2), "SAME"),
+    "depthwise": ((2, 7, 7, 5), (3, 3, 1, 5), (2, 2), "SAME"),
+    "one pixel": ((2, 5, 5, 3), (1, 1, 3, 4), (2, 2), "SAME"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", DILATED.values(), ids=DILATED.keys())
+def test_dilated_convolution_equals_xla_with_its_gradients(one_device, case):
+    x_shape, kernel_shape, dilation, padding = case
+    x, kernel = normal(0, *x_shape), normal(1, *kernel_shape)
+
+    def convolve(ours, x, kernel):
+        how = {"rhs_dilation": dilation, "feature_group_count": x_shape[3] // kernel_shape[2]}
+        with contextlib.nullcontext() if ours else plain_operations():
+            return conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=NHWC, **how)
+
+    assert "cnn_jax_convolution" in str(jax.make_jaxpr(partial(convolve, True))(x, kernel))
+
+    def all_of(ours, x, kernel):
+        y, pull = jax.vjp(partial(convolve, ours), x, kernel)
+        return y, *pull(jnp.sin(y))
+
+    results = [jax.jit(partial(all_of, ours))(x, kernel) for ours in (True, False)]
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(jnp.abs(expected).max())))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_short_floats_are_rounded_once(one_device, dtype, stride, dilation):
+    x, kernel = normal(0, 4, 9, 9, 24).astype(dtype), normal(1, 3, 3, 24, 16).astype(dtype)
+
+    def convolve(x, kernel):
+        how = {"rhs_dilation": (dilation, dilation), "dimension_numbers": NHWC}
+        return conv_general_dilated(x, kernel, (stride, stride), "SAME", **how)
+
+    def all_of(convolve, x, kernel):
+        y, pull = jax.vjp(convolve, x, kernel)
+        return y, *pull(jnp.ones_like(y))
+
+    assert "cnn_jax_convolution" in str(jax.make_jaxpr(convolve)(x, kernel))
+    got = jax.jit(partial(all_of, convolve))(x, kernel)
+    exact = all_of(convolve, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    with plain_operations():
+        xla = jax.jit(partial(all_of, convolve))(x, kernel)
+    for one, other, right in zip(got, xla, exact, strict=True):
+        assert one.dtype == other.dtype == dtype
+        error, theirs = (float(jnp.abs(array.astype(jnp.float32) - right).max()) for array in (one, other))
+        assert error <= float(jnp.finfo(dtype).eps) * float(jnp.abs(right).max()) and error <= 1.01 * theirs + 1e-6
 
 
 def test_dispatch_takes_tiles_for_few_maps(monkeypatch, no_compiler):

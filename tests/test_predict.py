@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -220,3 +221,24 @@ assert "jax" not in sys.modules and "flax" not in sys.modules
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert f"python -m cnn_jax {command}" in said.stdout
+
+
+def test_images_are_read_ahead_but_never_all_of_them(tmp_path, monkeypatch):
+    seen = []
+
+    class Reader:
+        def read(self, path):
+            seen.append(path)
+            if path.name == "3":
+                raise UserError("no image")
+            return np.full((1, 1, 1), int(path.name), np.uint8)
+
+    paths = [Path(str(number)) for number in range(100)]
+    found = predict._read(paths, cast("Preprocess", Reader()), ahead=5)
+    first = [next(found) for _ in range(5)]
+    assert [path for path, _ in first] == paths[:5]
+    assert isinstance(first[3][1], UserError)
+    assert [int(np.asarray(first[k][1]).item()) for k in (0, 1, 2, 4)] == [0, 1, 2, 4]
+    found.close()
+    assert set(seen) <= set(paths[:11])
+    assert [path for path, _ in predict._read(paths, cast("Preprocess", Reader()), ahead=5)] == paths

@@ -66,6 +66,10 @@ constexpr int64_t kKernelFloats = 24 * 1024;      // of a kernel, used together:
 constexpr int64_t kLeastImageFloats = 16 * 1024;  // of a padded piece of images: part of it, too;
 constexpr int64_t kMostImageFloats = 128 * 1024;  // more if the kernel is large, as each piece reads it again
 constexpr int64_t kTasks = 16;                    // minimum number, if there is enough work
+// For 3×3 kernels in fewer products:
+constexpr int64_t kSquares = 96;       // of 2×2 outputs that are computed at once
+constexpr int64_t kLeastSquares = 384;  // in all, as the kernel must be transformed first
+constexpr int64_t kLeastMaps = 64;     // channels and features; with fewer, transforming takes longer than is saved
 // For the kernel's gradient:
 constexpr int64_t kPieceFloats = 64 * 1024;        // of a piece: maps and output's gradient together
 constexpr int64_t kLeastPixels = 192;              // of a piece, as each piece updates all the sums
@@ -310,6 +314,14 @@ struct Geometry {
   int64_t gradient_rows(int64_t block) const {
     return depthwise ? kGradientRows<1, true> : block == kWide ? kGradientRows<2, false> : kGradientRows<1, false>;
   }
+  // Whether the outputs are cheaper in squares of 2×2, of which those at the edge are computed in full.
+  bool in_squares() const {
+    const int64_t rows = CeilDiv(output_height, 2), columns = CeilDiv(output_width, 2);
+    return kernel_height == 3 && kernel_width == 3 && row_stride == 1 && column_stride == 1 && groups == 1 &&
+           !depthwise && channels % kLanes == 0 && features % kWide == 0 && channels >= kLeastMaps &&
+           features >= kLeastMaps && images * rows * columns >= kLeastSquares &&
+           2 * 4 * rows * columns <= 3 * output_height * output_width;
+  }
   int64_t packed() const { return kernel_height * depth() * RoundUp(features); }  // floats of a group's packed kernel
 
   // How many neighbouring outputs are cheapest to compute as one: they fill whole vectors but multiply some zeros.
@@ -472,10 +484,120 @@ std::unique_ptr<float[]> PackKernel(ffi::ThreadPool& pool, const Geometry& of, c
   return packed;
 }
 
+// Convolves with a 3×3 kernel in 16 instead of 36 products for each square of 2×2 outputs (Winograd 1980; Lavin and Gray
+// 2015, F(2×2, 3×3)): squares of 4×4 pixels and the kernel are transformed to 4×4 numbers each, which are multiplied
+// one by one and summed over channels, 16 matrix products; the sums are transformed to outputs.
+template <typename Write>
+void ConvolveInSquares(ffi::ThreadPool& pool, const Geometry& of, const float* x, const Write& write, float* y,
+                       int64_t y_image, int64_t y_row, int64_t y_step) {
+  const int64_t channels = of.channels, features = of.features;
+  // The kernel is (block of features, 16, channel, kWide). Its 16 parts, and those of the maps, are not a power of two
+  // apart, as they would fall into the same few cache sets.
+  const int64_t size = channels * kWide + kLine;
+  const auto kernel = std::unique_ptr<float[]>(new float[features / kWide * 16 * size]);
+  const int64_t lines = features / kWide * channels, pieces = CeilDiv(lines, 64);
+  ParallelFor(pool, pieces, [&](int64_t piece) {
+    for (int64_t line = Cut(lines, piece, pieces); line < Cut(lines, piece + 1, pieces); ++line) {
+      float taps[9][kWide];
+      for (int64_t d = 0; d < 9; ++d) {
+        write(0, line / channels * kWide, kWide, d * channels + line % channels, taps[d]);
+      }
+      float* out = kernel.get() + line / channels * 16 * size + line % channels * kWide;
+      for (int64_t f = 0; f < kWide; f += kLanes) {
+        Vector half[4][3];
+        for (int j = 0; j < 3; ++j) {
+          const Vector a = At(taps[j] + f), b = At(taps[3 + j] + f), c = At(taps[6 + j] + f);
+          half[0][j] = a, half[1][j] = 0.5f * (a + b + c), half[2][j] = 0.5f * (a - b + c), half[3][j] = c;
+        }
+        for (int i = 0; i < 4; ++i) {
+          const Vector a = half[i][0], b = half[i][1], c = half[i][2];
+          const Vector all[4] = {a, 0.5f * (a + b + c), 0.5f * (a - b + c), c};
+          for (int j = 0; j < 4; ++j) Store<1>(all + j, out + (4 * i + j) * size + f, kLanes);
+        }
+      }
+    }
+  });
+  const int64_t rows = CeilDiv(of.output_height, 2), columns = CeilDiv(of.output_width, 2);
+  constexpr int64_t kTogether = 2 * kWide;  // features
+  const int64_t squares = of.images * rows * columns, parts = CeilDiv(squares, kSquares);
+  const int64_t blocks = CeilDiv(features, kTogether), slices = std::min(blocks, CeilDiv(kTasks, parts));
+  ParallelFor(pool, parts * slices, [&](int64_t task) {
+    const int64_t slice = task % slices, part = task / slices;  // each slice of the features transforms the maps anew
+    const int64_t begin = Cut(squares, part, parts), n = Cut(squares, part + 1, parts) - begin;
+    const int64_t pitch = channels + kLine;
+    const float* zeros = std::fill_n(Scratch(gradient_memory, channels), channels, 0.0f) - channels;
+    float* const maps = Scratch(image_memory, 16 * n * pitch);
+    for (int64_t s = 0; s < n; ++s) {
+      const int64_t square = begin + s, image = square / columns / rows;
+      const int64_t top = square / columns % rows * 2 - of.top, left = square % columns * 2 - of.left;
+      const float* seen[4][4];
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) {
+          const int64_t row = top + i, column = left + j;
+          const bool inside = row >= 0 && row < of.height && column >= 0 && column < of.width;
+          seen[i][j] = inside ? x + image * of.image() + (row * of.width + column) * channels : zeros;
+        }
+      }
+      float* to = maps + s * pitch;
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        Vector half[4][4];
+        for (int j = 0; j < 4; ++j) {
+          const Vector a = At(seen[0][j] + c), b = At(seen[1][j] + c), d = At(seen[2][j] + c), e = At(seen[3][j] + c);
+          half[0][j] = a - d, half[1][j] = b + d, half[2][j] = d - b, half[3][j] = b - e;
+        }
+        for (int i = 0; i < 4; ++i) {
+          const Vector all[4] = {half[i][0] - half[i][2], half[i][1] + half[i][2], half[i][2] - half[i][1],
+                                 half[i][1] - half[i][3]};
+          for (int j = 0; j < 4; ++j) Store<1>(all + j, to + (4 * i + j) * n * pitch + c, kLanes);
+        }
+      }
+    }
+    float* const sums = Scratch(tile_memory, 16 * n * kTogether);
+    for (int64_t b = Cut(blocks, slice, slices); b < Cut(blocks, slice + 1, slices); ++b) {
+      const int64_t f = b * kTogether;
+      const int64_t width = std::min(kTogether, features - f), most = of.tile_rows(kWide), tiles = CeilDiv(n, most);
+      for (int64_t k = 0; k < 16; ++k) {
+        for (int64_t e = 0; e < width; e += kWide) {
+          const float* weights = kernel.get() + ((f + e) / kWide * 16 + k) * size;
+          for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t s = Cut(n, t, tiles), tile = Cut(n, t + 1, tiles) - s, zero = 0, one = 1, wide = kWide;
+            ProductsOf<2, false>(tile, static_cast<const float*>(maps + (k * n + s) * pitch), zero, pitch, one, weights,
+                                 one, channels, sums + (k * n + s) * kTogether + e, kTogether, wide, true);
+          }
+        }
+      }
+      for (int64_t s = 0; s < n; ++s) {
+        const int64_t square = begin + s, image = square / columns / rows;
+        const int64_t row = square / columns % rows * 2, column = square % columns * 2;
+        float* out = y + image * y_image + row * y_row + column * y_step + f;
+        for (int64_t e = 0; e < width; e += kLanes) {
+          const float* from = sums + s * kTogether + e;
+          Vector half[2][4], outputs[2][2];
+          for (int j = 0; j < 4; ++j) {
+            const auto sum = [&](int i) { return At(from + (4 * i + j) * n * kTogether); };
+            const Vector b = sum(1), d = sum(2);
+            half[0][j] = sum(0) + b + d, half[1][j] = b - d - sum(3);
+          }
+          for (int i = 0; i < 2; ++i) {
+            outputs[i][0] = half[i][0] + half[i][1] + half[i][2];
+            outputs[i][1] = half[i][1] - half[i][2] - half[i][3];
+          }
+          for (int i = 0; i < 2 && row + i < of.output_height; ++i) {
+            for (int j = 0; j < 2 && column + j < of.output_width; ++j) {
+              Store<1>(&outputs[i][j], out + i * y_row + j * y_step + e, kLanes);
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 // Convolves with the kernel that `write` provides; see PackKernel.
 template <typename Write>
 void Convolve(ffi::ThreadPool& pool, const Geometry& of, const float* x, const Write& write, float* y, int64_t y_image,
               int64_t y_row, int64_t y_step) {
+  if (of.in_squares()) return ConvolveInSquares(pool, of, x, write, y, y_image, y_row, y_step);
   const int64_t n = y_step == of.features ? of.neighbours() : 1;
   const Geometry wide = of.joined(n);
   const auto packed = PackKernel(pool, wide, [&](int64_t group, int64_t f, int64_t filled, int64_t d, float* out) {

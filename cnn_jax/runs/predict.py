@@ -1,7 +1,10 @@
 """Runs a trained model on your own images."""
 
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,18 +89,44 @@ def _batches(
     All batches have one shape, so the model compiles once. Unreadable images are left out and added to `bad`.
     """
     images, members = np.zeros((size, *preprocess.image_shape), np.uint8), []
-    for path in paths:
-        try:
-            images[len(members)] = preprocess.read(path)
-        except UserError as error:
-            bad[path] = error
+    # With the image in hand and the one being read, no more than a batch besides the array.
+    for path, image in _read(paths, preprocess, ahead=max(0, size - 2)):
+        if isinstance(image, UserError):
+            bad[path] = image
             continue
+        images[len(members)] = image
         members.append(path)
         if len(members) == size:
             yield members, images
             members = []
     if members:
         yield members, images
+
+
+def _read(
+    paths: Iterable[Path], preprocess: Preprocess, ahead: int
+) -> Generator[tuple[Path, np.ndarray | UserError], None, None]:
+    """Yields each path with its image, or with the reason why it cannot be read.
+
+    Threads read up to `ahead` images in advance while the caller computes; image decoders release the GIL.
+    """
+
+    def read(path: Path) -> tuple[Path, np.ndarray | UserError]:
+        try:
+            return path, preprocess.read(path)
+        except UserError as error:
+            return path, error
+
+    pool, waiting = ThreadPoolExecutor(os.cpu_count()), deque[Future[tuple[Path, np.ndarray | UserError]]]()
+    try:
+        for path in paths:
+            waiting.append(pool.submit(read, path))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def find_images(given: Iterable[str | Path]) -> Iterator[Path]:

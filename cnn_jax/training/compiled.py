@@ -7,7 +7,7 @@ functions are new objects. XLA's cache on disk serves other processes.
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class TrainStep:
         parallel: the devices.
         scan: whether one call may run several steps. Not on CPU, where loop bodies do not use XLA's thread pool.
         say: prints the "compiling …" lines.
+        options: XLA's flags for these programs alone, without dashes.
 
     Attributes:
         arrays: the pipeline's resident arrays, on the devices.
@@ -43,10 +44,17 @@ class TrainStep:
     """
 
     def __init__(
-        self, step: Step, pipeline: Pipeline, parallel: Parallel, *, scan: bool, say: Callable[[str], None] = print
+        self,
+        step: Step,
+        pipeline: Pipeline,
+        parallel: Parallel,
+        *,
+        scan: bool,
+        say: Callable[[str], None] = print,
+        options: Mapping[str, Any] | None = None,
     ):
         self._step, self._gather, self._parallel = step, pipeline.gather, parallel
-        self._scan, self._say = scan, say
+        self._scan, self._say, self._options = scan, say, options
         self.arrays = parallel.place(pipeline.arrays)
         self.programs: dict[int, Any] = {}
 
@@ -75,6 +83,7 @@ class TrainStep:
             self._parallel,
             many if self._scan else one,
             (state, self.arrays, placed),
+            self._options,
             stacked=self._scan,
             rows_out=False,
             donate=True,
@@ -157,17 +166,23 @@ def call_traced(traced: jax.stages.Traced, *args: Any) -> Any:
     return _program(traced.lower(), "", COMPILE_QUICKLY)(*args)
 
 
-def _compile(parallel: Parallel, run: Callable[..., Any], args: Any, **settings: bool) -> Any:
+def _compile(
+    parallel: Parallel,
+    run: Callable[..., Any],
+    args: Any,
+    options: Mapping[str, Any] | None = None,
+    **settings: bool,
+) -> Any:
     lowered = parallel.lower(run, args, **settings)
-    return _program(lowered, f"{parallel.kind} {parallel.devices} {settings}")
+    return _program(lowered, f"{parallel.kind} {parallel.devices} {settings}", options)
 
 
-def _program(lowered: Any, where: str, options: dict[str, Any] | None = None) -> Any:
+def _program(lowered: Any, where: str, options: Mapping[str, Any] | None = None) -> Any:
     """Compiles a lowered function, or returns the program already compiled from the same text for the same devices."""
     # The text leaves out arguments that are not used, but a program is only called with those that it was compiled for.
     key = hashlib.sha256(f"{where} {options} {lowered.args_info} {lowered.as_text()}".encode()).hexdigest()
     if key not in _programs:
-        _programs[key] = lowered.compile(compiler_options=options)
+        _programs[key] = lowered.compile(compiler_options=None if options is None else dict(options))
         while len(_programs) > KEPT:
             _programs.popitem(last=False)
     _programs.move_to_end(key)

@@ -8,7 +8,8 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def make_parser(doc: str | None, recipe: str, presets: Presets) -> ArgumentParse
     parser.add_argument("--preset", choices=presets, help="sets other defaults for the flags below")
     parser.add_argument("--recipe", choices=RECIPES, default=recipe, help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=50, help="timed runs of each contender (default %(default)s)")
+    parser.add_argument("--seconds", type=float, help="start no block of ten runs that would end after this many")
     parser.add_argument("--split", choices=("tune", "full"), default="tune", help="default: %(default)s")
     parser.add_argument("--torch-script", type=Path, nargs="+", default=[], metavar="PATH", help="scripts to race")
     parser.add_argument(
@@ -47,6 +49,9 @@ def make_parser(doc: str | None, recipe: str, presets: Presets) -> ArgumentParse
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run; later ones count up")
     parser.add_argument("--require", choices=("cpu", "gpu", "tpu"), help="refuse to run on another platform")
     parser.add_argument("--data-dir", type=file_path, help="folder of TFDS sets (default: TFDS_DATA_DIR)")
+    parser.add_argument(
+        "--random-images", action="store_true", help="random images instead of CIFAR-10: only the times mean something"
+    )
     parser.add_argument("--train-images", type=int, help="train only on this many, the first")
     parser.add_argument("--test-images", type=int, help="test only on this many, the first")
     parser.add_argument("--epochs", type=float, help="default: the recipe's")
@@ -72,7 +77,17 @@ def parse(parser: ArgumentParser, presets: Presets, argv: Sequence[str] | None =
     preset = parser.parse_args(argv).preset
     parser.set_defaults(**presets.get(preset, {}))
     arguments = parser.parse_args(argv)
-    positive = ("runs", "train_images", "test_images", "epochs", "batch_size", "width_factor", "unroll", "stream")
+    positive = (
+        "runs",
+        "seconds",
+        "train_images",
+        "test_images",
+        "epochs",
+        "batch_size",
+        "width_factor",
+        "unroll",
+        "stream",
+    )
     for name in positive:
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
@@ -91,18 +106,31 @@ def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[str]]":
-    """Measures and prints; returns the runs of each contender by name, ours first, and versions for the table."""
+def contest(
+    arguments: argparse.Namespace, seen: "Callable[[dict[str, list[Run]], list[str]], None]" = lambda runs, facts: None
+) -> None:
+    """Measures and prints.
+
+    Args:
+        arguments: from `parse`.
+        seen: called after each turn with the runs of each contender so far by name, ours first, and versions for the
+            table.
+    """
+    began = time.perf_counter()
     if arguments.torch_script:  # JAX must leave memory on the device for the scripts
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from cnn_jax.training import runtime
     from experiments.cifar10_speedrun.contest import Contender, Program, accelerator, alternate, busy, machine
-    from experiments.cifar10_speedrun.data import load_data
+    from experiments.cifar10_speedrun.data import load_data, random_data
     from experiments.cifar10_speedrun.torch_script import TorchScript
 
     runtime.prepare(TrainConfig(require=arguments.require))
     recipe = replace(RECIPES[arguments.recipe], **changes(arguments))
-    data = load_data(arguments.split, arguments.data_dir, arguments.train_images, arguments.test_images)
+    images = arguments.train_images, arguments.test_images
+    if arguments.random_images:
+        data = random_data(arguments.split, *images)
+    else:
+        data = load_data(arguments.split, arguments.data_dir, *images)
     sizes = f"{len(data.train[0]):,} training and {len(data.test[0]):,} test images"
     print(f"{arguments.recipe}, {arguments.split} split: {sizes}\n{machine()}", flush=True)
     facts = accelerator()
@@ -122,9 +150,19 @@ def contest(arguments: argparse.Namespace) -> "tuple[dict[str, list[Run]], list[
         done = f"compiled and warmed up in {ours.ready_seconds:.1f} s"
         print(f"{ours.name}: {done}, {ours.flops / 1e15:.3g} PFLOP per run", flush=True)
         contenders.insert(0, ours)
-        runs = dict(zip((contender.name for contender in contenders), alternate(contenders, arguments.runs)))
+        names = [contender.name for contender in contenders]
+        runs = dict(
+            zip(
+                names,
+                alternate(
+                    contenders,
+                    arguments.runs,
+                    until=began + (arguments.seconds or math.inf),
+                    seen=lambda results: seen(dict(zip(names, results)), facts),
+                ),
+            )
+        )
     report(arguments, recipe, ours.flops, runs, len(data.extra[0]) if data.extra else 0)
-    return runs, facts
 
 
 def report(

@@ -9,6 +9,7 @@ leave out the validation after every epoch and the creation of the network, so o
 import contextlib
 import gc
 import importlib.metadata
+import math
 import os
 import statistics
 import subprocess
@@ -144,13 +145,35 @@ def enough_memory(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def alternate(contenders: Sequence[Contender], runs: int, block: int = _BLOCK) -> list[list[Run]]:
-    """Makes `runs` runs of each contender in alternating blocks; every other turn reverses the order."""
+def alternate(
+    contenders: Sequence[Contender],
+    runs: int,
+    block: int = _BLOCK,
+    *,
+    until: float = math.inf,
+    seen: Callable[[list[list[Run]]], None] = lambda results: None,
+) -> list[list[Run]]:
+    """Makes `runs` runs of each contender in alternating blocks; every other turn reverses the order.
+
+    Args:
+        contenders: who takes turns.
+        runs: of each.
+        block: runs of one contender before the next one takes its turn.
+        until: time of `time.perf_counter` after which no turn should end, judged by the longest so far; the first is
+            always taken.
+        seen: called after each turn with the runs so far.
+    """
     results: list[list[Run]] = [[] for _ in contenders]
+    longest = 0.0
     for turn, done in enumerate(range(0, runs, block)):
+        began = time.perf_counter()
+        if turn and began + longest > until:
+            break
         pairs = list(zip(contenders, results))
         for contender, found in reversed(pairs) if turn % 2 else pairs:
             found += [contender.run() for _ in range(min(block, runs - done))]
+        longest = max(longest, time.perf_counter() - began)
+        seen(results)
     return results
 
 
