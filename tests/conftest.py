@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# One cache of decoded images and compiled programs per test session.
-_cache = tempfile.TemporaryDirectory(prefix="cnn_jax-tests-")
-os.environ["CNN_JAX_CACHE"] = _cache.name
+# One cache of decoded images and compiled code per test session; its workers inherit the variable.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="cnn_jax-tests-")
+    os.environ["CNN_JAX_CACHE"] = _cache.name
 
 import jax  # noqa: E402  (after the settings above)
 import pytest  # noqa: E402

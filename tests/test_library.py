@@ -465,12 +465,13 @@ def test_workdir_of_the_config_channels_and_size_of_arrays_are_honoured(tmp_path
 
 
 def test_init_draws_what_fit_starts_from():
-    model = cnn_jax.create_model("resnet20", 10)
-    drawn = cnn_jax.init(model, (32, 32, 3), seed=5)
-    config = Config("fit").override(model="resnet20", dataset="synthetic:32x32x3:10", seed=5, steps=1)
+    model = cnn_jax.create_model("resnet20", 10, blocks=(1, 1), width=4)
+    drawn = cnn_jax.init(model, (8, 8, 3), seed=5)
+    args = ("blocks=1/1", "width=4")
+    config = Config("fit").override(model="resnet20", model_args=args, dataset="synthetic:8x8x3:10", seed=5, steps=1)
     state = make_experiment(config.resolve()).state
     assert same(drawn, {"params": state.params, "batch_stats": state.batch_stats})
-    assert not same(drawn, cnn_jax.init(model, (32, 32, 3), seed=6))
+    assert not same(drawn, cnn_jax.init(model, (8, 8, 3), seed=6))
     with pytest.raises(UserError, match="Mlp is a class"):
         cnn_jax.init(Mlp, (32, 32, 3))  # type: ignore[arg-type]
 
