@@ -158,7 +158,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     check_names(config, given)
     sources = given.sources or _open_sources(config, "in use" if resumed is None else resumed.levels)
     train = sources["train"]
-    _check_names(train)
+    _check_class_names(train)
     _check_memory(config, parallel, train)
     task = given.task or make_task(optim, train.class_names)
     for source in sources.values():
@@ -238,7 +238,7 @@ def check_names(config: Config, given: Given = Given()) -> None:
             parse_spec(spec)
 
 
-def _check_names(train: Source) -> None:
+def _check_class_names(train: Source) -> None:
     """Rejects class names that the run's files could not hold.
 
     Raises:
