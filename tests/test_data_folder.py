@@ -261,17 +261,30 @@ def test_a_test_set_alone_is_enough_to_evaluate(tmp_path):
     folder = fill(tmp_path / "set" / "test", {"a": 3, "b": 3}).removesuffix("/test")
     source = open_source(folder, "test")
     assert (len(source), source.class_names) == (6, ("a", "b"))
+    assert default_splits(folder, None).test == "test"
     with pytest.raises(UserError, match="has test but no train: add .*/train/CLASS"):
-        default_splits(folder, None)
+        open_source(folder, default_splits(folder, None).train)
 
 
-def test_runs_beside_the_classes_are_no_class(tmp_path):
+def test_splits_without_classes_are_not_taken_for_classes(tmp_path):
+    folder = fill(tmp_path, {"train": 8, "test": 8})
+    with pytest.raises(UserError, match="images in test and train, but not sorted into classes: move them"):
+        open_source(folder, "train")
+
+
+def test_runs_beside_the_classes_are_no_class(tmp_path, capsys):
     folder = fill(tmp_path, {"a": 8, "b": 8})
     with locked(tmp_path / "runs" / "one"):
         (tmp_path / "runs" / "one" / "config.json").touch()
     assert open_source(folder, "train").class_names == ("a", "b")
-    fill(tmp_path, {"runs": 3})
+    with locked(tmp_path / "sweeps" / "rates" / "one"):
+        fill(tmp_path / "sweeps" / "rates" / "one", {"plots": 1})
     assert open_source(folder, "train").class_names == ("a", "b")
+    assert {path.parent.name for path in find_images(tmp_path)} == {"a", "b"}
+    assert not capsys.readouterr().err
+    fill(tmp_path, {"runs": 3})
+    assert open_source(f"{folder}/", "train").class_names == ("a", "b")
+    assert capsys.readouterr().err == f"warning: {folder}/: left out the folders runs (it holds runs)\n"
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "tif", "tiff", "avif"])
@@ -297,6 +310,9 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
     assert len(open_source(folder, "all")) == len(open_source(folder, "all")) == 8
     told = f"warning: {folder}: left out 3 files (.gif 2, .txt 1) and the folders __background__, b/a.jpg, b/more\n"
     assert capsys.readouterr().err == told
+    fill(tmp_path, {".": 2})
+    open_source(f"{folder}/", "all")
+    assert ", 2 images outside of the classes' folders and the folders" in capsys.readouterr().err
 
 
 def test_images_below_a_folder_are_found_by_the_same_rules(tmp_path):

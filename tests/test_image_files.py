@@ -236,6 +236,10 @@ def test_other_large_files_are_refused_with_the_limit(tmp_path, small_limit, mon
     monkeypatch.setenv("CNN_JAX_MAX_PIXELS", "many")
     with pytest.raises(UserError, match=r"CNN_JAX_MAX_PIXELS is 'many': set it to a number"):
         read_image(tmp_path / "large.png", (4, 4, 1))
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "large.png").rename(tmp_path / "set" / "a" / "large.png")
+    with pytest.raises(UserError, match=r"CNN_JAX_MAX_PIXELS is 'many'"):  # no fault of the files
+        open_source(f"folder:{tmp_path / 'set'}", "train", image_size=4, skip_bad_images=True)
 
 
 def test_one_colour_image_among_thousands_of_grey_ones_is_found(tmp_path):

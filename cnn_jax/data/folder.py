@@ -146,7 +146,8 @@ def default_splits(path: str) -> Splits:
       UserError: as `open_folder`; also if such a tenth is empty or leaves a class without training images.
     """
     class_names, parts = _scan(path)
-    _require_train(path, parts)
+    if "train" not in parts:  # enough to evaluate; `open_folder` asks for it where it is needed
+        return Splits()
     match "validation" in parts, "test" in parts:
         case True, True:
             return Splits()
@@ -190,6 +191,11 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     others = sorted(set(there) - empty - {name for found in named.values() for name in found})
     if "train" not in parts and others or not parts:
         class_names = _class_names(root)
+        if len(class_names) > 1 and set(class_names) <= set().union(*_PARTS.values()):
+            raise UserError(
+                f"folder:{path} has images in {' and '.join(class_names)}, but not sorted into classes: move them into "
+                f"one sub-folder per class, such as {path}/{class_names[0]}/CLASS"
+            )
         _warn_of_left_out(path, [root])
         return class_names, _divide(_files(root, class_names))
     if twice := next((found for found in named.values() if len(found) > 1), None):
@@ -212,18 +218,31 @@ def _folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def _has_runs(folder: Path) -> bool:
-    """Whether runs were written here: to train inside the data's folder must not add the class "runs"."""
+    """Whether runs were written here or below: to train inside the data's folder must not add the class "runs"."""
+    if _is_run(folder):
+        return True
     with os.scandir(folder) as entries:  # unlike iterdir, tells files from folders without a look at each
-        inside = [entry.path for entry in entries if entry.is_dir()]
-    return any(os.path.isfile(os.path.join(path, LOCK)) for path in (folder, *inside))
+        inside = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return any(map(_has_runs, inside))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / LOCK).is_file()
 
 
 def _warn_of_left_out(folder: str, parts: Iterable[Path]) -> None:
     """Names what lies among the classes and images but is neither."""
     kinds: collections.Counter[str] = collections.Counter()
-    folders = []
+    folders, loose = [], 0
     for part in parts:
-        folders += [e.name for e in part.iterdir() if e.is_dir() and e.name.startswith("__") and e.name not in _JUNK]
+        entries = list(part.iterdir())
+        folders += [e.name for e in entries if e.is_dir() and e.name.startswith("__") and e.name not in _JUNK]
+        folders += [
+            f"{readable(entry.name)} (it holds runs)"
+            for entry in entries
+            if entry.is_dir() and not _hidden(entry) and _has_runs(entry) and _holds(entry)
+        ]
+        loose += sum(is_image(entry) and not entry.is_dir() for entry in entries)
         for name, place in ((name, place) for name, places in _folders(part).items() for place in places):
             with os.scandir(place) as entries:
                 for entry in entries:
@@ -236,9 +255,10 @@ def _warn_of_left_out(folder: str, parts: Iterable[Path]) -> None:
                         kinds[readable(path.suffix or path.name)] += 1
     counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(5))
     told = [f"{sum(kinds.values())} files ({counts})"] if kinds else []
+    told += [f"{loose} images outside of the classes' folders"] if loose else []
     told += [f"the folders {', '.join(sorted(folders)[:5])}{', …' if len(folders) > 5 else ''}"] if folders else []
     if told:
-        _warn(f"folder:{folder}: left out {' and '.join(told)}")
+        _warn(f"folder:{folder}: left out {' and '.join(filter(None, (', '.join(told[:-1]), told[-1])))}")
 
 
 @functools.cache
@@ -291,6 +311,11 @@ def _images(folder: Path) -> Iterator[Path]:
         yield from (path for entry in entries if is_image(path := Path(entry.path)) and not entry.is_dir())
 
 
+def _holds(folder: Path) -> bool:
+    """Whether there are images in a folder itself."""
+    return any(True for _ in _images(folder))
+
+
 def is_image(path: Path) -> bool:
     """Whether a file is read as an image: by its ending, and if it is not hidden."""
     return path.suffix.lower() in SUFFIXES and not _hidden(path)
@@ -300,7 +325,7 @@ def find_images(folder: Path) -> list[Path]:
     """Returns the images in and below a folder, by the same rules as those of a class, sorted."""
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(Path(name))]
+        folders[:] = [n for n in folders if not _hidden(Path(n)) and not _is_run(Path(parent, n))]  # runs have plots
         if (real := os.path.realpath(parent)) in seen:  # a link to a folder above
             folders.clear()
             continue
@@ -401,6 +426,8 @@ def _levels_in_use(path: str, deep: dict[Path, str]) -> Levels | None:
 def _readable(path: Path, image_shape: tuple[int, int, int], levels: Levels | None) -> bool:
     try:
         read_image(path, image_shape, levels)
-    except UserError:
+    except UserError as error:
+        if error.__cause__ is None:  # not the file's fault
+            raise
         return False
     return True

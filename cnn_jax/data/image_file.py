@@ -57,7 +57,9 @@ def _open_jpeg(file: Path | str | BinaryIO, limit: int | None) -> Image.Image:
 
 
 def _too_many_pixels(limit: int | None) -> Image.DecompressionBombError:
-    return Image.DecompressionBombError(f"it has more than {limit:,} pixels, the limit set by {MAX_PIXELS}")
+    return Image.DecompressionBombError(
+        f"it has more than {limit:,} pixels, the limit unless {MAX_PIXELS} sets another"
+    )
 
 
 def _limit() -> int | None:

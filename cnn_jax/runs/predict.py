@@ -115,6 +115,8 @@ def _read(
         try:
             return path, preprocess.read(path)
         except UserError as error:
+            if error.__cause__ is None:  # not the file's fault
+                raise
             return path, error
 
     pool, waiting = ThreadPoolExecutor(os.cpu_count()), deque[Future[tuple[Path, np.ndarray | UserError]]]()
