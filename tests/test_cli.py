@@ -294,6 +294,15 @@ def test_a_closed_pipe_ends_a_command_quietly(module, tmp_path):
     assert done.stderr == "" and done.returncode in (0, 1, 141), "argparse may exit with 0, rich with 1"
 
 
+def test_a_closed_pipe_under_a_table_ends_a_command_quietly():
+    code = "from cnn_jax.commands import output, parser; parser.guard(lambda: output.console().print('row'))"
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_closed_pipe_for_errors_ends_a_command_quietly():
     ours, theirs = os.pipe()
     os.close(ours)

@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from cnn_jax.commands.output import write_output
+from cnn_jax.commands.output import console, write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path
 
 
@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     from statistics import mean, stdev
 
-    from rich.console import Console
     from rich.table import Column, Table
 
     columns = [Column(name, no_wrap=True, justify="right") for name in ("alone", "first k", "together", "agree")]
@@ -53,12 +52,12 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         shares = [f"{row[name]:.2%}" for name in ("accuracy", "committee_accuracy", "agreement")]
         rate = "" if row["learning_rate"] is None else f", rate {row['learning_rate']:g}"
         table.add_row(f"{row['run']} #{row['member']}{rate}", shares[0], str(row["committee_of"]), *shares[1:])
-    console = Console(highlight=False)
-    console.print(table)
+    output = console()
+    output.print(table)
     alone = [100 * row["accuracy"] for row in rows]
     spread = f" ± {stdev(alone):.2f}" if len(alone) > 1 else ""
     last = rows[-1]
-    console.print(
+    output.print(
         f"{len(rows)} networks, {last['count']:,} images: alone {mean(alone):.2f}{spread} %, "
         f"together {last['committee_accuracy']:.2%}"
     )

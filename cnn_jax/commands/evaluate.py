@@ -9,11 +9,10 @@ python -m cnn_jax evaluate runs/alexnet --views ten_crop
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cnn_jax.commands.output import write_output
+from cnn_jax.commands.output import console, write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path, positive
 
 if TYPE_CHECKING:
@@ -92,7 +91,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _print(scores: Sequence[dict[str, Any]], metrics: Mapping[str, "Metric"]) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -104,7 +102,7 @@ def _print(scores: Sequence[dict[str, Any]], metrics: Mapping[str, "Metric"]) ->
     for row in scores:
         cells = [row["run"], f"{row['dataset']} {row['split']}", *(_cell(name, row, metrics) for name in shown)]
         table.add_row(*map(Text, cells))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)  # do not wrap in a file
+    console().print(table)
 
 
 def _cell(name: str, row: dict[str, Any], metrics: Mapping[str, "Metric"]) -> str:

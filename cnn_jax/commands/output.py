@@ -2,9 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cnn_jax.errors import UserError
 from cnn_jax.storage import durable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def write_output(flag: str, name: str, content: str | bytes) -> None:
@@ -34,3 +38,17 @@ def write_output(flag: str, name: str, content: str | bytes) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not valid UTF-8"
         raise UserError(f"{flag} {name} cannot be written ({reason}): choose another file") from error
+
+
+def console() -> "Console":
+    """Returns a console for tables on stdout, as wide as the terminal; in a file, lines are not wrapped.
+
+    If nobody reads the output any more, printing raises BrokenPipeError, for `guard`; rich's own exits with code 1.
+    """
+    from rich.console import Console
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  (rich calls this while it handles the error)
+
+    return Piped(width=None if sys.stdout.isatty() else 200, highlight=False)

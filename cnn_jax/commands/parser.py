@@ -168,7 +168,7 @@ def _run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        where = error.filename or "a file of the run"
+        where = error.filename or "a file of the run, or the output"
         _leave(f"error: {where}: {error.strerror}; check the path, its permissions and the free space", 2)
     except MemoryError as error:
         needed = str(error).partition("\n")[0] or "for the images and what is computed from them"

@@ -8,12 +8,11 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cnn_jax.commands.output import write_output
+from cnn_jax.commands.output import console, write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path, positive
 from cnn_jax.errors import UserError
 from cnn_jax.storage.file_names import readable
@@ -113,7 +112,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _print(found: Sequence["Prediction"]) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -122,7 +120,7 @@ def _print(found: Sequence["Prediction"]) -> None:
         for rank, row in enumerate(prediction.rows):
             cells = (_cell(name, value) for name, value in row.items())
             table.add_row(*map(Text, ("" if rank else readable(prediction.image), *cells)))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)  # do not wrap in a file
+    console().print(table)
 
 
 def _cell(name: str, value: Any) -> str:
