@@ -197,6 +197,13 @@ def test_shortcut_a_is_refused_with_bottlenecks():
         shapes(build("resnet50", args=["shortcut=A"]), (64, 64, 3))
 
 
+def test_other_shortcuts_than_a_and_b_are_refused():
+    with pytest.raises(UserError, match="shortcut is 'C': it must be A or B"):
+        jax.eval_shape(
+            lambda: build("resnet20", shortcut="C").init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+        )
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_channels_and_classes_follow_what_is_given(name):
     model = build(name, 7)
@@ -310,7 +317,7 @@ def test_table_of_a_users_own_model(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["resnet21"], "unknown model 'resnet21'"),
+        (["resnet21"], "error: unknown model 'resnet21'"),
         (["cnn_jax.models.lenet:LeNet5"], "cnn_jax.models.lenet:LeNet5 has no published input: set --input, such as"),
         (["cnn_jax.models.lenet:LeNet6"], "cnn_jax.models.lenet has no attribute LeNet6"),
         (["lenet5", "--input", "28x28"], "--input is '28x28': write HEIGHTxWIDTHxCHANNELS"),

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cnn_jax.arguments import load_attribute, naming, parse_arguments
-from cnn_jax.errors import UserError
-from cnn_jax.models import build
+from cnn_jax.errors import UserError, unknown
+from cnn_jax.models import MODELS, build
 
 
 def make_model(
@@ -34,6 +34,8 @@ def make_model(
         UserError: unknown name or argument, or not a Linen module with `train` in its call.
     """
     if ":" not in name:
+        if name not in MODELS:
+            raise unknown("model", name, MODELS)
         with naming("`model_args`"):
             return build(name, num_classes, dtype=dtype, axis_name=axis_name, args=args)
     found = load_attribute(name)

@@ -136,6 +136,8 @@ class ResNet(NormalizedClassifier):
         """Returns logits (B, K), float32. Training updates the collection "batch_stats"."""
         conv = self.conv(initializer("he_normal_fan_out"), centered_conv)
         norm = self.norm(train)
+        if self.shortcut not in ("A", "B"):
+            raise UserError(f"shortcut is {self.shortcut!r}: it must be A or B")
         if self.shortcut == "A" and self.bottleneck:
             raise UserError("shortcut=A does not work with bottleneck blocks: use shortcut=B, as in the paper")
         if not self.bottleneck and (self.groups, self.base_width) != (1, 64):
