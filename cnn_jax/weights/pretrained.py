@@ -119,8 +119,7 @@ def open_pretrained(
             "(python -m cnn_jax models lists the names)"
         )
     network: Any = make(None)
-    usual = image_shape if opened.ours and image_shape else network.input_shape
-    shape = opened.preprocess.image_shape if opened.preprocess else usual
+    shape = opened.preprocess.image_shape if opened.preprocess else _shape_of(opened, network, image_shape)
     like = _shapes(network, shape)
     naming = None if opened.ours else recognise(network, list(like), opened.state)
     if naming is not None:
@@ -150,6 +149,17 @@ def open_pretrained(
     if head.order is not None:
         arrays |= {path: arrays[path][..., head.order] for path in classifiers}
     return _pretrained(opened, network, arrays, head.origin)
+
+
+def _shape_of(opened: Opened, network: Any, image_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """Returns `image_shape`, in grey or colour, if it is what weights of this package are for, else the usual shape."""
+    if opened.ours and image_shape is not None and image_shape[2] in (1, 3):
+        height, width, channels = image_shape
+        for shape in (image_shape, (height, width, 4 - channels)):
+            body = {path: leaf for path, leaf in _shapes(network, shape).items() if "output" not in path.split("/")}
+            if all(path in opened.state and np.shape(opened.state[path]) == body[path].shape for path in body):
+                return shape
+    return network.input_shape
 
 
 def _pretrained(opened: Opened, network: nn.Module, arrays: Mapping[str, Any], classifier: str) -> Pretrained:
