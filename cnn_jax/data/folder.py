@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cnn_jax.data.headers import MAY_BE_DEEP, Header, headers, stamp, value_ranges
-from cnn_jax.data.image_file import Levels, levels_in_use
+from cnn_jax.data.image_file import Levels, levels_in_use, pixel_limit
 from cnn_jax.data.preprocess import read_image
 from cnn_jax.data.sources import Example, Splits, parse_split
 from cnn_jax.errors import UserError
@@ -108,6 +108,7 @@ def open_folder(
       UserError: there are no classes, a class has no images, or the split is missing or empty; or the range in use
         cannot be told.
     """
+    pixel_limit()  # a wrong one is no file's fault
     class_names, splits = _scan(path)
     if split.startswith("train"):
         _require_train(path, splits)
@@ -426,8 +427,6 @@ def _levels_in_use(path: str, deep: dict[Path, str]) -> Levels | None:
 def _readable(path: Path, image_shape: tuple[int, int, int], levels: Levels | None) -> bool:
     try:
         read_image(path, image_shape, levels)
-    except UserError as error:
-        if error.__cause__ is None:  # not the file's fault
-            raise
+    except UserError:
         return False
     return True

@@ -32,7 +32,7 @@ def open_image(file: Path | str | BinaryIO, side: int | None = None) -> Image.Im
         `PIL.Image.MAX_IMAGE_PIXELS`), or than $CNN_JAX_MAX_PIXELS.
       OSError, SyntaxError, …: the file is damaged.
     """
-    limit = _limit()
+    limit = pixel_limit()
     try:
         image = Image.open(file)
     except Image.DecompressionBombError:
@@ -62,8 +62,12 @@ def _too_many_pixels(limit: int | None) -> Image.DecompressionBombError:
     )
 
 
-def _limit() -> int | None:
-    """Returns the number of pixels above which an image is not decoded; if the user sets it, Pillow's is lifted."""
+def pixel_limit() -> int | None:
+    """Returns the number of pixels above which an image is not decoded; if the user sets it, Pillow's is lifted.
+
+    Raises:
+        UserError: what the user has set is no number.
+    """
     text = os.environ.get(MAX_PIXELS)
     if not text:
         return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from cnn_jax.data import folder
+from cnn_jax.data.image_file import pixel_limit
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.runs.inference import predict_outputs
@@ -56,6 +57,7 @@ def predict(
     Raises:
         UserError: no finished run, or unreadable images; the message names all of them.
     """
+    pixel_limit()  # a wrong one is no file's fault
     trained = load_trained(run)
     preprocess, variables = trained.preprocess, jax.device_put(trained.variables)
     found: list[Prediction] = []
@@ -115,8 +117,6 @@ def _read(
         try:
             return path, preprocess.read(path)
         except UserError as error:
-            if error.__cause__ is None:  # not the file's fault
-                raise
             return path, error
 
     pool, waiting = ThreadPoolExecutor(os.cpu_count()), deque[Future[tuple[Path, np.ndarray | UserError]]]()
