@@ -101,6 +101,7 @@ def test_there_is_a_network_for_each_rate(tmp_path):
             {"member_learning_rates": (0.1, 0.0)},
             "`member_learning_rates` are 0.1 0.0: they must be finite and above 0",
         ),
+        ({"member_learning_rates": (0.1, 0.1)}, "`member_learning_rates` are 0.1 0.1: name each once"),
         (
             {"member_learning_rates": (0.1, 0.2), "head_learning_rate": 0.1},
             "and `head_learning_rate` cannot be combined",

@@ -327,6 +327,8 @@ def _optimizer(
     optim, rates = config.optim, config.optim.member_learning_rates
     if not all(0 < rate < float("inf") for rate in rates):
         raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: they must be finite and above 0")
+    if len(set(rates)) < len(rates):
+        raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: name each once")
     if rates and optim.head_learning_rate is not None:
         raise UserError("`member_learning_rates` and `head_learning_rate` cannot be combined: drop one")
     if given.optimizer is not None:
