@@ -1,10 +1,8 @@
 """Decodes a source once into memory-mapped arrays, cached on disk."""
 
 import contextlib
-import hashlib
 import math
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from cnn_jax.data.memory import check_memory
 from cnn_jax.data.sources import ArraySource, Source, example_spec
 from cnn_jax.errors import UserError
 from cnn_jax.storage import durable
-from cnn_jax.storage.cache import cache_folder, remove_least_recent, touch
+from cnn_jax.storage.cache import entry_folder, remove_least_recent, touch
 
 MAX_DECODED_BYTES = 2**30  # largest source that is decoded in full unless the user asks for it
 _ROWS_PER_TASK = 100  # examples that a thread decodes at a time
@@ -99,10 +97,8 @@ def _decode(source: Source) -> dict[str, np.ndarray]:
 
 
 def _cache_folder(source: Source) -> Path:
-    root = cache_folder()
     key = f"{_DECODING} {source.fingerprint} {source.image_shape} {source.split} {len(source)}"
-    label = re.sub(r"[^\w.-]+", "-", f"{source.name}-{source.split}")[-60:].strip("-")
-    return root / "decoded" / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return entry_folder("decoded", f"{source.name}-{source.split}", key.encode())
 
 
 def _load(folder: Path, source: Source) -> dict[str, np.ndarray] | None:

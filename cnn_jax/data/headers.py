@@ -1,10 +1,8 @@
 """Facts about image files, kept in the cache until a file changes: size and kind, and the range of values in use."""
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 
 from cnn_jax.data.image_file import coding, is_deep, open_image
 from cnn_jax.storage import durable
-from cnn_jax.storage.cache import cache_folder, remove_least_recent, touch
+from cnn_jax.storage.cache import entry_folder, remove_least_recent, touch
 from cnn_jax.storage.file_names import readable
 
 MAY_BE_DEEP = {".png", ".tif", ".tiff", ".pgm"}  # endings of images that may have more than 8 bits
@@ -112,8 +110,7 @@ def _facts(kind: str, root: Path, paths: Sequence[Path], find: Callable[[Path], 
 
 def _folder(kind: str, root: Path) -> Path:
     key = os.fsencode(f"{_VERSION} {kind} {root.absolute()}")
-    label = re.sub(r"[^\w.-]+", "-", readable(root.name))[-40:].strip("-")
-    return cache_folder() / kind / f"{label}-{hashlib.sha256(key).hexdigest()[:16]}"
+    return entry_folder(kind, readable(root.name), key)
 
 
 def _load(folder: Path) -> dict[str, list[Any]]:

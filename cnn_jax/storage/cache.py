@@ -1,7 +1,9 @@
 """Cache directory for compiled programs and decoded images; safe to delete."""
 
 import contextlib
+import hashlib
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +17,12 @@ _ABANDONED = 86400.0  # seconds after which nobody is writing any more
 def cache_folder() -> Path:
     """Returns $CNN_JAX_CACHE, else ~/.cache/cnn_jax."""
     return Path(os.environ.get("CNN_JAX_CACHE") or "~/.cache/cnn_jax").expanduser()
+
+
+def entry_folder(kind: str, label: str, key: bytes) -> Path:
+    """Returns the folder of a cache entry: its name says what it holds, and changes with `key`."""
+    words = re.sub(r"[^\w.-]+", "-", label)[-60:].strip("-")
+    return cache_folder() / kind / f"{words}-{hashlib.sha256(key).hexdigest()[:16]}"
 
 
 def touch(entry: Path) -> None:
