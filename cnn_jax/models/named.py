@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from cnn_jax.arguments import load_attribute, naming, parse_arguments
@@ -51,6 +52,11 @@ def make_model(
     accepted = inspect.signature(found).parameters
     values |= {key: value for key, value in own.items() if key in accepted and value is not None}
     return check_module(found(**values), name)
+
+
+def variable_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    """Returns the shapes of a model's variables for images (H, W, C), `jax.ShapeDtypeStruct`s; computes nothing."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
 
 
 def check_module(module: Any, name: str | None = None) -> nn.Module:

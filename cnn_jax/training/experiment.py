@@ -33,7 +33,7 @@ from cnn_jax.errors import UserError, unknown
 from cnn_jax.inspect.summary import count_flops, count_parameters
 from cnn_jax.models import MODELS
 from cnn_jax.models.ensembles import Committee, member
-from cnn_jax.models.named import check_module, make_model
+from cnn_jax.models.named import check_module, make_model, variable_shapes
 from cnn_jax.ops.plain import plain_operations
 from cnn_jax.optim.optimizers import (
     Optimizer,
@@ -347,11 +347,7 @@ def _optimizer(
     if rates and optimizer.learning_rate is None:
         raise UserError(f"{optim.optimizer} sets its own learning rate: drop `member_learning_rates`")
     if given.optimizer is not None or ":" in optim.optimizer:
-        inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        check_update(
-            optimizer,
-            jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(inputs.shape), train=False))["params"],
-        )
+        check_update(optimizer, variable_shapes(model, image_shape)["params"])
     also = f"; other networks: {', '.join(f'{rate:g}' for rate in rates[1:])}" if len(rates) > 1 else ""
     return replace(optimizer, description=optimizer.description + also)
 

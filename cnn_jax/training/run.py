@@ -253,7 +253,7 @@ def _train(
     pipeline, evaluator = experiment.data["train"], experiment.validator()
     train_step = TrainStep(experiment.train_step, pipeline, parallel, scan=plan.scan_steps > 1, say=display.say)
     folder = run if jax.process_index() == 0 else None
-    # Close here: at Python's exit, memory shared with the reader processes would be left behind.
+    # Close here: the reader processes end with what reads from them.
     with closing(pipeline.train_items(first_step)) as items, closing(evaluator):
         ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
         for count in plan.chunk_sizes(first_step):  # before any clock runs

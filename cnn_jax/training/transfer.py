@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnn_jax.config import Config, OptimConfig
 from cnn_jax.data import Preprocess
 from cnn_jax.data.channels import KINDS
 from cnn_jax.errors import UserError
 from cnn_jax.inspect.summary import layer_table
+from cnn_jax.models.named import variable_shapes
 from cnn_jax.optim.optimizers import get_optimizer_spec
 from cnn_jax.storage.weights_file import check_same_structure
 from cnn_jax.weights.convert import flattened_maps
@@ -70,7 +70,7 @@ def initial_variables(
         image_shape=image_shape,
     )
     variables, preprocess = loaded.variables, loaded.preprocess
-    expected = _expected(model, image_shape)
+    expected = variable_shapes(model, image_shape)
     if _shapes(variables) != _shapes(expected):
         _check_channels(source, variables, model, image_shape)
         _check_head_map(source, variables, model, image_shape)
@@ -82,10 +82,6 @@ def initial_variables(
     return Origin(variables, preprocess, "; ".join(filter(None, (source, loaded.weights, loaded.classifier))))
 
 
-def _expected(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
-
-
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.shape, tree)
 
@@ -94,7 +90,7 @@ def _check_channels(source: str, variables: Any, model: nn.Module, image_shape: 
     """Rejects weights that would fit if the images were colour instead of grey, or vice versa."""
     height, width, channels = image_shape
     other = 4 - channels
-    if channels in KINDS and _shapes(variables) == _shapes(_expected(model, (height, width, other))):
+    if channels in KINDS and _shapes(variables) == _shapes(variable_shapes(model, (height, width, other))):
         raise UserError(
             f"`init_from` {source} has weights for {KINDS[other]} images, but the images are {KINDS[channels]}: set "
             f"`channels` to {other}"
@@ -110,7 +106,7 @@ def _check_head_map(source: str, variables: Any, model: nn.Module, image_shape: 
         return
     for layer, (channels, _, _) in flattened_maps(model, model.input_shape).items():  # type: ignore[attr-defined]
         side = math.isqrt(variables["params"][layer]["kernel"].shape[0] // channels)
-        if side and _shapes(variables) == _shapes(_expected(model.clone(head_map=side), image_shape)):
+        if side and _shapes(variables) == _shapes(variable_shapes(model.clone(head_map=side), image_shape)):
             size = "x".join(map(str, image_shape[:2]))
             raise UserError(
                 f"`init_from` {source} has weights for maps of {side}x{side} before the dense layers, which {size} "

@@ -15,6 +15,7 @@ from flax import traverse_util
 
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError, unknown
+from cnn_jax.models.named import variable_shapes
 from cnn_jax.storage.weights_file import check_same_structure
 from cnn_jax.weights.convert import flattened_maps, from_torch, torch_name
 from cnn_jax.weights.files import Which
@@ -300,7 +301,7 @@ def _converted(
 
 
 def _shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
-    return flat(jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)))
+    return flat(variable_shapes(network, shape))
 
 
 def _initialised(

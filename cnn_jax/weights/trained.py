@@ -12,7 +12,7 @@ from cnn_jax.config import Config
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.errors import UserError
 from cnn_jax.models.ensembles import Committee, Network
-from cnn_jax.models.named import check_module, make_model
+from cnn_jax.models.named import check_module, make_model, variable_shapes
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.weights_file import check_same_structure, load_weights
 from cnn_jax.tasks import Task, make_task
@@ -58,8 +58,7 @@ def load_trained(run: str | Path, model: nn.Module | None = None, task: Task | N
     classes, preprocess = files.read_classes(run), read_preprocess(run)
     task = _task(config, classes, run) if task is None else task
     module = _module(config, task, run) if model is None else check_module(model)
-    images = jax.ShapeDtypeStruct((1, *preprocess.image_shape), jnp.float32)
-    expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
+    expected = variable_shapes(module, preprocess.image_shape)
     members = config.committee
     if members > 1:
         expected = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), expected)
