@@ -150,7 +150,8 @@ def means_of_each(sums: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """
     fetched = jax.device_get(list(sums))
     totals = {
-        name: np.sum([one[name].reshape(-1, 2) for one in fetched], axis=0, dtype=np.float64) for name in fetched[0]
+        name: np.asarray(np.sum([one[name].reshape(-1, 2) for one in fetched], axis=0, dtype=np.float64))
+        for name in fetched[0]
     }
     members = len(next(iter(totals.values())))
     return [{name: float(pairs[i, 0] / pairs[i, 1]) for name, pairs in totals.items()} for i in range(members)]

@@ -79,7 +79,7 @@ def keep_memory() -> bool:
 
 def _keep_programs(folder: Path) -> None:
     """Lets XLA cache compiled programs in `folder`, if it can be written, or wherever the user has said."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values.get("jax_compilation_cache_dir"):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
