@@ -1,0 +1,111 @@
+"""What a comparison is: candidates, the trials that were run for each, and what came out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cnn_jax.report.metric import Metric
+from cnn_jax.tasks import Selection
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of a study.
+
+    Attributes:
+        candidate: the label of what is compared, such as "adam".
+        phase: "search" with hyperparameters drawn from the candidate's space, or "final": the best of these again, on
+            a fresh seed.
+        number: of the drawn point, 0, 1, …; a final trial has the number of the point that it repeats.
+        seed: of initial weights and data order. All search trials share one; final trials have others, the same ones
+            for every candidate.
+        settings: the hyperparameters that were drawn, by config field or optimizer argument.
+        status: "diverged" if the loss became infinite or NaN.
+        steps: number of updates made.
+        validation: the task's metrics of the selected weights, such as {"loss": 0.1, "accuracy": 0.97}; {} if the
+            trial diverged before it was validated.
+        test: likewise on the test set, of final trials; {} for search trials, which never see it.
+        steps_to_target: first step whose validation reached the study's target; None if none did.
+        seconds: of training steps, without compilation and validation.
+        seconds_to_target: the same clock at `steps_to_target`.
+        rows: the rows of the run's metrics.jsonl, kinds "train" and "validation".
+    """
+
+    candidate: str
+    phase: Literal["search", "final"]
+    number: int
+    seed: int
+    settings: Mapping[str, Any]
+    status: Literal["finished", "diverged"]
+    steps: int
+    validation: Mapping[str, float]
+    test: Mapping[str, float] = field(default_factory=dict)
+    steps_to_target: int | None = None
+    seconds: float = 0.0
+    seconds_to_target: float | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The range of a hyperparameter that is searched.
+
+    Attributes:
+        low: its smallest value.
+        high: its largest value.
+        log: whether it is drawn uniformly in its logarithm.
+        complement: whether `low` and `high` are bounds of 1 − value, as for the decay rates of moving averages.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+    complement: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the things that are compared.
+
+    Attributes:
+        label: its name in tables and pictures.
+        fields: the config fields that make it.
+        space: the hyperparameters that are searched: a config field such as learning_rate, or an argument of the
+            optimizer such as b1.
+    """
+
+    label: str
+    fields: Mapping[str, Any]
+    space: Mapping[str, Parameter]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison and the trials finished so far.
+
+    Attributes:
+        folder: where it is kept.
+        candidates: what is compared; the first is the baseline.
+        points: number of hyperparameter settings tried for each candidate.
+        seeds: number of final runs of each candidate.
+        budget: the length of a trial as it was asked for, such as "3epochs", "500steps" or "60seconds".
+        target: the value of the selection metric on validation whose time is measured; None until it is known.
+        selection: the metric that chooses, and its direction.
+        metrics: the task's metrics: name → how it is shown.
+        trials: in the order of candidates, search before final, then by number and seed.
+        facts: device, versions and commit, by name; the model and the data set, too.
+        warnings: what a reader must know: sentences.
+    """
+
+    folder: Path
+    candidates: Sequence[Candidate]
+    points: int
+    seeds: int
+    budget: str
+    target: float | None
+    selection: Selection
+    metrics: Mapping[str, Metric]
+    trials: Sequence[Trial]
+    facts: Mapping[str, str]
+    warnings: Sequence[str] = ()
