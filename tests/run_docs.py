@@ -1,18 +1,20 @@
 """Runs the examples of the documentation: `python -m tests.run_docs [PAGE …]`.
 
-Every fenced bash, console or python block in docs/*.md that directly follows a line `<!-- run -->` is run, all in one
-temporary folder, page by page in the order of docs/README.md: the first page trains the run that the others use. Bash
-blocks run one command at a time, as do console blocks (the lines after `$ `); a python block runs as one script.
+Every fenced bash, console or python block in docs/*.md that directly follows a line `<!-- run -->` is run. The first
+page, docs/README.md, trains the run that the others use; then each page runs in a copy of its folder, two at a time.
+Bash blocks run one command at a time, as do console blocks (the lines after `$ `); a python block runs as one script.
 docs/tutorial.py and docs/notebooks/*.py run as notebooks. Stops at the first failure and prints its whole output.
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -21,6 +23,7 @@ DOCS = ROOT / "docs"
 FIRST = "README.md"  # trains the run that the other pages use
 MARK = "<!-- run -->"
 LIMIT = 300  # seconds per command
+PAGES_AT_ONCE = 2  # starting Python and tracing keep one core busy, not two
 
 # Plots are drawn in the notebook's own process, without a display.
 NOTEBOOK = """
@@ -43,21 +46,34 @@ class Command(NamedTuple):
 
 def main(names: list[str]) -> None:
     """Runs the first page and the named ones, or everything; exits with code 1 at the first failure."""
-    pages = [page for page in all_pages() if not names or page.name in (FIRST, *names)]
-    commands = [command for page in pages for command in page_commands(page)]
+    first, *others = [page for page in all_pages() if not names or page.name in (FIRST, *names)]
     notebooks = [DOCS / "tutorial.py", *sorted((DOCS / "notebooks").glob("*.py"))]
+    parts = {page.name: list(page_commands(page)) for page in others}
     for notebook in notebooks:
         if not names or notebook.name in names:
             arguments = [sys.executable, "-c", NOTEBOOK, str(notebook)]
-            commands.append(Command(notebook.name, "as a notebook", arguments))
-    if unknown := set(names) - {*(notebook.name for notebook in notebooks), *(page.name for page in pages)}:
+            parts[notebook.name] = [Command(notebook.name, "as a notebook", arguments)]
+    if unknown := set(names) - {*parts, first.name}:
         fail(f"{', '.join(sorted(unknown))}: name pages of {DOCS} or its notebooks")
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="run-docs-") as folder:
-        environment = surroundings(Path(folder))
-        for command in commands:
-            run(command, Path(folder), environment)
-    print(f"{time.perf_counter() - start:6.1f} s  {len(commands)} commands", flush=True)
+    opening, start = list(page_commands(first)), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="run-docs-") as top:
+        environment, ground = surroundings(Path(top)), Path(top) / FIRST
+        ground.mkdir()
+        run_all(opening, ground, environment)
+
+        def run_part(name: str) -> None:
+            folder = Path(top) / name
+            shutil.copytree(ground, folder)
+            run_all(parts[name], folder, environment)
+
+        with ThreadPoolExecutor(PAGES_AT_ONCE) as pool:
+            running = [pool.submit(run_part, name) for name in sorted(parts, key=lambda name: -len(parts[name]))]
+            wait(running, return_when=FIRST_EXCEPTION)
+            pool.shutdown(cancel_futures=True)
+            for part in running:
+                if not part.cancelled():
+                    part.result()
+    print(f"{time.perf_counter() - start:6.1f} s  {len(opening) + sum(map(len, parts.values()))} commands", flush=True)
 
 
 def all_pages() -> list[Path]:
@@ -121,8 +137,13 @@ def surroundings(folder: Path) -> dict[str, str]:
     return environment
 
 
+def run_all(commands: Sequence[Command], folder: Path, environment: dict[str, str]) -> None:
+    for command in commands:
+        run(command, folder, environment)
+
+
 def run(command: Command, folder: Path, environment: dict[str, str]) -> None:
-    """Runs a command and prints how long it took; exits if it fails."""
+    """Runs a command and prints how long it took; exits (or ends its thread) if it fails."""
     start = time.perf_counter()
     try:
         done = subprocess.run(
