@@ -153,7 +153,8 @@ def test_rerunning_a_cell_compiles_nothing(caplog):
 
 def test_the_users_cache_of_compiled_programs_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path))
-    code = "import jax; from cnn_jax.training import runtime; from cnn_jax.config import TrainConfig; "
+    code = "import jax, sys, cnn_jax.library; from cnn_jax.training import runtime; "
+    code += "from cnn_jax.config import TrainConfig; assert 'orbax' not in sys.modules; "  # not before the first step
     code += "runtime.prepare(TrainConfig()); print(jax.config.jax_compilation_cache_dir)"
     for chosen, used in ((str(tmp_path / "mine"), tmp_path / "mine"), ("", tmp_path / "xla")):
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": chosen}

@@ -4,6 +4,7 @@ JAX is imported only once the arguments are valid, so that `--help` and most err
 """
 
 import dataclasses
+import gc
 import itertools
 import os
 import sys
@@ -51,9 +52,12 @@ def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = 
     def train() -> None:
         parsed = parse(sys.argv[1:], config, doc, presets or {})
         build.start()
+        gc.disable()  # imports make many objects and no garbage
         from cnn_jax.training.checkpoint import quiet_failures  # imports JAX
         from cnn_jax.training.run import train as train_run
 
+        gc.freeze()  # nor will these become garbage
+        gc.enable()
         quiet_failures()
         train_run(parsed)
 

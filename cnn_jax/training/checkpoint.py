@@ -1,4 +1,4 @@
-"""Saves and restores checkpoints; the only module that uses Orbax.
+"""Saves and restores checkpoints, with Orbax.
 
 A checkpoint holds only the train state: the position in the data and every random draw follow from the step.
 
@@ -7,21 +7,21 @@ then may an older one be deleted. It is read only if the checksums agree; otherw
 it used.
 """
 
+import functools
+import importlib
 import logging
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_jax.errors import UserError
 from cnn_jax.storage import durable
-from cnn_jax.storage.run_folder import METRICS
 from cnn_jax.tasks import Selection
 from cnn_jax.training.parallel import Tree
 from cnn_jax.training.state import TrainState
@@ -45,26 +45,6 @@ def quiet_failures() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
-class _DurableFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """The folder in which Orbax writes a checkpoint, and whose `finalize` gives it its final name."""
-
-    async def finalize(self) -> None:
-        """Seals the checkpoint, renames it, and syncs the new name."""
-        final = Path(self.get_final())
-        if final.name.isdigit():  # not a folder inside the checkpoint
-            durable.sync([final.parent.parent / METRICS])  # the rows up to this step
-            durable.seal(Path(self.get()), but=_CHANGED_LATER)
-        await super().finalize()
-        if final.name.isdigit():
-            durable.sync(final / name for name in _CHANGED_LATER)
-            durable.sync_folder(final)
-            durable.sync_folder(final.parent)
-
-
-# What Orbax still writes when it renames a checkpoint: times. Nothing in them is used.
-_CHANGED_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
-
-
 class Checkpoints:
     """The checkpoints of one run: the two latest and the best by validation.
 
@@ -80,23 +60,29 @@ class Checkpoints:
         self._set_aside_unusable()
         self.selection = selection
         self._score: Any = selection.key  # Orbax only sorts by it, so it may be a tuple
-        best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            best_fn=self._score,
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(KEPT), best]),
-            cleanup_tmp_directories=True,
-            temporary_path_class=_DurableFolder,
-            # In the background, Orbax would wait 20 minutes for a folder that cannot be created.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state",))
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """Orbax's manager, made at first use: a new run need not wait for the import of Orbax."""
+        from cnn_jax.training.orbax_manager import make_manager
+
+        return make_manager(self.folder, self._score, KEPT)
+
+    @property
+    def _used(self) -> bool:
+        return "_manager" in self.__dict__
+
+    def prepare(self) -> None:
+        """Imports Orbax in the background, for the first save."""
+        threading.Thread(target=importlib.import_module, args=("cnn_jax.training.orbax_manager",), daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: Any) -> None:
         try:
-            self._manager.close()
+            if self._used:
+                self._manager.close()
         except Exception as error:
             if exception[0] is None:  # otherwise the first error is already propagating
                 raise self._cannot_write(error) from error
@@ -112,12 +98,12 @@ class Checkpoints:
         Raises:
             UserError: this save or the previous one failed.
         """
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         # Copies, since the next step overwrites the memory. Orbax takes half the time for NumPy arrays.
         on_host = jax.tree.map(np.array, jax.device_get(state))
         try:
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(on_host)), metrics=validation)
+            self._manager.save_state(step, on_host, validation)
         except Exception as error:  # Orbax raises many types, also for the previous save, which ran in the background
             raise self._cannot_write(error) from error
 
@@ -128,7 +114,8 @@ class Checkpoints:
             UserError: a background save has failed.
         """
         try:
-            self._manager.check_for_errors()
+            if self._used:
+                self._manager.check_for_errors()
         except Exception as error:
             raise self._cannot_write(error) from error
 
@@ -139,7 +126,8 @@ class Checkpoints:
             UserError: a save failed.
         """
         try:
-            self._manager.wait_until_finished()
+            if self._used:
+                self._manager.wait_until_finished()
         except Exception as error:
             raise self._cannot_write(error) from error
 
@@ -153,7 +141,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._used or self._folders() else []
 
     def best_step(self) -> int | None:
         """Returns the step of the checkpoint that is best by validation; None if none was validated."""
@@ -191,10 +179,9 @@ class Checkpoints:
             try:
                 if problem := durable.verify(self.folder / str(candidate)):
                     raise durable.Damaged(problem)
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    state = self._manager.restore(candidate, args=args)["state"]
+                    state = self._manager.restore_state(candidate, abstract)
                 if finite and not _is_finite(state):
                     raise durable.Damaged("it holds numbers that are not finite")
             except Exception as error:  # Orbax raises many types for a damaged folder
@@ -228,8 +215,7 @@ class Checkpoints:
         Raises:
             UserError: all checkpoints are damaged.
         """
-        steps = [path for path in self.folder.glob("*") if path.name.isdigit()]
-        damaged = []
+        steps, damaged = self._folders(), []
         for path in steps:
             if problem := durable.verify(path, below="metrics/"):
                 print(f"warning: checkpoint {path} cannot be read ({problem})", file=sys.stderr)
@@ -238,6 +224,9 @@ class Checkpoints:
             raise self._none_readable(damaged)
         if damaged:
             self._rename(damaged)
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.folder.glob("*") if path.name.isdigit()]
 
     def _none_readable(self, damaged: list[int]) -> UserError:
         return UserError(

@@ -258,6 +258,7 @@ def _train(
         ahead = list(itertools.islice(items, max(plan.chunk_sizes(first_step), default=0)))
         for count in plan.chunk_sizes(first_step):  # before any clock runs
             train_step.prepare(state, ahead[:count])
+        checkpoints.prepare()
         if stop.requested and first_step == 0:
             raise TrainingStopped(
                 "stopped before the first step: nothing was trained, and any earlier run is kept", STOP_CODE
