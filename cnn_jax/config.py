@@ -140,6 +140,8 @@ class TrainConfig:
     """Weights to keep: the best by validation, or the last."""
     patience: int | None = None
     """Stop after this many validations in a row without improvement; default: never."""
+    gauges: bool = False
+    """At each validation, measure gradients, updates and dead units by layer, and the sharpness of the loss."""
     logger: tuple[str, ...] = ("tensorboard",)
     """Where metrics go besides metrics.jsonl: tensorboard, csv, wandb, mlflow."""
     parallel: Literal["jit", "pmap"] = "jit"
@@ -171,6 +173,7 @@ TRANSIENT = frozenset(
         "scan_steps",
         "eval_batch_size",
         "logger",
+        "gauges",
     }
     | {"distributed", "parallel", "devices"}
 )

@@ -36,6 +36,16 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}(known: {known})")
 
 
+def counted(number: int, noun: str) -> str:
+    """Writes a number with its noun, for messages.
+
+    >>> counted(1, "image"), counted(1200, "image"), counted(2, "class")
+    ('1 image', '1,200 images', '2 classes')
+    """
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 class TrainingStopped(Exception):
     """A run ended early for a reason other than a mistake in the command.
 

@@ -101,7 +101,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl: dicts of "kind" ("train", "validation", "test"), "step", "epoch" and metrics."""
+        """The rows of metrics.jsonl: dicts of "kind" ("train", "validation", "test", "gauges"), "step", "epoch", …"""
         return files.read_metrics(self.folder)
 
     @property

@@ -383,7 +383,7 @@ def test_the_console_script_is_the_module():
     [
         ("RUN --splitt=test", "unknown option --splitt; perhaps you meant --split"),
         ("RUN --nothing=3", "unknown option --nothing; drop it"),
-        ("RUN --split tset", "--split is tset: it must be test or train; perhaps you meant test"),
+        ("RUN --split tset", "--split is tset: it must be test or train"),
         ("RUN --channels 2", "--channels is 2: it must be 1 or 3"),
         ("RUN --split", "--split has no value: add one"),
         ("RUN --views", "--views has no value: add one"),
@@ -393,7 +393,7 @@ def test_the_console_script_is_the_module():
         ("RUN --s 1", "--s is ambiguous: write one of --split, --size"),
         ("RUN --all=3", "--all takes no value: drop 3"),
         ("", "missing RUN"),
-        ("RUN drw", "action is drw: it must be draw or list; perhaps you meant draw"),
+        ("RUN drw", "there is no drw: choose draw or list"),
         ("RUN draw --outptu f", "unknown option --outptu; perhaps you meant --output"),
         ("RUN draw more", "unexpected argument more; drop it"),
     ],

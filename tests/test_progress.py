@@ -113,6 +113,18 @@ def test_the_bar_fits_the_terminal(columns, monkeypatch):
     assert line.startswith("epoch 20.1/40 ") and "loss 0.1234  123,457 images/s 0:01:05 left" in line
 
 
+def test_a_narrow_bar_leaves_out_the_speed(monkeypatch):
+    made, _, now = display(monkeypatch, 60)
+    now[0] = 65.0
+    made.train(5_025, 0.1234, 123_456.7)
+    assert made._bar is not None
+    drawn = io.StringIO()
+    Console(file=drawn, width=60, force_terminal=True, color_system=None).print(made._bar.get_renderable())
+    (line,) = drawn.getvalue().splitlines()
+    assert len(line) <= 60 and "…" not in line
+    assert line.startswith("epoch 20.1/40 ") and "loss 0.1234 0:01:05 left " in line
+
+
 def test_a_clock_stands_still_until_it_starts_and_while_it_is_paused():
     now = [5.0]
     clock = Clock(lambda: now[0])

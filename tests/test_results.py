@@ -90,7 +90,7 @@ def test_what_is_no_run_is_left_out_and_said(runs, tmp_path, capsys):
     assert shown.err.splitlines() == [
         f"warning: {other} is not a run folder, as it has no config.json; left out" for other in others
     ]
-    assert "1 rows of 1 runs" in shown.out
+    assert "1 row of 1 run in all" in shown.out
     assert results.read_rows([tmp_path / "x.csv"]) == results.collect(runs[:1])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from cnn_jax.commands.output import console, write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path
+from cnn_jax.errors import counted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,7 +59,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     spread = f" ± {stdev(alone):.2f}" if len(alone) > 1 else ""
     last = rows[-1]
     output.print(
-        f"{len(rows)} networks, {last['count']:,} images: alone {mean(alone):.2f}{spread} %, "
+        f"{counted(len(rows), 'network')}, {counted(last['count'], 'image')}: alone {mean(alone):.2f}{spread} %, "
         f"together {last['committee_accuracy']:.2%}"
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cnn_jax.commands.output import write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path
-from cnn_jax.errors import UserError
+from cnn_jax.errors import UserError, counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,11 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 channels=options.channels,
             )
             _save(draw_grid(source), options.output)
-            print(f"{source.name} {source.split}: {len(source)} images of {source.image_shape}; {options.output}")
+            images = counted(len(source), "image")
+            print(f"{source.name} {source.split}: {images} of {source.image_shape}; {options.output}")
         case "export":
             source = open_source(options.dataset, options.split, data_dir=options.data_dir)
             export(source, Path(options.output), options.force)
-            print(f"{source.name} {source.split}: {len(source)} images in {options.output}, one subfolder per class")
+            images = counted(len(source), "image")
+            print(f"{source.name} {source.split}: {images} in {options.output}, one subfolder per class")
 
 
 def _parser() -> ArgumentParser:

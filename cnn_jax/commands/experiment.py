@@ -59,7 +59,7 @@ def run(config: Config, doc: str | None, presets: Mapping[str, Config] | None = 
         gc.freeze()  # nor will these become garbage
         gc.enable()
         quiet_failures()
-        train_run(parsed)
+        train_run(parsed, tell=lambda message: print(with_flags(message), flush=True))
 
     guard(train)
 

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from cnn_jax.errors import TrainingStopped, UserError, nearest
 from cnn_jax.interrupts import quit_on_signals
 
+FEW = 5  # choices
+
 
 def _unknown_option(word: str, options: Iterable[str]) -> str:
     if not word.startswith("-"):
@@ -22,11 +24,13 @@ def _unknown_option(word: str, options: Iterable[str]) -> str:
     return f"unknown option {word}; {hint}"
 
 
-def _not_a_choice(flag: str, given: Any, known: Iterable[Any]) -> str:
+def _not_a_choice(action: argparse.Action, given: Any, known: Iterable[Any]) -> str:
     known = sorted(map(str, known))
-    close = nearest(str(given), known)
+    close = nearest(str(given), known) if len(known) > FEW else []  # a few choices are read at a glance
     hint = f"; perhaps you meant {' or '.join(close)}" if close else ""
-    return f"{flag} is {given}: it must be {' or '.join(known)}{hint}"
+    if action.option_strings:
+        return f"{_name(action)} is {given}: it must be {' or '.join(known)}{hint}"
+    return f"there is no {given}: choose {' or '.join(known)}{hint}"
 
 
 def file_path(text: str) -> str:
@@ -88,7 +92,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            self.error(_not_a_choice(_name(action), value, action.choices))
+            self.error(_not_a_choice(action, value, action.choices))
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:

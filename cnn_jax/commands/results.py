@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnn_jax.commands.parser import ArgumentParser, file_path
+from cnn_jax.errors import counted
 from cnn_jax.runs.results import collect, models_table, read_rows, table, with_section, with_table, write_rows
 from cnn_jax.storage.run_folder import CONFIG
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs = _run_folders(arguments.runs)
             rows = collect(runs)
             write_rows(arguments.output, rows)
-            print(f"wrote {arguments.output}: {len(rows)} rows of {len(runs)} runs in all")
+            print(f"wrote {arguments.output}: {counted(len(rows), 'row')} of {counted(len(runs), 'run')} in all")
         case "table":
             print(table(read_rows(arguments.csv)))
         case "readme":

@@ -32,7 +32,7 @@ from cnn_jax.data.headers import MAY_BE_DEEP, Header, headers, stamp, value_rang
 from cnn_jax.data.image_file import Levels, levels_in_use, pixel_limit
 from cnn_jax.data.preprocess import read_image
 from cnn_jax.data.sources import Example, Splits, parse_split
-from cnn_jax.errors import UserError
+from cnn_jax.errors import UserError, counted
 from cnn_jax.storage.file_names import composed, readable
 from cnn_jax.storage.lock import LOCK
 
@@ -162,8 +162,8 @@ def default_splits(path: str) -> Splits:
     missing = ", ".join(part for part in ("validation", "test") if part not in parts)
     if len(files) < least:
         raise UserError(
-            f"folder:{path} has {len(files)} images in train, too few to take some for {missing}: provide at least "
-            f"{least}, or the missing folders"
+            f"folder:{path} has {counted(len(files), 'image')} in train, too few to take some for {missing}: provide "
+            f"at least {least}, or the missing folders"
         )
     _, rows = parse_split(splits.train, {"train": len(files)})
     if unlearned := {*range(len(class_names))} - {file.label for file in files[rows.start : rows.stop]}:
@@ -255,8 +255,8 @@ def _warn_of_left_out(folder: str, parts: Iterable[Path]) -> None:
                     elif not is_image(path):
                         kinds[readable(path.suffix or path.name)] += 1
     counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(5))
-    told = [f"{sum(kinds.values())} files ({counts})"] if kinds else []
-    told += [f"{loose} images outside of the classes' folders"] if loose else []
+    told = [f"{counted(sum(kinds.values()), 'file')} ({counts})"] if kinds else []
+    told += [f"{counted(loose, 'image')} outside of the classes' folders"] if loose else []
     told += [f"the folders {', '.join(sorted(folders)[:5])}{', …' if len(folders) > 5 else ''}"] if folders else []
     if told:
         _warn(f"folder:{folder}: left out {' and '.join(filter(None, (', '.join(told[:-1]), told[-1])))}")

@@ -18,7 +18,7 @@ import optax.contrib
 
 from cnn_jax.arguments import load_attribute, naming, parse_arguments
 from cnn_jax.config import OptimConfig
-from cnn_jax.errors import UserError, unknown
+from cnn_jax.errors import UserError, counted, unknown
 from cnn_jax.optim.parameter_groups import Rule, freeze_until_steps, frozen_rules, multiply, parse_rule
 from cnn_jax.optim.schedules import Schedule, make_schedule
 
@@ -242,8 +242,10 @@ def make_optimizer(
         *args,
         f"learning rate {peak:g}",
         " ".join(["schedule", config.schedule, *config.schedule_args]),
-        f"{warmup_steps} warm-up steps" if warmup_steps else "",
-        f"weight decay {config.weight_decay:g} ({'L2' if l2 else 'its own'})" if config.weight_decay else "",
+        counted(warmup_steps, "warm-up step") if warmup_steps else "",
+        f"weight decay {config.weight_decay:g} ({'L2' if l2 else 'built in, not L2'})"
+        if config.weight_decay
+        else "",
         *_restrictions(config, until, groups),
     ]
 
@@ -274,6 +276,14 @@ def from_transformation(
     whole = _contain(_chain(tx, frozen, groups, config.clip_norm, None, decay_mask))
     told = [name, *_restrictions(config, (), groups)]
     return Optimizer(whole, None, None, lambda rate: whole, tuple(frozen), ", ".join(told))
+
+
+def is_gradient_descent(config: OptimConfig) -> bool:
+    """Whether every parameter that is not frozen moves by the learning rate times its gradient, weight decay aside."""
+    usual, scaled = OptimConfig(), ("optimizer_args", "clip_norm", "rate_groups", "layer_decay", "head_learning_rate")
+    return METHODS.get(config.optimizer) is _DESCENT and all(
+        getattr(config, field) == getattr(usual, field) for field in scaled
+    )
 
 
 def check_update(optimizer: Optimizer, params: Tree) -> None:

@@ -134,6 +134,11 @@ def multiply(rules: Sequence[Rule]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def held(rules: Sequence[Rule], tree: Tree, step: jax.Array) -> Tree:
+    """Sets to 0 what belongs to parameters frozen at a step; see `multiply`."""
+    return multiply(rules).update(tree, Steps(step))[0]
+
+
 def hold_statistics(rules: Sequence[Rule], step: jax.Array) -> AbstractContextManager[Any]:
     """Context in which frozen BatchNorm layers normalize by their running statistics, as in evaluation.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_jax.report import curves, figures, fonts, html, sections
+from cnn_jax.report import curves, figures, fonts, gauges, html, sections
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters
 from cnn_jax.report.metric import Metric
@@ -48,19 +48,20 @@ def write_report(
     config, environment = files.read_config(run), files.read_json(run, files.ENVIRONMENT)
     rows = files.read_metrics(run)
     drawn = _draw_curves(rows, metrics, summary, rates)
-    shown = {name: html.figure((data, name.replace("_", " ")), figures.DPI / 100) for name, data in drawn.items()}
+    gauged = _draw_gauges(rows, summary)
     first_layer = ""
     if filters is not None:
-        drawn["filters"] = _draw_filters(filters, classes)
-        first_layer = sections.filters(filters, html.figure((drawn["filters"], "filters"), figures.DPI / 100))
+        pictures = {**pictures, "filters": _draw_filters(filters, classes)}
+        first_layer = sections.filters(filters, html.figure((pictures["filters"], "filters"), figures.DPI / 100))
     (run / files.PLOTS).mkdir(exist_ok=True)
-    for name, data in {**drawn, **pictures}.items():
+    for name, data in {**drawn, **gauged, **pictures}.items():
         durable.write(run / files.PLOTS / f"{name}.png", data)
     body = [
         sections.headlines(summary, rows, metrics, tiles, split, config.train.select),
         html.code(str(summary["command"])),
         sections.learning_rates(summary, metrics, config.train.select),
-        sections.curves(shown),
+        sections.curves(_framed(drawn)),
+        gauges.section(_framed(gauged), rows),
         *found,
         first_layer,
         sections.record(config.flat(), environment),
@@ -83,6 +84,16 @@ def _draw_curves(
         if rates is not None:
             drawn["learning_rate"] = curves.learning_rate(rates, summary["steps"] / summary["epochs"])
         return {name: figures.png(figure) for name, figure in drawn.items()}
+
+
+def _draw_gauges(rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, bytes]:
+    with figures.style():
+        return {name: figures.png(figure) for name, figure in gauges.draw(rows, summary.get("best_member")).items()}
+
+
+def _framed(pictures: Mapping[str, bytes]) -> dict[str, str]:
+    """The pictures as HTML."""
+    return {name: html.figure((data, name.replace("_", " ")), figures.DPI / 100) for name, data in pictures.items()}
 
 
 def _draw_filters(filters: Filters, classes: Sequence[str]) -> bytes:

@@ -65,7 +65,7 @@ def _draw(
         shown = _draw_members(axes, rows, name, metric, rates)
     else:
         shown = _draw_one(axes, rows, name, metric)
-    colour = ORANGE if member is None else _colour(member, len(rates))
+    colour = ORANGE if member is None else scale_colour(member, len(rates))
     for row in rows:
         if row["kind"] == "validation" and row["step"] == best_step and row.get("member") == member:
             star = {"marker": "*", "markersize": 13, "markeredgecolor": INK, "linestyle": "none"}
@@ -73,7 +73,7 @@ def _draw(
     finite = np.concatenate(shown)
     finite = finite[np.isfinite(finite)]
     if name == "loss" and finite.size and finite.min() > 0 and finite.max() > 20 * finite.min():
-        _log(axes)
+        log_axis(axes)
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric.axis)
     axes.legend(loc="best")
@@ -100,13 +100,14 @@ def _draw_members(
         own = _series(
             [row for row in rows if row["kind"] == "validation" and row["member"] == member], "validation", name
         )
-        style = {"color": _colour(member, len(rates)), "label": f"rate {rate:g}", **_marker(own)}
+        style = {"color": scale_colour(member, len(rates)), "label": f"rate {rate:g}", **_marker(own)}
         axes.plot(own.epochs, own.values * metric.scale, **style)
         shown.append(own.values * metric.scale)
     return shown
 
 
-def _colour(member: int, members: int) -> Any:
+def scale_colour(member: int, members: int) -> Any:
+    """Returns the colour of one of several lines that have an order, such as that of their rates."""
     import matplotlib
 
     return matplotlib.colormaps["viridis"](0.9 * member / max(members - 1, 1))
@@ -122,7 +123,7 @@ def learning_rate(rates: np.ndarray, steps_per_epoch: float) -> "Figure":
     each = np.atleast_2d(rates)
     epochs = np.arange(each.shape[1] + 1) / steps_per_epoch
     for member, own in enumerate(each):
-        colour = BLUE if len(each) == 1 else _colour(member, len(each))
+        colour = BLUE if len(each) == 1 else scale_colour(member, len(each))
         axes.plot(epochs, np.append(own, own[-1]), color=colour, drawstyle="steps-post")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
@@ -172,7 +173,8 @@ def _smooth(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray
     return np.divide(sums, totals, out=np.full(len(values), np.nan), where=totals > 0.5)
 
 
-def _log(axes: "Axes") -> None:
+def log_axis(axes: "Axes") -> None:
+    """Makes the vertical axis logarithmic, with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: "")

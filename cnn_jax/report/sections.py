@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cnn_jax.errors import counted
 from cnn_jax.report import figures, html
 from cnn_jax.report.curves import Row
 from cnn_jax.report.filters import Filters
@@ -76,7 +77,8 @@ def filters(found: Filters | None, picture: str | None) -> str:
     count, height, width, channels = found.weights.shape
     look = "in colour, each stretched to its own range" if channels == 3 else "blue is negative, red positive"
     some = f", the first {figures.MOST_FILTERS} shown" if count > figures.MOST_FILTERS else ""
-    said = f"Weights of {found.layer} ({found.kind}): {count} filters of {height}x{width}x{channels}{some}; {look}."
+    size = f"{counted(count, 'filter')} of {height}x{width}x{channels}"
+    said = f"Weights of {found.layer} ({found.kind}): {size}{some}; {look}."
     return html.section("First layer", said, picture)
 
 

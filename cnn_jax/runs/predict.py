@@ -77,7 +77,8 @@ def predict(
             f"{names} cannot be read ({str(reason).partition(chr(10))[0]}): drop them, or set `skip_bad_images`"
         )
     if not found:
-        raise UserError(f"none of the {len(bad)} images can be read: name at least one that can")
+        what = f"none of the {len(bad)} images can" if len(bad) > 1 else "the image cannot"
+        raise UserError(f"{what} be read: name at least one that can")
     for error in bad.values():
         print(f"warning: {error}", file=sys.stderr)
     return found

@@ -197,9 +197,10 @@ def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
 
     Args:
         file: from `open_metrics`.
-        row: `kind` ("train", "validation" or "test"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since the start of
-            training, and for "train" `learning_rate` and `images_per_second`; if learning rates are compared, also
-            `member` (0, 1, …) and `peak_learning_rate`. Non-finite numbers are written as null, since JSON has no NaN.
+        row: `kind` ("train", "validation", "test" or "gauges"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since
+            the start of training, and for "train" `learning_rate` and `images_per_second`; if learning rates are
+            compared, also `member` (0, 1, …) and `peak_learning_rate`. Non-finite numbers are written as null, since
+            JSON has no NaN.
             "crc" is added, the CRC-32 of the line without it.
     """
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
@@ -278,6 +279,8 @@ def read_config(run: str | Path) -> Config:
         UserError: `run` is not a run folder, or its config is damaged.
     """
     path = Path(run) / CONFIG
+    if not Path(run).exists():
+        raise UserError(f"there is no folder {run}: name that of a run, such as runs/mnist_lenet5")
     if not path.is_file():
         raise UserError(f"{run} is not a run folder, as it has no {CONFIG}: name one, such as runs/mnist_lenet5")
     check(path)

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cnn_jax.errors import UserError
+from cnn_jax.errors import UserError, counted
 from cnn_jax.report import figures, fonts, html
 from cnn_jax.tasks import classification_figures, measures
 from cnn_jax.tasks.task import Findings
@@ -104,7 +104,7 @@ def tiles(predictions: Predictions) -> list[tuple[str, str, str]]:
     """The headline figures: accuracy and calibration error."""
     count, correct = len(predictions.labels), int(np.trace(predictions.confusion))
     low, high = measures.wilson_interval(correct, count)
-    interval = f"{low:.2%} to {high:.2%} with 95% confidence, {count:,} images"
+    interval = f"{low:.2%} to {high:.2%} with 95% confidence, {counted(count, 'image')}"
     error = f"{predictions.calibration.error:.2%}"
     return [
         (f"{correct / count:.2%}", f"{predictions.split} accuracy", interval),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax.config import OptimConfig
-from cnn_jax.errors import UserError, unknown
+from cnn_jax.errors import UserError, counted, unknown
 from cnn_jax.report import figures, html
 from cnn_jax.report.metric import Metric
 from cnn_jax.tasks.task import Batch, Findings, Selection, Sums, sums
@@ -78,7 +78,11 @@ class Reconstruction:
         drawn = (html.figure((data, name), figures.DPI / 100) for name, data in pictures.items())
         text = f"Images of the {split} split above their reconstructions: an even sample, then the worst."
         tiles = [
-            (f"{error_N.mean():.4f}", f"{split} error ({self.error})", f"{len(error_N):,} images, normalized scale")
+            (
+                f"{error_N.mean():.4f}",
+                f"{split} error ({self.error})",
+                f"{counted(len(error_N), 'image')}, normalized scale",
+            )
         ]
         return Findings(tiles, [html.section("Reconstructions", text, *drawn)], pictures)
 

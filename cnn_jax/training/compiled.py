@@ -157,6 +157,17 @@ def means_of_each(sums: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     return [{name: float(pairs[i, 0] / pairs[i, 1]) for name, pairs in totals.items()} for i in range(members)]
 
 
+def compile_for_batch(parallel: Parallel, run: Callable[..., Any], state: Any, batch: Any) -> Any:
+    """Compiles `run(state, batch) -> (one, two)`, both replicated, for the devices of a run and a batch placed there.
+
+    The program is called as `program(state, {}, batch)`.
+    """
+    args = (state, {}, batch)
+    return _compile(
+        parallel, lambda state, _, batch: run(state, batch), args, stacked=False, rows_out=False, donate=False
+    )
+
+
 def call_once(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function as a compiled program that will not run often, so it is compiled quickly."""
     return call_traced(jax.jit(function).trace(*args), *args)

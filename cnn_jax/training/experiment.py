@@ -48,6 +48,7 @@ from cnn_jax.storage.file_names import readable
 from cnn_jax.tasks import Task, check_labelled, make_task
 from cnn_jax.training.compiled import call_traced
 from cnn_jax.training.evaluation import Evaluator
+from cnn_jax.training.gauges import Gauges, make_gauges
 from cnn_jax.training.loop import Plan, make_plan
 from cnn_jax.training.members import evaluate_members, member_hyperparameters, stack_members, train_members
 from cnn_jax.training.parallel import Parallel, make_parallel
@@ -121,6 +122,18 @@ class Experiment:
         if self.config.train.members == 1:
             return step
         return train_members(step, apart=self.config.compares_rates)
+
+    @property
+    def gauges(self) -> Gauges:
+        """The gauges of one network, see `make_gauges`."""
+        return make_gauges(
+            self.model,
+            self.task,
+            self.optimizer,
+            self.preprocess.normalize_batch,
+            accumulate=self.config.optim.accumulate,
+            axis_name=self.parallel.axis_name,
+        )
 
     def evaluator(self, split: str) -> Evaluator:
         """Returns the evaluator of `network` on "train", "validation" or "test"."""

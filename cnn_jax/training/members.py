@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cnn_jax.config import Config
 from cnn_jax.optim.optimizers import Optimizer
 from cnn_jax.tasks import Batch, Sums
+from cnn_jax.training.gauges import Gauges
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import EvalStep, Step
 
@@ -56,3 +57,12 @@ def evaluate_members(step: EvalStep) -> EvalStep:
         return jax.vmap(step, in_axes=(0, None))(variables, batch)[0], {}
 
     return step_all
+
+
+def gauge_members(gauges: Gauges) -> Gauges:
+    """Turns the gauges of one network into those of stacked members, on the same batch."""
+    return Gauges(
+        jax.vmap(gauges.measure, in_axes=(0, None)),
+        jax.vmap(gauges.direction),
+        jax.vmap(gauges.power_step, in_axes=(0, 0, 0, None)),
+    )

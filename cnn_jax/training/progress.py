@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from cnn_jax.report.metric import Metric
 from cnn_jax.training.runtime import peak_flops
 
+BESIDE = 33  # columns of the times, of "left", of the gaps and of the shortest bar
+
 
 class Clock:
     """Counts seconds from `start` on, except while it is paused.
@@ -102,8 +104,11 @@ class Display:
             mfu = ""
             if self._peak:
                 mfu = f" MFU {images_per_second / self._batch_size * self._flops / self._peak:.0%}"
-            say = f"loss {loss:.4f}  {images_per_second:,.0f} images/s{mfu}"
-            self._bar.update(self._task, completed=step, description=self._description(step), say=say)
+            description, speed = self._description(step), f"  {images_per_second:,.0f} images/s{mfu}"
+            say = f"loss {loss:.4f}"
+            if len(description + say + speed) + BESIDE <= shutil.get_terminal_size().columns:
+                say += speed
+            self._bar.update(self._task, completed=step, description=description, say=say)
 
     def validation(
         self,

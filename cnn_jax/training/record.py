@@ -135,6 +135,11 @@ class Recorder:
         self._display.validation(step, train, each, speed, self.seconds)
         self._epoch = _Sums(self._train_seconds)
 
+    def gauges(self, step: int, each: Sequence[dict[str, float]]) -> None:
+        """Writes a row of gauges; of each member that is kept apart."""
+        for member, values in enumerate(each):
+            self._write("gauges", step, values, member)
+
     def _write(self, kind: str, step: int, values: dict[str, float], member: int) -> None:
         if self._file is None:
             return

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Source
 from cnn_jax.data.image_file import describe
 from cnn_jax.data.sources import describe_contents
-from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.errors import TrainingStopped, UserError, counted
 from cnn_jax.models.ensembles import member
 from cnn_jax.report import write_report
 from cnn_jax.report.filters import Filters, first_layer
@@ -30,6 +30,7 @@ from cnn_jax.training.callbacks import Callback, EarlyStopping
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import Experiment, Given, check_names, make_experiment
+from cnn_jax.training.gauging import GaugeReader
 from cnn_jax.training.loggers import check_loggers, make_loggers
 from cnn_jax.training.loop import STOP_CODE, StopRequest, best_of, run_loop
 from cnn_jax.training.progress import Display
@@ -39,7 +40,11 @@ from cnn_jax.weights.trained import read_preprocess
 
 
 def train(
-    config: Config, given: Given = Given(), callbacks: Sequence[Callback] = (), command: str | None = None
+    config: Config,
+    given: Given = Given(),
+    callbacks: Sequence[Callback] = (),
+    command: str | None = None,
+    tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains or resumes the run in `config.train.workdir`; returns the summary written there.
 
@@ -48,6 +53,7 @@ def train(
         given: objects that replace names in the config.
         callbacks: called after each validation; True asks to stop.
         command: how the run was started, for the record; default: the command line.
+        tell: prints a message that names config fields in backticks.
 
     Raises:
         UserError: a mistake in the config, or the folder holds another run.
@@ -61,17 +67,17 @@ def train(
         raise UserError(f"`workdir` {run} is a file: name a folder")
     files.check_ours(run)
     with locked(run) if jax.process_index() == 0 else nullcontext():
+        if jax.process_index() == 0:
+            files.bring_back(run)  # undo what a killed start had set aside
+            files.remove_partial(run)
+        if not config.train.fresh and _is_finished(run, config):
+            tell(f"finished already: {run / files.REPORT}; set `fresh` to start over, or another `workdir`")
+            return files.read_json(run, files.SUMMARY)
         return _train_in(run, config, given, callbacks, command or runtime.command_line())
 
 
 def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
     """Trains or resumes the run in a folder that no other process writes to."""
-    if jax.process_index() == 0:
-        files.bring_back(run)  # undo what a killed start had set aside
-        files.remove_partial(run)
-    if not config.train.fresh and _is_finished(run, config):
-        print(f"finished already: {run / files.REPORT}; set fresh to start over, or another workdir")
-        return files.read_json(run, files.SUMMARY)
     print("preparing  data and initial weights …", flush=True)
     resumes = not config.train.fresh and files.has_checkpoint(run) and (run / files.PREPROCESS).exists()
     experiment = make_experiment(config, given, resumed=read_preprocess(run) if resumes else None)
@@ -138,8 +144,9 @@ def _check_data(data: dict[str, Any], run: Path) -> None:
     for split, now in data.items():
         if split in before and now != before[split]:
             raise UserError(
-                f"the {split} data of {run} has changed since it was started ({before[split]['examples']:,} examples "
-                f"then, {now['examples']:,} now): restore it, set `fresh` to start over, or another `workdir`"
+                f"the {split} data of {run} has changed since it was started "
+                f"({counted(before[split]['examples'], 'example')} then, {now['examples']:,} now): restore it, set "
+                "`fresh` to start over, or another `workdir`"
             )
 
 
@@ -213,14 +220,14 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
         "cnn_jax": f"{facts['cnn_jax']}, jax {facts['jax']}, python {facts['python']}",
         "devices": f"{facts['platform']}: {facts['device']}; "
         f"using {len(experiment.parallel.devices)} by {config.train.parallel}; convolutions {facts['convolutions']}",
-        "data": f"{config.data.dataset}, {shape}, {f'{classes} classes' if classes else 'no labels'}; "
+        "data": f"{config.data.dataset}, {shape}, {counted(classes, 'class') if classes else 'no labels'}; "
         f"{', '.join(f'{name} {len(source):,}' for name, source in experiment.sources.items())}; "
         f"{where}",
         **({} if levels is None else {"levels": f"{describe(levels)}; the files have more than 8 bits"}),
         "model": f"{f'{members} x ' if members > 1 else ''}{config.model.model}, {experiment.parameters:,} parameters, "
         f"{experiment.flops_per_image / 1e6:,.2f} MFLOP an image forward, {config.model.precision}",
         "optimizer": experiment.optimizer.description,
-        "training": f"{plan.total_steps:,} steps of {config.data.batch_size} images "
+        "training": f"{counted(plan.total_steps, 'step')} of {counted(config.data.batch_size, 'image')} "
         f"({plan.total_steps / plan.steps_per_epoch:.1f} epochs), about {step_flops / 1e9:,.2f} GFLOP a step",
         "folder": str(run),
     }
@@ -268,6 +275,7 @@ def _train(
         feed = itertools.chain(ahead, items)
         del ahead
         loggers = make_loggers(config.train.logger, folder, first_step, config.flat()) if folder else []
+        gauges = GaugeReader(experiment, display.say) if config.train.gauges else None
         schedule, batch_size = experiment.optimizer.schedule, config.data.batch_size
         with (
             display,
@@ -282,11 +290,22 @@ def _train(
                 if any([callback.on_evaluation(step, metrics, None) for callback in callbacks]):
                     return first_step, recorder.seconds  # it had stopped early, but was killed before it finished
 
+            def gauge(state: TrainState) -> None:
+                if gauges is not None:
+                    with display.clock.paused():
+                        gauges.prepare(state)
+                    recorder.gauges(*gauges(state))
+
             def validate(state: TrainState) -> list[dict[str, float]]:
                 variables = variables_for_evaluation(state)
                 with display.clock.paused():
                     evaluator.prepare(variables)
-                return evaluator.each(variables)
+                each = evaluator.each(variables)
+                gauge(state)  # before the checkpoint is saved, so that a resumed run lacks no row
+                return each
+
+            if first_step == 0:
+                gauge(state)
 
             last_step, _ = run_loop(
                 state,
@@ -379,8 +398,8 @@ def _finish(
     shown = [f"{of} {name} {metric.text(summary[f'{of}_{name}'])}" for of in sorted(figures, reverse=True)]
     which = f" and learning rate {summary['learning_rate']:g}, the best by validation" if config.compares_rates else ""
     print(
-        f"finished   {', '.join(shown)} ({summary[f'{split}_count']:,} images) with the weights of step {step}{which}; "
-        f"{run / files.REPORT}",
+        f"finished   {', '.join(shown)} ({counted(summary[f'{split}_count'], 'image')}) with the weights of step "
+        f"{step}{which}; {run / files.REPORT}",
         flush=True,
     )
     return summary

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from cnn_jax.config import TrainConfig
-from cnn_jax.errors import UserError
+from cnn_jax.errors import UserError, counted
 from cnn_jax.native import build
 from cnn_jax.ops.conv import form_of_convolutions
 from cnn_jax.storage.cache import cache_folder
@@ -53,8 +53,8 @@ def prepare(config: TrainConfig) -> None:
         build.start()
     if config.require is not None and config.require != found:
         raise UserError(
-            f"`require` is {config.require}, but JAX found {found} ({jax.device_count()} devices): install the "
-            "accelerator build (pip install -e '.[cuda13]', '.[cuda12]' or '.[tpu]') or drop `require`"
+            f"`require` is {config.require}, but JAX found {found} ({counted(jax.device_count(), 'device')}): install "
+            "the accelerator build (pip install -e '.[cuda13]', '.[cuda12]' or '.[tpu]') or drop `require`"
         )
 
 

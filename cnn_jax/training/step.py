@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -50,7 +50,7 @@ def make_train_step(
         The step. Its sums are computed with the parameters *before* the update, over the whole (global) batch: the
         task's metrics and "gradient_norm", each an array (sum, count).
     """
-    loss_of = functools.partial(_batch_loss, model, task, normalize, optimizer.frozen)
+    loss_of = functools.partial(batch_loss, model, task, normalize, optimizer.frozen)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         first_index, dropout_key = 0, stream(state.seed, "dropout", state.step)
@@ -58,7 +58,7 @@ def make_train_step(
             first_index = jax.lax.axis_index(axis_name) * jax.tree.leaves(batch)[0].shape[0]
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
         batch = augment(stream(state.seed, "augment", state.step), task.prepare(batch), first_index)
-        grads, batch_stats, sums = _gradients(loss_of, accumulate, state, batch, dropout_key)
+        grads, batch_stats, sums = gradients(loss_of, accumulate, state, batch, dropout_key)
         if axis_name:
             grads, sums = jax.lax.pmean(grads, axis_name), jax.lax.psum(sums, axis_name)
         updates, opt_state = optimizer.at(state.learning_rate).update(grads, state.opt_state, state.params)
@@ -74,7 +74,7 @@ def make_train_step(
     return step
 
 
-def _batch_loss(
+def forward(
     model: nn.Module,
     task: Task,
     normalize: Normalize,
@@ -84,8 +84,8 @@ def _batch_loss(
     step: jax.Array,
     batch: Batch,
     dropout_key: jax.Array,
-) -> tuple[jax.Array, tuple[Tree, Sums]]:
-    """The loss of a batch, and (new batch_stats, sums)."""
+) -> tuple[Any, dict[str, jax.Array], Mapping[str, Any]]:
+    """Applies the model in training mode: its outputs, the normalized batch, and the collections that it changed."""
     variables = {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
     batch = normalize(batch)
     with hold_statistics(frozen, step):
@@ -96,12 +96,19 @@ def _batch_loss(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats", "auxiliary"],
         )
-    auxiliary: Any = updates.get("auxiliary", {})
-    loss, sums = task.loss(outputs, batch, train=True, auxiliary=auxiliary)
+    return outputs, batch, updates
+
+
+def batch_loss(
+    model: nn.Module, task: Task, normalize: Normalize, frozen: Sequence[Rule], *args: Any
+) -> tuple[jax.Array, tuple[Tree, Sums]]:
+    """The loss of a batch, and (new batch_stats, sums); the other arguments are those of `forward`."""
+    outputs, batch, updates = forward(model, task, normalize, frozen, *args)
+    loss, sums = task.loss(outputs, batch, train=True, auxiliary=updates.get("auxiliary", {}))
     return loss, (updates.get("batch_stats", {}), sums)
 
 
-def _gradients(
+def gradients(
     loss_of: Callable[..., Any], accumulate: int, state: TrainState, batch: Batch, dropout_key: jax.Array
 ) -> tuple[Tree, Tree, Sums]:
     """Gradients of the mean of `loss_of` over the parts of a batch, then the new batch_stats and the sums."""
