@@ -166,6 +166,7 @@ def test_mistakes_are_reported_in_one_line(run, capsys, arguments, told):
 
 def test_folder_that_is_not_a_finished_run(run, tmp_path, capsys):
     assert "config.json" in refuse(capsys, [run, tmp_path])
+    assert f"there is no folder {tmp_path / 'absent'}: name that of a run" in refuse(capsys, [tmp_path / "absent"])
 
 
 @pytest.mark.parametrize("argv", [[], ["run", "--batch-size", "0"], ["run", "--nonsense"]])

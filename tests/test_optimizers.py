@@ -344,6 +344,8 @@ def test_the_description_tells_everything_in_one_line():
         "momentum (Polyak 1964), momentum=0.8, learning rate 0.01, schedule step factor=0.2, 5 warm-up steps, "
         "weight decay 0.0005 (L2), clipped to 1, frozen conv1, rates fc=10"
     )
+    adamw = optimizer_of("adamw", weight_decay=0.1, total_steps=50, warmup_steps=1)
+    assert adamw.description.endswith("1 warm-up step, weight decay 0.1 (built in, not L2)")
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,11 @@ def test_signal_handlers_are_restored(finished):
 
 def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
     before = (finished / files.WEIGHTS).stat().st_mtime_ns
-    summary = run.train(CONFIG.override(workdir=str(finished)))
+    config, told = CONFIG.override(workdir=str(finished)), []
+    summary = run.train(config)
     assert summary["finished"] and "finished already" in capsys.readouterr().out
+    assert run.train(config, tell=told.append) == summary
+    assert told == [f"finished already: {finished / files.REPORT}; set `fresh` to start over, or another `workdir`"]
     assert (finished / files.WEIGHTS).stat().st_mtime_ns == before
 
 

@@ -173,7 +173,7 @@ def test_images_of_another_shape_or_type(run):
 
 def test_folder_that_is_not_a_run(tmp_path):
     assert "no config.json" in refusal(opened, tmp_path)
-    assert "no config.json" in refusal(opened, tmp_path / "absent")
+    assert "there is no folder" in refusal(opened, tmp_path / "absent")
 
 
 def test_unfinished_run_names_the_command_that_resumes_it(tmp_path):

@@ -243,9 +243,7 @@ def make_optimizer(
         f"learning rate {peak:g}",
         " ".join(["schedule", config.schedule, *config.schedule_args]),
         counted(warmup_steps, "warm-up step") if warmup_steps else "",
-        f"weight decay {config.weight_decay:g} ({'L2' if l2 else 'built in, not L2'})"
-        if config.weight_decay
-        else "",
+        f"weight decay {config.weight_decay:g} ({'L2' if l2 else 'built in, not L2'})" if config.weight_decay else "",
         *_restrictions(config, until, groups),
     ]
 

@@ -68,11 +68,12 @@ def _lines(layers: Sequence[str], epochs: np.ndarray, values_LxN: np.ndarray, ga
     figure, axes = new_axes(5.4, 3.1)
     for i, (layer, values) in enumerate(zip(layers, values_LxN, strict=True)):
         style = {"color": scale_colour(i, len(layers)), "label": shorten(layer, LONGEST_NAME), "linewidth": 1.3}
+        style["clip_on"] = gauge.log  # show the markers at 0
         axes.plot(epochs, values, **style, **_marker(len(epochs)))
     if gauge.log:
         _log(axes, values_LxN)
     elif not gauge.log:
-        axes.set_ylim(-2, max(10.0, 1.08 * np.nanmax(values_LxN, initial=0)))
+        axes.set_ylim(0, max(10.0, 1.08 * np.nanmax(values_LxN, initial=0)))
     _label(axes, gauge.label)
     figure.legend(loc="outside right upper", fontsize=7, labelspacing=0.35, handlelength=1.4)
     return figure
@@ -95,10 +96,12 @@ def _map(layers: Sequence[str], epochs: np.ndarray, values_LxN: np.ndarray, gaug
     axes.grid(False)
     named = range(0, len(layers), every)
     axes.set_yticks([i + 0.5 for i in named], [shorten(layers[i], LONGEST_NAME) for i in named], fontsize=6)
-    columns = np.unique(np.linspace(0, len(epochs) - 1, min(7, len(epochs))).round().astype(int))
-    axes.set_xticks(columns + 0.5, [f"{epochs[i]:.3g}" for i in columns])
+    columns = range(0, len(epochs), -(-len(epochs) // 7))
+    axes.set_xticks([i + 0.5 for i in columns], [f"{epochs[i]:.3g}" for i in columns])
     axes.set_xlabel("epoch")
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
+    if gauge.log:
+        _plain(bar.ax.yaxis, wide=norm.vmax > 100 * norm.vmin)
     bar.set_label(gauge.label)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return figure
@@ -144,8 +147,6 @@ def section(pictures: Mapping[str, str], rows: Sequence[Row]) -> str:
 
 def _log(axes: "Axes", values: np.ndarray) -> None:
     """Makes the vertical axis logarithmic, over a decade at least."""
-    from matplotlib.ticker import LogLocator
-
     finite = values[np.isfinite(values)]
     if not finite.size:
         return
@@ -153,8 +154,16 @@ def _log(axes: "Axes", values: np.ndarray) -> None:
     low, high = finite.min() / 1.3, finite.max() * 1.3
     wider = max(1.0, (10 * low / high) ** 0.5)
     axes.set_ylim(low / wider, high * wider)
-    if high < 100 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _plain(axes.yaxis, wide=high > 100 * low)
+
+
+def _plain(axis: Any, wide: bool) -> None:
+    """Labels a logarithmic axis with plain numbers: powers of ten if it is wide, else 1, 2 and 5 times these."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 def _marker(points: int) -> dict[str, Any]:
