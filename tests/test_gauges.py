@@ -26,7 +26,7 @@ from cnn_jax.optim.optimizers import from_transformation, is_gradient_descent
 from cnn_jax.optim.parameter_groups import Rule
 from cnn_jax.report import gauges as pictures
 from cnn_jax.storage import run_folder as files
-from cnn_jax.training.experiment import make_experiment
+from cnn_jax.training.experiment import Given, make_experiment
 from cnn_jax.training.gauges import largest_eigenvalue, make_gauges, power_step
 from cnn_jax.training.gauging import GaugeReader
 from cnn_jax.training.run import train
@@ -51,7 +51,7 @@ def drawn(model: nn.Module, tx=None, frozen=(), **options):
     return make_gauges(model, classification(CLASSES), optimizer, dict, **options), state
 
 
-def sharpness(gauges, state, tolerance: float = 1e-4) -> float:
+def sharpness(gauges, state, tolerance: float = 1e-3) -> float:
     step = jax.jit(gauges.power_step)
     value, residual = largest_eigenvalue(
         lambda vector, shift: step(state, vector, shift, BATCH), gauges.direction(state), tolerance=tolerance, most=2000
@@ -290,15 +290,18 @@ def test_each_of_the_compared_networks_has_the_gauges_of_a_run_of_its_own():
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_several_devices_measure_the_same_as_one(kind):
-    model = {"model": "resnet20", "model_args": ("width=2",), "dataset": "synthetic:8x8x3:3:64"}
-    _, (one,) = read(RUN.override(devices=1, **model))
-    _, (several,) = read(RUN.override(devices=4, parallel=kind, **model))
-    assert several == {name: pytest.approx(value, rel=0.02, abs=1e-5) for name, value in one.items()}
+    net = ResNet(num_classes=10, blocks=(1,), width=4, axis_name="data" if kind == "pmap" else None)
+    config = RUN.override(dataset="synthetic:8x8x3:10:64", batch_size=16)
+    _, (one,) = read(config.override(devices=1), net.clone(axis_name=None))
+    _, (several,) = read(config.override(devices=4, parallel=kind), net)
+    error = one.pop("sharpness_error"), several.pop("sharpness_error")
+    assert max(error) <= 0.03
+    assert several == {name: pytest.approx(value, rel=0.01, abs=1e-6) for name, value in one.items()}
 
 
-def read(config: Config):
+def read(config: Config, model: nn.Module | None = None):
     """The gauges of a run's initial state."""
-    experiment = make_experiment(config.override(workdir="unused"))
+    experiment = make_experiment(config.override(workdir="unused"), Given(model=model))
     return GaugeReader(experiment)(experiment.parallel.place(experiment.state))
 
 

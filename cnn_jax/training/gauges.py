@@ -194,11 +194,13 @@ def largest_eigenvalue(
 def _iterate(
     step: Callable[..., Any], vector: Tree, shift: np.ndarray, tolerance: float, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns eigenvalues, residuals, and whether each has settled."""
-    value = residual = settled = np.zeros(shift.shape)
+    """Returns eigenvalues and residuals, each from when it had settled, and whether it has."""
+    value = residual = np.zeros(shift.shape)
+    settled = np.zeros(shift.shape, bool)
     for _ in range(most):
         vector, *found = step(vector, shift)
-        value, residual = (np.asarray(one, np.float64) for one in found)
+        new, new_residual = (np.asarray(one, np.float64) for one in found)
+        value, residual = np.where(settled, value, new), np.where(settled, residual, new_residual)
         settled = ~(residual > tolerance * np.abs(value))  # so that NaN ends it
         if settled.all():
             break
