@@ -16,7 +16,6 @@ import optax
 import pytest
 from parts import classification
 
-import cnn_jax
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped
 from cnn_jax.inspect.rectifiers import active_units
@@ -282,7 +281,7 @@ def test_a_resumed_run_has_the_same_rows(finished, tmp_path):
 def test_each_of_the_compared_networks_has_the_gauges_of_a_run_of_its_own():
     changes = {"member_learning_rates": (0.1, 0.5)}
     step, rows = read(RUN.override(**changes))
-    assert step == 0 and [row["stability_limit"] for row in rows] == [20.0, 4.0]
+    assert step == 0 and [row["stability_limit"] for row in rows] == pytest.approx([20, 4])
     for row, rate in zip(rows, changes["member_learning_rates"]):
         _, (alone,) = read(RUN.override(learning_rate=rate))
         assert row == {name: pytest.approx(value, rel=1e-3) for name, value in alone.items()}
@@ -323,20 +322,11 @@ def first_batch(experiment):
     return data.gather(data.arrays, next(data.train_items()))
 
 
-def test_another_task_and_streamed_data_have_gauges(tmp_path):
-    run = cnn_jax.fit(
-        "conv_autoencoder",
-        "synthetic:8x8x1:2:32",
-        task="reconstruction",
-        steps=1,
-        batch_size=8,
-        pipeline="stream",
-        gauges=True,
-        workdir=tmp_path / "run",
-    )
-    start, end = gauged(run.folder)
-    assert start["sharpness"] > 0 and any(name.startswith("dead_units/") for name in start)
-    assert start["gradient_norm/" + next(iter(run.variables["params"]))] > 0
+def test_another_task_and_streamed_data_have_gauges():
+    config = RUN.override(task="reconstruction", model="conv_autoencoder", pipeline="stream", batch_size=8)
+    step, (row,) = read(config.override(model_args=(), optimizer="adam"))
+    assert step == 0 and row["sharpness"] > 0 and "stability_limit" not in row
+    assert any(name.startswith("dead_units/") for name in row)
 
 
 def rows_of(layers: int, points: int = 5) -> list[dict]:
