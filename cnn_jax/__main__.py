@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cnn_jax.commands.parser import guard, version
 from cnn_jax.errors import UserError, nearest
 
-# verb → one line for the help. The module cnn_jax.commands.VERB has main(argv).
+# verb → one line for the help. The module cnn_jax.commands.VERB, with _ for -, has main(argv).
 VERBS = {
     "evaluate": "evaluate finished runs on a split of their data, or on another data set",
     "predict": "classify (or reconstruct) your own images with a finished run",
@@ -20,6 +20,7 @@ VERBS = {
     "models": "list the networks, or print the layers of one",
     "data": "prepare, list, show and export data sets",
     "weights": "list public weights, or export a run's weights for PyTorch",
+    "optimizer-paths": "draw the paths of optimizers on 2-D surfaces",
     "results": "collect finished runs into tables",
 }
 
@@ -57,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
         close = " or ".join(nearest(verb, VERBS))
         hint = f"perhaps you meant {close}" if close else f"use one of {', '.join(VERBS)}"
         raise UserError(f"unknown verb {verb}; {hint} (see python -m cnn_jax --help)")
-    importlib.import_module(f"cnn_jax.commands.{verb}").main(argv[1:])
+    importlib.import_module(f"cnn_jax.commands.{verb.replace('-', '_')}").main(argv[1:])
 
 
 def main() -> None:

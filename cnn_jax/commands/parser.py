@@ -76,6 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any):
         super().__init__(**{"prog": _program(), **settings})
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # also -1,2 is a value, not an option
 
     def error(self, message: str) -> NoReturn:
         """Raises the message as a UserError, with a pointer to `--help`."""
