@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,11 +112,11 @@ def race(
     start: tuple[float, float] | None = None,
     steps: int = STEPS,
 ) -> Race:
-    """Runs optimizers from one start, each at the rate of `RATES` with the lowest mean of f over the last tenth of steps.
+    """Runs optimizers from one start, each at the rate of `RATES` that leaves it lowest.
 
-    The steps are those shown, so that no optimizer is tuned for a shorter run than it is shown in. A mean, because one
-    that leaps about may be low at the very last step by luck. Means that differ by less than 1e-12 of f at the start
-    are equal; of equal rates, the lowest is chosen.
+    That is the rate with the lowest mean of f over the last tenth of the steps: those shown, so that no optimizer is
+    tuned for a shorter run, and a mean, because one that leaps about may be low at the very last step by luck. Means
+    that differ by less than 1e-12 of f at the start are equal; of equal rates, the lowest is chosen.
 
     Args:
         surface: a key of `SURFACES`, or your own.
@@ -142,13 +143,8 @@ def race(
     configs = [_config(optimizer) for optimizer in optimizers]
     names = [config.optimizer for config in configs]
     if strangers := sorted(set(learning_rates) - set(names)):
-        raise UserError(
-            f"`learning_rate` is set for {strangers[0]}, which does not take part: add it to `optimizers`"
-        )
-    rated = [
-        replace(config, learning_rate=learning_rates[config.optimizer]) if config.optimizer in learning_rates else config
-        for config in configs
-    ]
+        raise UserError(f"`learning_rate` is set for {strangers[0]}, which does not take part: add it to `optimizers`")
+    rated = [replace(c, learning_rate=learning_rates.get(c.optimizer, c.learning_rate)) for c in configs]
     return Race(surface, start, steps, [_best(config, surface, start, steps) for config in rated])
 
 
@@ -176,7 +172,7 @@ def _points(
     optimizer = make_optimizer(config, total_steps=steps)
     gradient = jax.grad(surface.at)
 
-    def run(tx: optax.GradientTransformation, start: jax.Array) -> jax.Array:
+    def run(tx: optax.GradientTransformation, start: jax.Array) -> Any:
         def step(carry, _):
             w, state = carry
             update, state = tx.update(gradient(w), state, w)

@@ -78,7 +78,7 @@ def _two_minima(x: Any, y: Any) -> Any:
 
 
 # The roots of 4x(x² − 1) + 0.3: the lower minimum, and the one on the side of the start.
-_LOWER, _HIGHER = -1.0354787093277687, 0.9601489870889747
+_LOWER, _HIGHER = -1.0355787140888537, 0.9601495555191055
 
 SURFACES: dict[str, Surface] = {
     surface.name: surface

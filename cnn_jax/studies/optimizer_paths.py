@@ -1,9 +1,9 @@
 """Pictures of optimizers on a surface: a still, and an animation.
 
-    from cnn_jax.optim.paths import race
-    from cnn_jax.studies.optimizer_paths import picture
+from cnn_jax.optim.paths import race
+from cnn_jax.studies.optimizer_paths import picture
 
-    picture(race("beale", optimizers=["momentum", "adam"]))
+picture(race("beale", optimizers=["momentum", "adam"]))
 """
 
 import io
@@ -15,7 +15,7 @@ import numpy as np
 
 from cnn_jax.optim.paths import RULE, Path, Race
 from cnn_jax.optim.surfaces import Surface
-from cnn_jax.report.figures import GRID, INK, QUIET, new_axes, shorten, style
+from cnn_jax.report.figures import INK, QUIET, new_axes, shorten, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
