@@ -109,13 +109,13 @@ def test_three_steps_follow_the_paper(paper: Callable):
 
 
 def random_problem() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares ½|Aw − b|², and a start: A (8, 5), b (8,), w (5,)."""
+    """Least squares ½|Aw − b|², and a start: A (8, 2), b (8,), w (2,)."""
     draw = np.random.default_rng(17)
-    return draw.normal(size=(8, 5)), draw.normal(size=8), draw.normal(size=5)
+    return draw.normal(size=(8, 2)), draw.normal(size=8), draw.normal(size=2)
 
 
 def points_of_the_paper(paper: Callable, steps: int) -> np.ndarray:
-    """Where a paper's rule goes on the random problem, in NumPy: (steps + 1, 5)."""
+    """Where a paper's rule goes on the random problem, in NumPy: (steps + 1, 2)."""
     a, b, w = random_problem()
     points = [w]
 
@@ -129,7 +129,7 @@ def points_of_the_paper(paper: Callable, steps: int) -> np.ndarray:
 
 
 def points_of(name: str, steps: int) -> np.ndarray:
-    """Where the optimizer goes on the random problem, in float64: (steps + 1, 5)."""
+    """Where the optimizer goes on the random problem, in float64: (steps + 1, 2)."""
     a, b, w = random_problem()
     with jax.enable_x64(True):
         optimizer, points = optimizer_of(name, total_steps=steps), cast(list[Any], [jnp.asarray(w)])
@@ -164,7 +164,7 @@ def test_momentum_is_polyaks_heavy_ball():
 def test_nesterov_stores_the_points_at_which_gradients_are_taken():
     """v⁺ = μv − η∇f(θ + μv) and θ⁺ = θ + v⁺, Sutskever et al. 2013, eq. 3 and 4; ours is θ + μv."""
     a, b, theta = random_problem()
-    v = np.zeros(5)
+    v = np.zeros(2)
     points = [theta]
     for _ in range(30):
         v = 0.9 * v - 0.01 * a.T @ (a @ (theta + 0.9 * v) - b)
