@@ -65,16 +65,27 @@ def animation(race: Race) -> bytes:
 
 
 def _indexed(image_HxWx3: np.ndarray) -> "Image":
-    """Rounds to a palette of our colours mixed with white; one chosen from an image would lose the thin lines' hues."""
+    """Rounds to a palette of our colours mixed with white; one chosen from an image would lose the thin lines' hues.
+
+    Each colour becomes the nearest of the palette. Pillow's own rounding is coarser, and tints white.
+    """
     from matplotlib.colors import to_rgb
     from PIL import Image
 
     mixed = [np.linspace(to_rgb(colour), (1, 1, 1), 16, endpoint=False) for colour in (*HUES, INK, QUIET)]
-    # Nothing but white is near white: Pillow looks colours up only roughly.
-    greys = np.repeat([*np.linspace(0.75, 0.96, 20), 1.0], 3).reshape(-1, 3)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette((255 * np.concatenate([*mixed, greys])).round().astype(np.uint8).tobytes())
-    return Image.fromarray(image_HxWx3).quantize(palette=palette, dither=Image.Dither.NONE)
+    greys = np.repeat(np.linspace(0.75, 1, 40), 3).reshape(-1, 3)
+    palette_Px3 = (255 * np.concatenate([*mixed, greys])).round()
+    packed = image_HxWx3 @ np.array([1 << 16, 1 << 8, 1])
+    found = np.unique(packed)
+    colours_Nx3 = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1)
+    distances = (palette_Px3**2).sum(
+        axis=1
+    ) - 2 * colours_Nx3 @ palette_Px3.T  # squared, but for a constant of each row
+    nearest = np.empty(1 << 24, np.uint8)
+    nearest[found] = distances.argmin(axis=1)
+    image = Image.fromarray(nearest[packed], "P")
+    image.putpalette(palette_Px3.astype(np.uint8).tobytes())
+    return image
 
 
 class _Scene:
@@ -196,7 +207,7 @@ def _draw_table(axes: Any, race: Race, heights: Sequence[float]) -> None:
     axes.axis("off")
     rows = len(race.paths)
     axes.set_xlim(0, 1)
-    axes.set_ylim(rows - 0.4, -1.4)
+    axes.set_ylim(max(rows, 9) - 0.4, -1.4)
     size = min(8.5, 8.5 * 11 / max(rows, 1))
     for x, text, side in ((0.1, "optimizer", "left"), (0.59, "rate", "right"), (0.76, "last f", "right")):
         axes.text(x, -1, text, fontsize=size, color=QUIET, ha=side, va="center")
