@@ -255,7 +255,16 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
     assert shown.returncode == 0, shown.stderr
     for verb, line in VERBS.items():
         assert re.search(rf"^ +{verb} +{re.escape(line)}$", shown.stdout, re.MULTILINE)
-    assert list(VERBS) == ["evaluate", "predict", "committee", "models", "data", "weights", "optimizer-paths", "results"]
+    assert list(VERBS) == [
+        "evaluate",
+        "predict",
+        "committee",
+        "models",
+        "data",
+        "weights",
+        "optimizer-paths",
+        "results",
+    ]
 
 
 DATA = ("prepare", "list", "show", "export")

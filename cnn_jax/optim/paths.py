@@ -194,8 +194,12 @@ def _points(
 
 @contextmanager
 def _double() -> Iterator[None]:
-    """Float64 on the CPU, in this thread only."""
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    """Float64 on the CPU, in this thread only; on the default device if JAX_PLATFORMS leaves the CPU out."""
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        cpu = None
+    with jax.enable_x64(True), jax.default_device(cpu):
         yield
 
 
