@@ -211,7 +211,7 @@ def test_the_animation_grows_to_the_still(steps: int, frames: int):
 
 
 def test_the_command_writes_pictures_and_the_rates(tmp_path, capsys):
-    common = ["optimizer-paths", "--surfaces", "bowl", "saddle", "--optimizers", "sgd", "adam", "--steps", "20"]
+    common = ["optimizer-paths", "--surfaces", "bowl", "saddle", "--optimizers", "sgd", "adam", "--steps", "4"]
     run([*common, "--start", "-1,0.5", "--learning-rate", "adam=0.25", "--output", str(tmp_path / "out")])
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"bowl.png", "bowl.gif", "saddle.png", "saddle.gif", "rates.csv"}
@@ -227,7 +227,7 @@ def test_the_command_writes_pictures_and_the_rates(tmp_path, capsys):
     assert config.learning_rate == 0.25
     np.testing.assert_allclose([float(row["x"]), float(row["y"])], expected, rtol=1e-12)
     told = capsys.readouterr().out
-    assert "saddle: f = ½x² − ½y² + ¼y⁴, start (-1, 0.5), 20 steps" in told and "rate     0.25" in told
+    assert "saddle: f = ½x² − ½y² + ¼y⁴, start (-1, 0.5), 4 steps" in told and "rate     0.25" in told
     run([*common[:2], "bowl", *common[4:], "--no-animation", "--output", str(tmp_path / "stills")])
     assert {file.name for file in (tmp_path / "stills").iterdir()} == {"bowl.png", "rates.csv"}
 
