@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             write_output("--output", str(folder / f"{surface.name}.gif"), animation(races[-1]))
     write_output("--output", str(folder / RATES_FILE), _table(races))
     kinds = "stills and animations" if arguments.animation else "stills"
-    print(f"wrote {kinds} of {len(races)} surfaces, and {RATES_FILE}, to {folder}")
+    print(f"wrote {kinds} of {', '.join(each.surface.name for each in races)}, and {RATES_FILE}, to {folder}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
