@@ -1,7 +1,7 @@
 """The report's HTML: a page, and its sections, tables and embedded pictures."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -34,11 +34,14 @@ figure img { display: block; width: var(--width); max-width: 100%; height: auto;
 .scroll { overflow: auto; padding: 0; } .scroll:not(:has(.words)) { max-height: 30rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .32rem .8rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .words td { text-align: left; overflow-wrap: break-word; }
+th:first-child, td:first-child, th.text, td.text, .words td { text-align: left; overflow-wrap: break-word; }
 .words td:first-child { width: 11rem; color: var(--quiet); } .words td { overflow-wrap: anywhere; }
 @media (max-width: 600px) { table { font-size: .82rem; } th, td { padding: .32rem .45rem; }
   .words td:first-child { width: 35%; } }
 tr:last-child td { border-bottom: 0; } thead th { position: sticky; top: 0; background: var(--card); }
+ul { margin: 0; padding-left: 1.1rem; } li { margin: .15rem 0; }
+summary { cursor: pointer; font-weight: 600; font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+.lead { font-size: 1.15rem; font-weight: 600; max-width: 60rem; }
 pre { overflow-x: auto; margin: 0; font-size: .85rem; }
 """
 
@@ -95,14 +98,45 @@ def gallery(images: Sequence[tuple[Picture, Sequence[str]]]) -> str:
     return f'<div class="images">{"".join(cells)}</div>' if cells else ""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> str:
-    """Returns a table, which scrolls if it is long; columns after the first hold numbers, or text with `words`."""
+def lead(sentence: str) -> str:
+    """Returns the sentence that says what the page shows."""
+    return f'<p class="lead">{escape(sentence)}</p>'
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """Returns a card with a list of sentences."""
+    lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<div class="card"><ul>{lines}</ul></div>' if lines else ""
+
+
+def fold(title: str, *parts: str) -> str:
+    """Returns the parts under a title that shows and hides them; hidden at first."""
+    return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>" if any(parts) else ""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False, left: Sequence[str] = ()) -> str:
+    """Returns a table, which scrolls if it is long; columns after the first hold numbers, or text with `words`.
+
+    Args:
+        head: the names of the columns; () for none.
+        rows: the cells.
+        words: whether all columns hold text.
+        left: the names of columns that hold text.
+    """
     if not rows:
         return ""
-    headings = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>" if head else ""
-    lines = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    text = {i for i, name in enumerate(head) if name in left}
+    headings = f"<thead>{_line('th', head, text)}</thead>" if head else ""
+    lines = "\n".join(_line("td", row, text) for row in rows)
     kind = ' class="words"' if words else ""
     return f'<div class="card scroll"><table{kind}>{headings}<tbody>\n{lines}\n</tbody></table></div>'
+
+
+def _line(tag: str, cells: Sequence[str], text: Collection[int]) -> str:
+    kinds = (' class="text"' if i in text else "" for i in range(len(cells)))
+    return (
+        f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for kind, cell in zip(kinds, cells, strict=True))}</tr>"
+    )
 
 
 def facts(record: Mapping[str, Any]) -> str:

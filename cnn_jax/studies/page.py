@@ -1,0 +1,207 @@
+"""The page of a comparison: `write_page` writes STUDY/study.html, which opens anywhere, its pictures and its table."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnn_jax.report import figures as report_figures
+from cnn_jax.report import fonts, html
+from cnn_jax.storage import durable
+from cnn_jax.studies import figures, sentences, tables
+from cnn_jax.studies.outcome import finished, shown
+from cnn_jax.studies.statistics import CONFIDENCE, MOST
+from cnn_jax.studies.study import Parameter, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE, TABLE, MARKDOWN, PLOTS = "study.html", "table.csv", "table.md", "plots"
+# The columns of a table can be sorted by a click on their name. Cells such as "1,234", "+0.1 [−0.2, 0.3]", "∞" and "–".
+SORT = """<script>
+for (const table of document.querySelectorAll("table:has(thead)")) {
+  const value = (row, i) => {
+    const text = row.cells[i].textContent.replace(/,(?=\\d{3})/g, "").replace(/−/g, "-").replace(/^< /, "");
+    return text.startsWith("∞") ? Infinity : text === "–" ? NaN : parseFloat(text);
+  };
+  for (const [i, head] of [...table.tHead.rows[0].cells].entries()) {
+    head.tabIndex = 0; head.style.cursor = "pointer"; head.title = "sort";
+    head.onkeydown = event => event.key === "Enter" && head.onclick();
+    head.onclick = () => {
+      const up = head.ariaSort !== "ascending";
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.ariaSort = up ? "ascending" : "descending";
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [x, y] = [value(a, i), value(b, i)];
+        if (isNaN(x) && isNaN(y)) return (up ? 1 : -1) * a.cells[i].textContent.localeCompare(b.cells[i].textContent);
+        if (isNaN(x) || isNaN(y)) return isNaN(x) ? 1 : -1;
+        return (up ? 1 : -1) * (x === y ? 0 : x < y ? -1 : 1);
+      });
+      table.tBodies[0].append(...rows);
+    };
+  }
+}
+</script>"""
+
+
+def write_page(study: Study) -> Path:
+    """Writes the page of a study, its pictures in plots/ and its table as table.csv and table.md; returns the page.
+
+    An unfinished study has a page, too, with what is known. table.csv has no times by the clock: a study that was
+    interrupted ends with the same file as one that was not.
+    """
+    drawn = draw(study)
+    (study.folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    for name, data in drawn.items():
+        durable.write(study.folder / PLOTS / f"{name}.png", data)
+    durable.write(study.folder / TABLE, tables.csv_text(study).encode())
+    durable.write(study.folder / MARKDOWN, tables.markdown(study).encode())
+    body = [
+        html.lead(sentences.headline(study)),
+        html.section("Beware", "What to keep in mind.", html.bullets(sentences.warnings(study))),
+        _table(study),
+        *(_picture(study, name, drawn[name]) for name in PICTURES if name in drawn),
+        _trials(study),
+        _record(study),
+        SORT,
+    ]
+    facts = study.facts
+    on = f"{facts['model']} on {facts['dataset']}" if {"model", "dataset"} <= facts.keys() else study.folder.name
+    title = f"{len(study.candidates)} candidates compared: {on}"
+    subtitle = (
+        f"{study.points} search trials and {study.seeds} final runs each, of {_budget(study.budget)}; "
+        f"{facts.get('device', 'unknown device')}{'' if finished(study) else '; unfinished'}"
+    )
+    durable.write(study.folder / PAGE, html.page(title, subtitle, body).encode())
+    return study.folder / PAGE
+
+
+def draw(study: Study) -> dict[str, bytes]:
+    """Returns the pictures as PNG files by name, those that the study has trials for."""
+    with report_figures.style(fonts.drawable([candidate.label for candidate in study.candidates])):
+        drawn = {name: make(study) for name, (make, *_) in PICTURES.items()} | {"overview": figures.overview(study)}
+        return {name: report_figures.png(figure) for name, figure in drawn.items() if figure is not None}
+
+
+# name → function, title, how to read it
+PICTURES: dict[str, tuple[Callable[[Study], "Figure | None"], str, str]] = {
+    "steps": (
+        lambda study: figures.curves(study, "steps"),
+        "Training, by steps",
+        "Lines: the mean over the final runs, one per seed; bands: from the worst to the best of them. Before the final "
+        "runs, the best search trial of each candidate.",
+    ),
+    "seconds": (
+        lambda study: figures.curves(study, "seconds"),
+        "Training, by time",
+        "The same against seconds of training, without compilation and validation; a candidate with costlier steps moves "
+        "to the right.",
+    ),
+    "sensitivity": (
+        figures.sensitivity,
+        "Sensitivity to the learning rate",
+        "Points: search trials (× diverged). Line and band: median and quartiles of five neighbouring trials. A wide plateau "
+        "means that the rate needs little tuning; a peak at the end of the range, that the range is too narrow. Grey: the "
+        "other candidates.",
+    ),
+    "best_after": (
+        figures.best_after_trials,
+        "Cost of tuning",
+        "The best validation to expect of k search trials drawn at random from those made. A line that is flat early needs "
+        "few trials; lines that cross are won by another candidate when fewer trials can be afforded.",
+    ),
+    "time_to_target": (
+        figures.time_to_target,
+        "Time to the target",
+        "Points: the final runs; bars: their median. A run that never reached the target on validation is at ∞.",
+    ),
+    "profile": (
+        figures.performance_profile,
+        "Performance profile",
+        f"Each seed is a problem. ρ(τ) is the share of seeds on which a candidate reached the target in at most τ times the "
+        f"shortest time of all. The score B is the mean of ρ from τ = 1 to {MOST:g}: 1 is the fastest on every seed, 0 never "
+        f"within {MOST:g} times the fastest.",
+    ),
+    "differences": (
+        figures.differences,
+        "Test set, paired by seed",
+        f"Points: differences with the same seed; diamond and bar: their mean and its {100 * CONFIDENCE:.0f} % bootstrap "
+        "interval. An interval that includes 0 shows no difference. The last line compares the best two by validation.",
+    ),
+}
+
+
+def _picture(study: Study, name: str, data: bytes) -> str:
+    _, title, said = PICTURES[name]
+    return html.section(title, said, html.figure((data, f"{title}. {said}"), report_figures.DPI / 100))
+
+
+def _table(study: Study) -> str:
+    rows = tables.table(study)
+    used = [column for column in rows[0] if any(row[column] != "–" for row in rows)]
+    said = (
+        "Best first, ranked by validation; the test set chooses nothing. ± is the 95 % confidence interval of the mean over "
+        f"seeds (Student). A difference is the mean over seeds with a bootstrap interval{_points(study)}, p from a paired "
+        "t-test, adjusted for the number of candidates (Holm); with five seeds bootstrap intervals are narrow (84 % instead of "
+        "95 %), so a difference counts as shown if p is below 0.05, too. Times are medians over seeds."
+    )
+    body = html.table(used, [[row[column] for column in used] for row in rows], left=("its settings",))
+    return html.section("Results", said, body)
+
+
+def _points(study: Study) -> str:
+    return ", in percentage points" if shown(study).percent else ""
+
+
+def _trials(study: Study) -> str:
+    head, rows = tables.trial_rows(study)
+    return html.fold(f"All {len(rows)} trials", html.table(head, rows, left=("phase", "")))
+
+
+def _record(study: Study) -> str:
+    settings = {
+        "budget of a trial": _budget(study.budget),
+        "search trials": study.points,
+        "final runs, each with its seed": study.seeds,
+        "selected by": f"validation {study.selection.metric}, {_direction(study)}",
+        "target": "–" if study.target is None else shown(study).text(study.target),
+    }
+    spaces = [
+        (
+            candidate.label,
+            ", ".join(f"{name} {value}" for name, value in candidate.fields.items()),
+            name,
+            _range(parameter),
+        )
+        for candidate in study.candidates
+        for name, parameter in (candidate.space or {"–": None}).items()
+    ]
+    head = ("candidate", "fields", "searched", "range")
+    return "\n".join(
+        [
+            html.section(
+                "Search spaces", "What each candidate is, and what was tuned.", html.table(head, spaces, words=True)
+            ),
+            html.section(
+                "Settings", "How the study was run.", html.columns(html.facts(settings), html.facts(study.facts))
+            ),
+        ]
+    )
+
+
+def _range(parameter: Parameter | None) -> str:
+    if parameter is None:
+        return "–"
+    low, high = parameter.low, parameter.high
+    if parameter.complement:
+        return f"{1 - high:.6g} to {1 - low:.6g}, uniform in {'log(1 − value)' if parameter.log else 'the value'}"
+    return f"{low:g} to {high:g}, uniform in {'log(value)' if parameter.log else 'the value'}"
+
+
+def _direction(study: Study) -> str:
+    return "higher is better" if study.selection.higher_is_better else "lower is better"
+
+
+def _budget(text: str) -> str:
+    """Such as "3 epochs" for "3epochs"."""
+    unit = text.lstrip("0123456789._")
+    return f"{text[: len(text) - len(unit)]} {unit.strip()}"
