@@ -21,7 +21,7 @@ VERBS = {
     "data": "prepare, list, show and export data sets",
     "weights": "list public weights, or export a run's weights for PyTorch",
     "optimizer-paths": "draw the paths of optimizers on 2-D surfaces",
-    "results": "collect finished runs into tables",
+    "results": "list, compare and plot runs; collect them into tables",
 }
 
 

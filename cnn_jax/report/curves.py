@@ -82,7 +82,7 @@ def _draw(
 def _draw_one(axes: "Axes", rows: Sequence[Row], name: str, metric: Metric) -> list[np.ndarray]:
     """Draws the curves of one network; returns their values."""
     train, validation = _evened(_series(rows, "train", name)), _series(rows, "validation", name)
-    values, smoothed = train.values * metric.scale, _smooth(train.values, train.steps) * metric.scale
+    values, smoothed = train.values * metric.scale, smooth(train.values, train.steps) * metric.scale
     axes.plot(train.epochs, values, color=BLUE, alpha=0.25, linewidth=0.9)
     axes.plot(train.epochs, smoothed, color=BLUE, label="train (smoothed)")
     axes.plot(
@@ -163,7 +163,7 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.average(values[there], weights=weights[there])) if weights[there].sum() > 0 else np.nan
 
 
-def _smooth(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def smooth(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Weighted mean over a window centred at each row, so that the line does not lag behind; NaN is left out."""
     reach = min(len(values) // SMOOTHING_WINDOWS, len(values) - 1) // 2
     window, finite = np.ones(2 * reach + 1), np.isfinite(values)

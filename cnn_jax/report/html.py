@@ -34,11 +34,12 @@ figure img { display: block; width: var(--width); max-width: 100%; height: auto;
 .scroll { overflow: auto; padding: 0; } .scroll:not(:has(.words)) { max-height: 30rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .32rem .8rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, th.text, td.text, .words td { text-align: left; overflow-wrap: break-word; }
+th:first-child, td:first-child, th.text, td.text, .words td, .words th { text-align: left; overflow-wrap: break-word; }
 .words td:first-child { width: 11rem; color: var(--quiet); } .words td { overflow-wrap: anywhere; }
 @media (max-width: 600px) { table { font-size: .82rem; } th, td { padding: .32rem .45rem; }
   .words td:first-child { width: 35%; } }
 tr:last-child td { border-bottom: 0; } thead th { position: sticky; top: 0; background: var(--card); }
+.numbers td { white-space: nowrap; }
 ul { margin: 0; padding-left: 1.1rem; } li { margin: .15rem 0; }
 summary { cursor: pointer; font-weight: 600; font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .lead { font-size: 1.15rem; font-weight: 600; max-width: 60rem; }
@@ -128,7 +129,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = Fals
     text = {i for i, name in enumerate(head) if name in left}
     headings = f"<thead>{_line('th', head, text)}</thead>" if head else ""
     lines = "\n".join(_line("td", row, text) for row in rows)
-    kind = ' class="words"' if words else ""
+    kind = ' class="words"' if words else ' class="numbers"' if left else ""
     return f'<div class="card scroll"><table{kind}>{headings}<tbody>\n{lines}\n</tbody></table></div>'
 
 

@@ -12,7 +12,7 @@ from cnn_jax.report.metric import Metric
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Any two differ by 20 or more in CIELAB, also to eyes without red or green cones; the line styles and markers differ, too.
+# Any two differ by 20 or more in CIELAB, also to eyes without red or green cones; so do line styles and markers.
 COLOURS = (BLUE, ORANGE, "#17805a", "#6b2fd6", "#7cb9e8", "#7a4a1e", INK, "#8fcfb5", "#3c1a78")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vPX<>*"

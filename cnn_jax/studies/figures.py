@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnn_jax.report import lines
-from cnn_jax.report.figures import GRID, INK, QUIET, new_axes, shorten
+from cnn_jax.report.figures import GRID, INK, QUIET, new_axes, shorten, style
 from cnn_jax.report.metric import Metric
 from cnn_jax.studies import statistics
 from cnn_jax.studies.outcome import (
@@ -115,7 +115,12 @@ def differences(study: Study) -> "Figure | None":
 
 
 def overview(study: Study) -> "Figure":
-    """Draws the pictures side by side in rows of three, those of the final runs once there are some."""
+    """Draws the pictures side by side in rows of three, those of the final runs once there are some; in their style."""
+    with style(_labels(study)):
+        return _overview(study)
+
+
+def _overview(study: Study) -> "Figure":
     after = any(trial.phase == "final" for trial in study.trials)
     figure, grid = new_axes(12.4, 6.8 if after else 3.5, nrows=2 if after else 1, ncols=3)
     axes = list(grid.flat)
@@ -219,7 +224,7 @@ def _sensitivity(axes: "Axes", study: Study) -> None:
 def _rate_line(
     axes: "Axes", study: Study, label: str, rated: Sequence[tuple[float, float]], alone: bool | None
 ) -> None:
-    """Draws points, median line and band of a candidate; only the line if `alone` is None, a grey one if it is False."""
+    """Draws points, line and band of a candidate; only the line if `alone` is None, a grey one if it is False."""
     rates, values = np.array(rated).T
     index, bottom = _labels(study).index(label), axes.get_ylim()[0 if study.selection.higher_is_better else 1]
     quartiles = sign(study) * statistics.running_quartiles(sign(study) * values)
@@ -283,10 +288,10 @@ def _times(axes: "Axes", study: Study, of: str) -> None:
     longest = max(known, default=1.0)
     missed = longest * 1.12
     for index, found in enumerate(final.values()):
-        style: dict[str, Any] = {"color": lines.colour(index), "linestyle": "none", "clip_on": False}
+        mark: dict[str, Any] = {"color": lines.colour(index), "linestyle": "none", "clip_on": False}
         at = np.minimum(found, missed)
         spread = index + 0.32 * (np.arange(len(at)) - (len(at) - 1) / 2) / max(1, len(at) - 1)
-        axes.plot(at, spread, marker=lines.style(index, 1)["marker"], markersize=4, alpha=0.75, **style)
+        axes.plot(at, spread, marker=lines.style(index, 1)["marker"], markersize=4, alpha=0.75, **mark)
         if found:
             axes.plot(
                 min(statistics.median_time(found), missed),

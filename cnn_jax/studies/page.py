@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnn_jax.report import figures as report_figures
-from cnn_jax.report import fonts, html
+from cnn_jax.report import html
 from cnn_jax.storage import durable
 from cnn_jax.studies import figures, sentences, tables
 from cnn_jax.studies.outcome import finished, shown
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE, TABLE, MARKDOWN, PLOTS = "study.html", "table.csv", "table.md", "plots"
+SPEED = ("candidate", "steps to target", "seconds to target", "ms per step", "B (steps)", "B (seconds)", "diverged")
 # The columns of a table can be sorted by a click on their name. Cells such as "1,234", "+0.1 [−0.2, 0.3]", "∞" and "–".
 SORT = """<script>
 for (const table of document.querySelectorAll("table:has(thead)")) {
@@ -57,8 +58,8 @@ def write_page(study: Study) -> Path:
     durable.write(study.folder / MARKDOWN, tables.markdown(study).encode())
     body = [
         html.lead(sentences.headline(study)),
-        html.section("Beware", "What to keep in mind.", html.bullets(sentences.warnings(study))),
-        _table(study),
+        html.section("Warnings", "What to keep in mind.", html.bullets(sentences.warnings(study))),
+        _tables(study),
         *(_picture(study, name, drawn[name]) for name in PICTURES if name in drawn),
         _trials(study),
         _record(study),
@@ -77,7 +78,7 @@ def write_page(study: Study) -> Path:
 
 def draw(study: Study) -> dict[str, bytes]:
     """Returns the pictures as PNG files by name, those that the study has trials for."""
-    with report_figures.style(fonts.drawable([candidate.label for candidate in study.candidates])):
+    with report_figures.style([candidate.label for candidate in study.candidates]):
         drawn = {name: make(study) for name, (make, *_) in PICTURES.items()} | {"overview": figures.overview(study)}
         return {name: report_figures.png(figure) for name, figure in drawn.items() if figure is not None}
 
@@ -87,27 +88,26 @@ PICTURES: dict[str, tuple[Callable[[Study], "Figure | None"], str, str]] = {
     "steps": (
         lambda study: figures.curves(study, "steps"),
         "Training, by steps",
-        "Lines: the mean over the final runs, one per seed; bands: from the worst to the best of them. Before the final "
-        "runs, the best search trial of each candidate.",
+        "Lines: the mean over the final runs, one per seed; bands: from the worst to the best. Before the final runs: "
+        "the best search trial of each candidate.",
     ),
     "seconds": (
         lambda study: figures.curves(study, "seconds"),
         "Training, by time",
-        "The same against seconds of training, without compilation and validation; a candidate with costlier steps moves "
-        "to the right.",
+        "The same against seconds of training, without compilation and validation: costlier steps stretch a line to "
+        "the right.",
     ),
     "sensitivity": (
         figures.sensitivity,
         "Sensitivity to the learning rate",
-        "Points: search trials (× diverged). Line and band: median and quartiles of five neighbouring trials. A wide plateau "
-        "means that the rate needs little tuning; a peak at the end of the range, that the range is too narrow. Grey: the "
-        "other candidates.",
+        "Points: search trials (× diverged). Line and band: median and quartiles of five neighbours. A wide plateau "
+        "needs little tuning; a peak at the end of the range means that the range is too narrow. Grey: the others.",
     ),
     "best_after": (
         figures.best_after_trials,
         "Cost of tuning",
-        "The best validation to expect of k search trials drawn at random from those made. A line that is flat early needs "
-        "few trials; lines that cross are won by another candidate when fewer trials can be afforded.",
+        "The best validation to expect of k search trials drawn at random from those made. A line that is flat early "
+        "needs few trials; where lines cross, fewer trials make another candidate the best.",
     ),
     "time_to_target": (
         figures.time_to_target,
@@ -117,15 +117,15 @@ PICTURES: dict[str, tuple[Callable[[Study], "Figure | None"], str, str]] = {
     "profile": (
         figures.performance_profile,
         "Performance profile",
-        f"Each seed is a problem. ρ(τ) is the share of seeds on which a candidate reached the target in at most τ times the "
-        f"shortest time of all. The score B is the mean of ρ from τ = 1 to {MOST:g}: 1 is the fastest on every seed, 0 never "
-        f"within {MOST:g} times the fastest.",
+        "Each seed is a problem. ρ(τ) is the share of seeds on which a candidate reached the target in at most τ times "
+        f"the shortest time of all. The score B is the mean of ρ from τ = 1 to {MOST:g}: 1 is the fastest on every "
+        f"seed, 0 never within {MOST:g} times the fastest.",
     ),
     "differences": (
         figures.differences,
         "Test set, paired by seed",
-        f"Points: differences with the same seed; diamond and bar: their mean and its {100 * CONFIDENCE:.0f} % bootstrap "
-        "interval. An interval that includes 0 shows no difference. The last line compares the best two by validation.",
+        f"Points: differences with the same seed; diamond and bar: their mean and its {100 * CONFIDENCE:.0f} % "
+        "bootstrap interval. An interval that includes 0 shows no difference. Last: the best two by validation.",
     ),
 }
 
@@ -135,21 +135,34 @@ def _picture(study: Study, name: str, data: bytes) -> str:
     return html.section(title, said, html.figure((data, f"{title}. {said}"), report_figures.DPI / 100))
 
 
-def _table(study: Study) -> str:
+def _tables(study: Study) -> str:
     rows = tables.table(study)
-    used = [column for column in rows[0] if any(row[column] != "–" for row in rows)]
-    said = (
-        "Best first, ranked by validation; the test set chooses nothing. ± is the 95 % confidence interval of the mean over "
-        f"seeds (Student). A difference is the mean over seeds with a bootstrap interval{_points(study)}, p from a paired "
-        "t-test, adjusted for the number of candidates (Holm); with five seeds bootstrap intervals are narrow (84 % instead of "
-        "95 %), so a difference counts as shown if p is below 0.05, too. Times are medians over seeds."
+    speed = [*SPEED, *(column for column in rows[0] if column.startswith("best of search")), "its settings"]
+    results = ["candidate", *(column for column in rows[0] if column not in speed)]
+    found = (
+        "Best first, ranked by validation; the test set chooses nothing. ± is the 95 % confidence interval of the mean "
+        f"over seeds (Student). A difference is the mean over seeds{_points(study)} with a bootstrap interval; p is "
+        "from a paired t-test, adjusted for the number of candidates (Holm). A bootstrap interval of five seeds is "
+        "narrow (it holds the truth in 84 % of cases, not 95 %), so a difference counts as shown only if p is below "
+        "0.05, too."
     )
-    body = html.table(used, [[row[column] for column in used] for row in rows], left=("its settings",))
-    return html.section("Results", said, body)
+    quick = "Medians over the final runs; ∞ if half of them missed the target. B: see the performance profile, below."
+    return html.section("Results", found, _part(rows, results)) + html.section(
+        "Speed and tuning", quick, _part(rows, speed)
+    )
+
+
+def _part(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> str:
+    used = [column for column in columns if column == "candidate" or any(row[column] != "–" for row in rows)]
+    return (
+        html.table(used, [[row[column] for column in used] for row in rows], left=used[:1] + ["its settings"])
+        if used[1:]
+        else ""
+    )
 
 
 def _points(study: Study) -> str:
-    return ", in percentage points" if shown(study).percent else ""
+    return " (percentage points)" if shown(study).percent else ""
 
 
 def _trials(study: Study) -> str:

@@ -40,12 +40,15 @@ def headline(study: Study) -> str:
     result = f"{best.candidate} has a test {name} of {metric.text(best.test.value)}"
     if len(ranked) == 1:
         return f"{result}; no other candidate has finished."
-    between, p_value = compare(study, best.candidate, ranked[1].candidate)
+    second = ranked[1].candidate
+    between, p_value = compare(study, best.candidate, second)
     by = _difference(study, between, p_value)
     if not is_shown(between, p_value):
-        return f"No difference is shown between {best.candidate} and {ranked[1].candidate}, the best two by validation: {by}."
+        return (
+            f"No difference is shown between {best.candidate} and {second}, the best two by validation: {by}. {result}."
+        )
     direction = "better" if sign(study) * between.value > 0 else "worse on the test set"
-    return f"{best.candidate} is best by validation, and {direction} than {ranked[1].candidate}, the second: {by}. {result}."
+    return f"{best.candidate} is best by validation, and {direction} than {second}, the second: {by}. {result}."
 
 
 def compare(study: Study, label: str, other: str) -> tuple[Interval, float]:
@@ -95,7 +98,7 @@ def _budgets(study: Study) -> Iterator[str]:
     if finished(study):
         tried = {label: len(trials(study, label, "search")) for label in labels}
         if len(set(tried.values())) > 1:
-            yield f"Candidates had different numbers of search trials: {_list(tried)}. More trials find better settings."
+            yield f"Numbers of search trials differ: {_list(tried)}. More trials find better settings."
     unit = study.budget.lstrip("0123456789. _")
     lengths: dict[str, float] = {}
     for label in labels:
@@ -138,8 +141,8 @@ def _edges(study: Study, found: Outcome) -> Iterator[str]:
         if not EDGE <= place <= 1 - EDGE:
             side = "lower" if place < EDGE else "upper"
             yield (
-                f"The best {name} of {found.candidate}, {tables.setting(found.best.settings[name])}, lies at the {side} "
-                f"end of its range, {low:g} to {high:g}: a better one may lie beyond. Widen it."
+                f"The best {name} of {found.candidate}, {tables.setting(found.best.settings[name])}, lies at the "
+                f"{side} end of its range, {low:g} to {high:g}: a better one may lie beyond. Widen it."
             )
 
 
