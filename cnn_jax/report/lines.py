@@ -59,13 +59,12 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, int]], size: float
     """
     if not ends:
         return
-    figure: Any = axes.figure
-    figure.draw_without_rendering()  # for the height of the axes
     low, high = axes.get_ylim()
     values = [min(max(value, low), high) if math.isfinite(value) else low for value, _, _ in ends]
     to_place = axes.transData + axes.transAxes.inverted()
     places = np.array([to_place.transform((axes.get_xlim()[0], value))[1] for value in values])
-    gap = 1.25 * size * figure.dpi / 72 / axes.bbox.height
+    height = axes.get_position().height * axes.figure.get_figheight()  # nearly that of the final layout
+    gap = 1.25 * size / 72 / height
     spread_places = _spread(places, gap)
     spread_places -= max(0.0, spread_places.max() - 1) + min(0.0, spread_places.min())
     for (_, text, index), place, spread in zip(ends, places, spread_places, strict=True):

@@ -237,10 +237,9 @@ def _rate_line(
         ink, marker = lines.colour(index), lines.style(index, 1)["marker"]
         axes.fill_between(rates, low, high, color=ink, **BAND)
         axes.plot(rates, values, linestyle="none", marker=marker, markersize=4, color=ink)
-        lost = rates[np.isnan(values)]
-        axes.plot(
-            lost, np.full(len(lost), bottom), linestyle="none", marker="x", markersize=5, color=INK, clip_on=False
-        )
+        if len(lost := rates[np.isnan(values)]):
+            cross = {"linestyle": "none", "marker": "x", "markersize": 5, "color": INK, "clip_on": False}
+            axes.plot(lost, np.full(len(lost), bottom), **cross)
 
 
 def _rate_axis(axes: "Axes", rates: Sequence[float]) -> None:
@@ -291,15 +290,15 @@ def _times(axes: "Axes", study: Study, of: str) -> None:
         mark: dict[str, Any] = {"color": lines.colour(index), "linestyle": "none", "clip_on": False}
         at = np.minimum(found, missed)
         spread = index + 0.32 * (np.arange(len(at)) - (len(at) - 1) / 2) / max(1, len(at) - 1)
-        axes.plot(at, spread, marker=lines.style(index, 1)["marker"], markersize=4, alpha=0.75, **mark)
-        if found:
+        if found:  # matplotlib places a line without points in the corner of the figure
+            axes.plot(at, spread, marker=lines.style(index, 1)["marker"], markersize=4, alpha=0.75, **mark)
             axes.plot(
                 min(statistics.median_time(found), missed),
                 index,
                 marker="|",
                 markersize=15,
                 markeredgewidth=2.2,
-                **style,
+                **mark,
             )
     axes.set_xlim(0, missed * 1.04)
     ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= longest * 1.02]

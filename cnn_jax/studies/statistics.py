@@ -132,9 +132,9 @@ def time_ratios(times_CxP: np.ndarray) -> np.ndarray:
     A time is infinite where the target was missed; a ratio is infinite there, also if every candidate missed it.
     """
     fastest_P = times_CxP.min(axis=0)
-    at_once = times_CxP == fastest_P  # also if the shortest time is 0
-    ratios = np.divide(times_CxP, fastest_P, out=np.full(times_CxP.shape, math.inf), where=fastest_P > 0)
-    return np.where(np.isinf(times_CxP), math.inf, np.where(at_once, 1.0, ratios))
+    reached = np.isfinite(times_CxP)
+    ratios = np.where(reached & (times_CxP == fastest_P), 1.0, math.inf)  # also if the shortest time is 0
+    return np.divide(times_CxP, fastest_P, out=ratios, where=reached & (fastest_P > 0))
 
 
 def profile(ratios_P: np.ndarray, tau: np.ndarray | float) -> np.ndarray:
