@@ -1,6 +1,7 @@
 """A study that nobody ran: nine optimizers, 16 trials and 5 seeds each, with curves made of formulas and noise."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def _settings(space: dict[str, Parameter], number: int, points: int) -> dict[str
     return found
 
 
-def _trial(label: str, phase: Any, number: int, seed: int, settings: dict[str, float]) -> Trial:
+def _trial(label: str, phase: Any, number: int, seed: int, settings: Mapping[str, Any]) -> Trial:
     best_rate, best_error, speed, step_seconds = OPTIMIZERS[label]
     noise = np.random.default_rng([number, seed, *label.encode()])
     off = math.log10(settings["learning_rate"] / best_rate)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def test_bootstrap_interval_of_little():
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.0, 4.0, 5.0], [-0.3, 0.1, 0.05], [0.2, 0.1]])
 def test_paired_p_value_is_the_t_tests(values):
-    assert statistics.paired_p_value(values) == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+    assert statistics.paired_p_value(values) == pytest.approx(stats.ttest_1samp(values, 0.0)[1])
 
 
 def test_paired_p_value_of_equal_differences():
@@ -137,7 +138,9 @@ def make_trial(candidate: str, phase: Any, number: int, value: float | None, **m
     )
 
 
-def finals(candidate: str, validation: list[float | None], test: list[float], steps: list[int | None]) -> list[Trial]:
+def finals(
+    candidate: str, validation: Sequence[float | None], test: Sequence[float], steps: Sequence[int | None]
+) -> list[Trial]:
     """Final trials with these validation and test accuracies and steps to the target, a tenth of a second each."""
     return [
         make_trial(
@@ -199,7 +202,7 @@ def test_outcomes_of_a_finished_study(study):
     assert best.seconds_per_step == pytest.approx(0.1)
     # differences .01 .012 .01 .008 .01: mean .01, standard deviation .00141
     assert best.difference.value == pytest.approx(0.01)
-    assert best.p_value == pytest.approx(stats.ttest_1samp([0.01, 0.012, 0.01, 0.008, 0.01], 0).pvalue)
+    assert best.p_value == pytest.approx(stats.ttest_1samp([0.01, 0.012, 0.01, 0.008, 0.01], 0)[1])
     assert math.isnan(baseline.p_value) and math.isnan(baseline.difference.value)
 
 

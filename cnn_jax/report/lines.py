@@ -70,7 +70,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, int]], size: float
     for (_, text, index), place, spread in zip(ends, places, spread_places, strict=True):
         inside = {"transform": axes.transAxes, "clip_on": False}
         axes.plot([1.0, 1.03], [place, spread], color=colour(index), linewidth=0.9, **inside)
-        axes.text(1.04, spread, shorten(text), color=ink(index), fontsize=size, va="center", **inside)
+        axes.text(1.04, spread, shorten(text, 30), color=ink(index), fontsize=size, va="center", **inside)
 
 
 def _spread(places: np.ndarray, gap: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from cnn_jax.config import TRANSIENT
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.report import curves, lines
-from cnn_jax.report.figures import new_axes
+from cnn_jax.report.figures import QUIET, new_axes
 from cnn_jax.report.metric import Metric
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.file_names import readable
@@ -98,7 +98,7 @@ def plot(runs: Sequence[str | Path], metric: str, shown: Metric) -> "Figure":
         UserError: a folder is not a run, has no metrics yet, or none with this name.
     """
     figure, axes = new_axes(6.4, 4.0)
-    ends, values = [], []
+    ends, values, both = [], [], False
     for index, (run, name) in enumerate(zip(runs, names(runs), strict=True)):
         rows = read_rows(run)
         choices = {key for row in rows for key in row} - _PLACES
@@ -106,6 +106,7 @@ def plot(runs: Sequence[str | Path], metric: str, shown: Metric) -> "Figure":
             raise unknown(f"metric of {run},", metric, choices)
         train, validation = (_series(rows, kind, metric, shown.scale) for kind in ("train", "validation"))
         only_train = not validation.size
+        both |= bool(train.size and validation.size)
         smooth = curves.smooth(train[1]) if train.size else train
         if train.size:
             thin = {} if only_train else {"linewidth": 0.8, "alpha": 0.5, "marker": None, "linestyle": "-"}
@@ -116,10 +117,12 @@ def plot(runs: Sequence[str | Path], metric: str, shown: Metric) -> "Figure":
         ends.append((float(last[-1]), name, index))
         values += [*(smooth if train.size else ()), *(() if only_train else validation[1])]
     lines.set_scale(axes, values, shown)
-    axes.set_xlim(left=0)
     axes.margins(x=0)
+    axes.set_xlim(left=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel(shown.axis)
+    if both:
+        axes.set_title("thick: validation; thin: training, smoothed", fontsize=8, color=QUIET, loc="right")
     lines.label_ends(axes, ends)
     return figure
 

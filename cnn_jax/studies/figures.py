@@ -4,35 +4,22 @@ They are drawn in `cnn_jax.report.figures.style`. A candidate has the same colou
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from cnn_jax.report import lines
-from cnn_jax.report.figures import GRID, INK, QUIET, new_axes, shorten, style
+from cnn_jax.report.figures import new_axes, shorten, style
 from cnn_jax.report.metric import Metric
-from cnn_jax.studies import statistics
+from cnn_jax.studies import panels
 from cnn_jax.studies.outcome import (
     best_after,
-    finished,
-    outcomes,
-    paired,
     ratios,
     shown,
-    sign,
-    times,
-    trials,
-    validation,
 )
-from cnn_jax.studies.study import Study, Trial
+from cnn_jax.studies.study import Study
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RATE = "learning_rate"
-BAND = {"alpha": 0.16, "linewidth": 0}
 ROW = 0.27  # inches for a line of a chart with one line a candidate
 
 
@@ -49,14 +36,14 @@ def curves(study: Study, against: str) -> "Figure | None":
         return None
     figure, grid = new_axes(9.4, 3.4, ncols=2)
     loss = study.metrics.get("loss")
-    _curves(grid[0], study, "train", "loss", loss or Metric("loss"), against)
-    _curves(grid[1], study, "validation", study.selection.metric, shown(study), against)
+    panels.training(grid[0], study, "train", "loss", loss or Metric("loss"), against)
+    panels.training(grid[1], study, "validation", study.selection.metric, shown(study), against)
     return figure
 
 
 def sensitivity(study: Study) -> "Figure | None":
     """Draws validation against the learning rate, a part for each candidate, above the median lines of the others."""
-    found = {label: rated for label in _labels(study) if (rated := _rated(study, label))}
+    found = {label: rated for label in panels.labels_of(study) if (rated := panels.rated_trials(study, label))}
     if not found:
         return None
     across = min(3, len(found))
@@ -68,9 +55,9 @@ def sensitivity(study: Study) -> "Figure | None":
     for axes, label in zip(grid.flat, found, strict=False):
         lines.set_scale(axes, values, shown(study))
         for other in found:
-            _rate_line(axes, study, other, found[other], alone=other == label)
-        _rate_axis(axes, [rate for rated in found.values() for rate, _ in rated])
-        axes.set_title(shorten(label), color=lines.ink(_labels(study).index(label)), fontweight="bold", pad=4)
+            panels.rate_line(axes, study, other, found[other], alone=other == label)
+        panels.rate_axis(axes, [rate for rated in found.values() for rate, _ in rated])
+        axes.set_title(shorten(label), color=lines.ink(panels.labels_of(study).index(label)), fontweight="bold", pad=4)
     figure.supxlabel("learning rate", fontsize=9)
     figure.supylabel(f"validation {shown(study).axis}", fontsize=9)
     return figure
@@ -82,7 +69,7 @@ def time_to_target(study: Study) -> "Figure | None":
         return None
     figure, grid = new_axes(9.4, _height(study), ncols=2, sharey=True)
     for axes, of in zip(grid, ("steps", "seconds"), strict=True):
-        _times(axes, study, of)
+        panels.times_to_target(axes, study, of)
     return figure
 
 
@@ -91,7 +78,7 @@ def best_after_trials(study: Study) -> "Figure | None":
     if not best_after(study):
         return None
     figure, axes = new_axes(5.2, 3.4)
-    _best_after(axes, study)
+    panels.tuning(axes, study)
     return figure
 
 
@@ -101,22 +88,22 @@ def performance_profile(study: Study) -> "Figure | None":
         return None
     figure, grid = new_axes(9.4, 3.4, ncols=2)
     for axes, of in zip(grid, ("steps", "seconds"), strict=True):
-        _profile(axes, study, of)
+        panels.profile(axes, study, of)
     return figure
 
 
 def differences(study: Study) -> "Figure | None":
     """Draws each candidate's test metric minus the baseline's, seed by seed, and the second's minus the best's."""
-    if not _pairs(study):
+    if not panels.compared_pairs(study):
         return None
     figure, axes = new_axes(6.0, _height(study) + ROW)
-    _differences(axes, study)
+    panels.differences(axes, study)
     return figure
 
 
 def overview(study: Study) -> "Figure":
     """Draws the pictures side by side in rows of three, those of the final runs once there are some; in their style."""
-    with style(_labels(study)):
+    with style(panels.labels_of(study)):
         return _overview(study)
 
 
@@ -125,256 +112,18 @@ def _overview(study: Study) -> "Figure":
     figure, grid = new_axes(12.4, 6.8 if after else 3.5, nrows=2 if after else 1, ncols=3)
     axes = list(grid.flat)
     titles = ("Training", "Sensitivity to the learning rate", "Cost of tuning")
-    _curves(axes[0], study, "validation", study.selection.metric, shown(study), "steps")
-    _sensitivity(axes[1], study)
-    _best_after(axes[2], study)
+    panels.training(axes[0], study, "validation", study.selection.metric, shown(study), "steps")
+    panels.sensitivity(axes[1], study)
+    panels.tuning(axes[2], study)
     if after:
         titles += ("Time to the target", "Test, paired by seed", "Performance profile over seeds")
-        _times(axes[3], study, "steps")
-        _differences(axes[4], study)
-        _profile(axes[5], study, "steps")
+        panels.times_to_target(axes[3], study, "steps")
+        panels.differences(axes[4], study)
+        panels.profile(axes[5], study, "steps")
     for each, title in zip(axes, titles, strict=True):
         each.set_title(title, fontsize=10, fontweight="bold", loc="left")
     return figure
 
 
-def _labels(study: Study) -> list[str]:
-    return [candidate.label for candidate in study.candidates]
-
-
 def _height(study: Study) -> float:
     return max(1.8, ROW * len(study.candidates) + 0.9)
-
-
-def _empty(axes: "Axes", text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _curves(axes: "Axes", study: Study, kind: str, name: str, metric: Metric, against: str) -> None:
-    ends, values = [], []
-    for index, label in enumerate(_labels(study)):
-        found = _averaged(study, label, kind, name, against)
-        if found is None:
-            continue
-        x, low, mean, high = found[0], *(metric.scale * found[1:])
-        axes.fill_between(x, low, high, color=lines.colour(index), **BAND)
-        axes.plot(x, mean, **lines.style(index, len(x)))
-        ends.append((float(mean[-1]), label, index))
-        values += [*low, *high]
-    if not ends:
-        return _empty(axes, "no finished trial yet")
-    lines.set_scale(axes, values, metric)
-    axes.set_xlim(left=0)
-    axes.margins(x=0)
-    axes.set_xlabel({"steps": "steps", "seconds": "seconds of training"}[against])
-    axes.set_ylabel(f"{'training' if kind == 'train' else kind} {metric.axis}")
-    if kind == "validation" and name == study.selection.metric and study.target is not None:
-        lines.mark_target(axes, study.target * metric.scale, below=study.selection.higher_is_better)
-    lines.label_ends(axes, ends)
-
-
-def _averaged(study: Study, label: str, kind: str, name: str, against: str) -> np.ndarray | None:
-    """Returns time, lowest, mean and highest value over the final runs at each step that all of them have: (4, N)."""
-    runs = [trial for trial in trials(study, label, "final") if trial.status == "finished"] or _best(study, label)
-    series = [
-        {
-            row["step"]: (row["step"] if against == "steps" else row["seconds"], row[name])
-            for row in trial.rows
-            if row["kind"] == kind and name in row
-        }
-        for trial in runs
-    ]
-    steps = sorted(set.intersection(*map(set, series))) if series else []
-    if not steps:
-        return None
-    at_RxNx2 = np.array([[own[step] for step in steps] for own in series], np.float64)
-    values = at_RxNx2[..., 1]
-    return np.stack([at_RxNx2[..., 0].mean(axis=0), values.min(axis=0), values.mean(axis=0), values.max(axis=0)])
-
-
-def _best(study: Study, label: str) -> list[Trial]:
-    found = next(outcome.best for outcome in outcomes(study) if outcome.candidate == label)
-    return [] if found is None else [found]
-
-
-def _rated(study: Study, label: str) -> list[tuple[float, float]]:
-    """The search trials of a candidate as (rate, validation as plotted), by rate; NaN for those that diverged."""
-    found = [
-        (float(trial.settings[RATE]), validation(study, trial) * shown(study).scale)
-        for trial in trials(study, label, "search")
-        if RATE in trial.settings
-    ]
-    return sorted(found)
-
-
-def _sensitivity(axes: "Axes", study: Study) -> None:
-    found = {label: rated for label in _labels(study) if (rated := _rated(study, label))}
-    if not found:
-        return _empty(axes, "no learning rate was searched")
-    lines.set_scale(axes, [value for rated in found.values() for _, value in rated], shown(study))
-    for label, rated in found.items():
-        _rate_line(axes, study, label, rated, alone=None)
-    _rate_axis(axes, [rate for rated in found.values() for rate, _ in rated])
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel(f"validation {shown(study).axis}")
-
-
-def _rate_line(
-    axes: "Axes", study: Study, label: str, rated: Sequence[tuple[float, float]], alone: bool | None
-) -> None:
-    """Draws points, line and band of a candidate; only the line if `alone` is None, a grey one if it is False."""
-    rates, values = np.array(rated).T
-    index, bottom = _labels(study).index(label), axes.get_ylim()[0 if study.selection.higher_is_better else 1]
-    quartiles = sign(study) * statistics.running_quartiles(sign(study) * values)
-    low, middle, high = np.where(np.isfinite(quartiles), quartiles, bottom)
-    if alone is False:
-        axes.plot(rates, middle, color=GRID, linewidth=1.0, zorder=1)
-        return
-    axes.plot(rates, middle, **lines.style(index, len(rates)) | ({"linestyle": "-", "marker": None} if alone else {}))
-    if alone:
-        ink, marker = lines.colour(index), lines.style(index, 1)["marker"]
-        axes.fill_between(rates, low, high, color=ink, **BAND)
-        axes.plot(rates, values, linestyle="none", marker=marker, markersize=4, color=ink)
-        if len(lost := rates[np.isnan(values)]):
-            cross = {"linestyle": "none", "marker": "x", "markersize": 5, "color": INK, "clip_on": False}
-            axes.plot(lost, np.full(len(lost), bottom), **cross)
-
-
-def _rate_axis(axes: "Axes", rates: Sequence[float]) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.set_xlim(min(rates) / 1.5, max(rates) * 1.5)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_major_locator(LogLocator(numticks=6))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _best_after(axes: "Axes", study: Study) -> None:
-    found = {label: values * shown(study).scale for label, values in best_after(study).items()}
-    if not found:
-        return _empty(axes, "no finished trial yet")
-    ends = []
-    for label, values in found.items():
-        index = _labels(study).index(label)
-        axes.plot(np.arange(1, len(values) + 1), values, **lines.style(index, len(values)))
-        ends.append((float(values[-1]), label, index))
-    lines.set_scale(axes, np.concatenate(list(found.values())).tolist(), shown(study))
-    axes.set_xlim(1, max(2, *map(len, found.values())))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("search trials k")
-    axes.set_ylabel(f"best validation {shown(study).axis}")
-    lines.label_ends(axes, ends)
-
-
-def _rows(axes: "Axes", study: Study, more: Sequence[str] = ()) -> None:
-    """Makes a line for each candidate, the first at the top."""
-    labels = [*map(shorten, _labels(study)), *more]
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    for tick, index in zip(axes.get_yticklabels(), range(len(study.candidates)), strict=False):
-        tick.set_color(lines.ink(index))
-
-
-def _times(axes: "Axes", study: Study, of: str) -> None:
-    final = {label: times(study, trials(study, label, "final"), of) for label in _labels(study)}
-    known = [time for found in final.values() for time in found if math.isfinite(time)]
-    if study.target is None or not any(final.values()):
-        return _empty(axes, "no target" if study.target is None else "after the final runs")
-    longest = max(known, default=1.0)
-    missed = longest * 1.12
-    for index, found in enumerate(final.values()):
-        mark: dict[str, Any] = {"color": lines.colour(index), "linestyle": "none", "clip_on": False}
-        at = np.minimum(found, missed)
-        spread = index + 0.32 * (np.arange(len(at)) - (len(at) - 1) / 2) / max(1, len(at) - 1)
-        if found:  # matplotlib places a line without points in the corner of the figure
-            axes.plot(at, spread, marker=lines.style(index, 1)["marker"], markersize=4, alpha=0.75, **mark)
-            axes.plot(
-                min(statistics.median_time(found), missed),
-                index,
-                marker="|",
-                markersize=15,
-                markeredgewidth=2.2,
-                **mark,
-            )
-    axes.set_xlim(0, missed * 1.04)
-    ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= longest * 1.02]
-    axes.set_xticks([*ticks, missed], [*(f"{tick:,.4g}" if tick < 1e4 else f"{tick:,.0f}" for tick in ticks), "∞"])
-    axes.axvspan(missed * 0.965, missed * 1.04, color=GRID, alpha=0.6, linewidth=0)
-    metric = shown(study)
-    axes.set_xlabel(f"{of} to a validation {study.selection.metric.replace('_', ' ')} of {metric.text(study.target)}")
-    _rows(axes, study)
-
-
-def _profile(axes: "Axes", study: Study, of: str) -> None:
-    found = ratios(study, of)
-    if not found:
-        return _empty(axes, "no target" if study.target is None else "after the final runs")
-    for index, own in enumerate(found.values()):
-        tau = np.unique([1.0, *own[own <= statistics.MOST], statistics.MOST])
-        score = statistics.profile_score(own)
-        label = f"{score:.2f}  {shorten(list(found)[index])}"
-        axes.plot(
-            tau, statistics.profile(own, tau), drawstyle="steps-post", label=label, **lines.style(index, len(tau))
-        )
-    axes.set_xlim(1, statistics.MOST)
-    axes.set_ylim(-0.02, 1.03)
-    axes.set_xlabel(f"τ, times the {'fewest steps' if of == 'steps' else 'shortest time'}")
-    axes.set_ylabel("ρ(τ), share of seeds")
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: -float(labels[i].split()[0]))
-    legend = axes.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
-        title=f"score B ({of})",
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        fontsize=7.5,
-        title_fontsize=7.5,
-        handlelength=2.6,
-        borderpad=0,
-    )
-    legend.get_title().set_color(INK)
-
-
-def _pairs(study: Study) -> list[tuple[str, str, int]]:
-    """What is compared: candidate, the one it is compared with, and whose colour; the best two come last."""
-    labels = _labels(study)
-    pairs = [(label, labels[0], index) for index, label in enumerate(labels)]
-    ranked = [outcome.candidate for outcome in outcomes(study) if outcome.finals]
-    best = [(ranked[0], ranked[1], labels.index(ranked[0]))] if len(ranked) > 1 and finished(study) else []
-    return [*pairs, *best] if any(paired(study, label, labels[0]) for label in labels[1:]) else []
-
-
-def _differences(axes: "Axes", study: Study) -> None:
-    pairs, scale = _pairs(study), shown(study).scale
-    if not pairs:
-        return _empty(axes, "after the final runs")
-    for place, (label, other, index) in enumerate(pairs):
-        found = paired(study, label, other)
-        if not found or label == other:
-            continue
-        ink = lines.colour(index)
-        mean, low, high = (scale * value for value in statistics.bootstrap_interval(found))
-        axes.plot(
-            np.array(found) * scale,
-            [place] * len(found),
-            linestyle="none",
-            marker="o",
-            markersize=3.5,
-            alpha=0.35,
-            color=ink,
-        )
-        axes.plot([low, high], [place, place], color=ink, linewidth=2.2, solid_capstyle="butt")
-        axes.plot(mean, place, marker="D", markersize=5.5, color=ink)
-    axes.axvline(0, color=INK, linewidth=0.9)
-    more = [f"{shorten(pair[0], 12)} − {shorten(pair[1], 12)}" for pair in pairs[len(study.candidates) :]]
-    _rows(axes, study, more)
-    if more:
-        axes.axhline(len(study.candidates) - 0.5, color=QUIET, linewidth=0.7)
-    name, points = study.selection.metric.replace("_", " "), " (points)" if shown(study).percent else ""
-    said = f"test {name} minus {shorten(_labels(study)[0])}’s{points}"
-    axes.set_xlabel(f"{said}, better →" if study.selection.higher_is_better else f"← better, {said}")

@@ -103,7 +103,7 @@ def median_time(times: Sequence[float]) -> float:
     return float(np.median(times)) if len(times) else math.nan
 
 
-def best_of(values: Sequence[float]) -> np.ndarray:
+def best_of(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Returns the expected maximum of k values drawn without replacement from the N given, for k = 1, …, N: (N,).
 
     The i-th smallest is the largest of the drawn in C(i−1, k−1) of the C(N, k) draws, so this is a sum and no
