@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ from cnn_jax.runs.side_by_side import differing_fields, how_shown, names, plot, 
 from cnn_jax.storage import run_folder as files
 
 ACCURACY = Metric("accuracy", percent=True)
+
+
+def points_of(line: Any) -> np.ndarray:
+    """The points of a line of a plot, (N, 2)."""
+    return np.asarray(line.get_xydata())
 
 
 @pytest.fixture
@@ -106,12 +112,14 @@ def test_names_are_paths_where_the_last_part_is_not_enough(tmp_path):
 
 def test_plot_draws_validation_and_smoothed_training(runs, tmp_path):
     axes = plot(runs, "accuracy", ACCURACY).axes[0]
-    first = [line for line in axes.lines if line.get_color() == lines.colour(0) and len(line.get_xdata()) > 2]
+    first = [line for line in axes.lines if line.get_color() == lines.colour(0) and len(points_of(line)) > 2]
     thick = max(first, key=lambda line: line.get_linewidth())
-    assert thick.get_xdata().tolist() == [1, 2, 3, 4] and thick.get_ydata() == pytest.approx([80, 80, 87.5, 80])
+    assert points_of(thick)[:, 0].tolist() == [1, 2, 3, 4] and points_of(thick)[:, 1] == pytest.approx(
+        [80, 80, 87.5, 80]
+    )
     (thin,) = [line for line in first if line is not thick]
     expected = [100 * (1 - 2.3 / step / 3) for step in range(1, 41)]
-    assert len(thin.get_xdata()) == 40 and np.allclose(thin.get_ydata(), expected, atol=3)
+    assert len(points_of(thin)) == 40 and np.allclose(thin.get_ydata(), expected, atol=3)
     assert {text.get_text() for text in axes.texts} == {"first", "second"}
     assert axes.get_ylabel() == "accuracy (%)"
 
@@ -123,7 +131,7 @@ def test_plot_of_compared_rates_shows_the_best(tmp_path):
         for step in (10, 20):
             files.append_metrics(run, row("validation", step, member + step / 100, 0.5, member=member))
     axes = plot([run], "loss", Metric("loss")).axes[0]
-    assert axes.lines[0].get_ydata().tolist() == [1.1, 1.2]
+    assert points_of(axes.lines[0])[:, 1].tolist() == [1.1, 1.2]
 
 
 def test_plot_writes_a_picture(runs, tmp_path, capsys):

@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,11 @@ SMALL = ("sgd", "adam", "nadam")
 def check_self_contained(text: str) -> None:
     """Fails if the page would load anything."""
     assert re.findall(r"""(?:src|href)=["'](?!data:)""", text) == [] and "@import" not in text and "http" not in text
+
+
+def points_of(line: Any) -> np.ndarray:
+    """The points of a line of a plot, (N, 2)."""
+    return np.asarray(line.get_xydata())
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +108,11 @@ def test_lines_show_the_mean_over_seeds_and_the_target(small):
     with report_style():
         figure = figures.curves(study, "steps")
     assert figure is not None
-    drawn = [line for line in figure.axes[1].lines if line.get_color() == lines.colour(1) and len(line.get_xdata()) > 2]
+    drawn = [line for line in figure.axes[1].lines if line.get_color() == lines.colour(1) and len(points_of(line)) > 2]
     runs = [trial for trial in study.trials if trial.candidate == "adam" and trial.phase == "final"]
     expected = np.mean([[r["accuracy"] for r in t.rows if r["kind"] == "validation"] for t in runs], axis=0)
     assert len(drawn) == 1 and np.allclose(drawn[0].get_ydata(), 100 * expected)
-    assert any(list(line.get_ydata()) == [98.0, 98.0] for line in figure.axes[1].lines)
+    assert any(points_of(line)[:, 1].tolist() == [98.0, 98.0] for line in figure.axes[1].lines)
 
 
 def test_misses_are_drawn_at_infinity(small):
@@ -119,8 +125,8 @@ def test_misses_are_drawn_at_infinity(small):
     assert figure is not None
     axes = figure.axes[0]
     ticks = dict(zip([tick.get_text() for tick in axes.get_xticklabels()], axes.get_xticks(), strict=True))
-    (points,) = [line for line in axes.lines if line.get_color() == lines.colour(0) and len(line.get_xdata()) == 3]
-    assert set(points.get_xdata()) == {ticks["∞"]}
+    (points,) = [line for line in axes.lines if line.get_color() == lines.colour(0) and len(points_of(line)) == 3]
+    assert set(points_of(points)[:, 0]) == {ticks["∞"]}
     assert ticks["∞"] > max(trial.steps_to_target or 0 for trial in missed if trial.phase == "final")
 
 

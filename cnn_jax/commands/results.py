@@ -18,6 +18,7 @@ from pathlib import Path
 from cnn_jax.commands.output import console, write_output
 from cnn_jax.commands.parser import ArgumentParser, file_path
 from cnn_jax.errors import UserError, counted
+from cnn_jax.runs.pages import has_tables, with_tables
 from cnn_jax.runs.results import collect, models_table, read_rows, table, with_section, with_table, write_rows
 from cnn_jax.storage.file_names import readable
 from cnn_jax.storage.run_folder import CONFIG
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             text = path.read_text(encoding="utf-8")
             if "<!-- models -->" in text:
                 text = with_section(text, "models", models_table())
-            if "<!-- results -->" in text or "<!-- models -->" not in text:
+            if has_tables(text):
+                text = with_tables(text)
+            if "<!-- results -->" in text or not ("<!-- models -->" in text or has_tables(text)):
                 text = with_table(text, read_rows(arguments.csv))
             path.write_text(text, encoding="utf-8")
 
@@ -139,5 +142,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     printing.add_argument("csv", type=file_path, metavar="CSV", nargs="+")
     filling = actions.add_parser("readme", help="replace the tables between the markers of a Markdown page")
     filling.add_argument("readme", type=file_path, metavar="README")
-    filling.add_argument("csv", type=file_path, metavar="CSV", nargs="+")
+    filling.add_argument("csv", type=file_path, metavar="CSV", nargs="*", help="of the marks <!-- results -->")
     return parser.parse_args(argv)

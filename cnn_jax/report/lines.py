@@ -32,7 +32,7 @@ def ink(index: int) -> str:
     mixed = np.array(to_rgb(colour(index)))
     while mixed @ (0.21, 0.72, 0.07) > 0.42:
         mixed = 0.9 * mixed + 0.1 * np.array(to_rgb(INK))
-    return to_hex(mixed)
+    return to_hex((mixed[0], mixed[1], mixed[2]))
 
 
 def style(index: int, points: int = 0) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, int]], size: float
     values = [min(max(value, low), high) if math.isfinite(value) else low for value, _, _ in ends]
     to_place = axes.transData + axes.transAxes.inverted()
     places = np.array([to_place.transform((axes.get_xlim()[0], value))[1] for value in values])
-    height = axes.get_position().height * axes.figure.get_figheight()  # nearly that of the final layout
+    figure: Any = axes.figure
+    height = axes.get_position().height * figure.get_figheight()  # nearly that of the final layout
     gap = 1.25 * size / 72 / height
     spread_places = _spread(places, gap)
     spread_places -= max(0.0, spread_places.max() - 1) + min(0.0, spread_places.min())

@@ -127,7 +127,7 @@ def plot(runs: Sequence[str | Path], metric: str, shown: Metric) -> "Figure":
     return figure
 
 
-def read_rows(run: str | Path) -> list[Mapping[str, Any]]:
+def read_rows(run: str | Path) -> Sequence[Mapping[str, Any]]:
     """Returns the train and validation rows of a run; of one that compares learning rates, those of the best.
 
     Raises:

@@ -145,6 +145,8 @@ def rate_axis(axes: "Axes", rates: Sequence[float]) -> None:
 
 def tuning(axes: "Axes", study: Study) -> None:
     """Draws the expected best validation of k search trials."""
+    from matplotlib.ticker import MaxNLocator
+
     found = {label: values * shown(study).scale for label, values in best_after(study).items()}
     if not found:
         return _empty(axes, "no finished trial yet")
@@ -155,7 +157,7 @@ def tuning(axes: "Axes", study: Study) -> None:
         ends.append((float(values[-1]), label, index))
     lines.set_scale(axes, np.concatenate(list(found.values())).tolist(), shown(study))
     axes.set_xlim(1, max(2, *map(len, found.values())))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("search trials k")
     axes.set_ylabel(f"best validation {shown(study).axis}")
     lines.label_ends(axes, ends)
