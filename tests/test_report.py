@@ -131,11 +131,11 @@ def test_filters_keep_zero_in_the_middle_or_colour_in_range():
 
 def test_smoothing_is_centred_and_skips_nan():
     ramp = np.arange(400.0)
-    np.testing.assert_allclose(curves._smooth(ramp)[10:-10], ramp[10:-10])  # a lagging mean would be lower
+    np.testing.assert_allclose(curves.smooth(ramp)[10:-10], ramp[10:-10])  # a lagging mean would be lower
     noisy = np.ones(400)
     noisy[7] = np.nan
-    np.testing.assert_allclose(curves._smooth(noisy), 1)
-    assert curves._smooth(np.array([3.0])).tolist() == [3.0]
+    np.testing.assert_allclose(curves.smooth(noisy), 1)
+    assert curves.smooth(np.array([3.0])).tolist() == [3.0]
 
 
 # ---- the page ----
@@ -270,7 +270,7 @@ def test_a_row_of_few_steps_weighs_as_little_as_they_do():
 
 def test_smoothing_weighs_rows_by_their_steps():
     values, steps = np.tile([0.0, 3.0], 50), np.tile([10.0, 5.0], 50)  # 100 rows: windows of five
-    smoothed = curves._smooth(values, steps)[2:-2]
+    smoothed = curves.smooth(values, steps)[2:-2]
     np.testing.assert_allclose(smoothed[::2], (2 * 5 * 3) / (3 * 10 + 2 * 5))  # around 0: two rows of 3 in three of 0
     np.testing.assert_allclose(smoothed[1::2], (3 * 5 * 3) / (2 * 10 + 3 * 5))
 

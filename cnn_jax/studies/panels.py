@@ -12,6 +12,7 @@ from cnn_jax.report.metric import Metric
 from cnn_jax.studies import statistics
 from cnn_jax.studies.outcome import (
     best_after,
+    best_trial,
     finished,
     outcomes,
     paired,
@@ -22,7 +23,7 @@ from cnn_jax.studies.outcome import (
     trials,
     validation,
 )
-from cnn_jax.studies.study import Study, Trial
+from cnn_jax.studies.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +69,9 @@ def training(axes: "Axes", study: Study, kind: str, name: str, metric: Metric, a
 
 def _averaged(study: Study, label: str, kind: str, name: str, against: str) -> np.ndarray | None:
     """Returns time, lowest, mean and highest value over the final runs at each step that all of them have: (4, N)."""
-    runs = [trial for trial in trials(study, label, "final") if trial.status == "finished"] or _best(study, label)
+    runs = [trial for trial in trials(study, label, "final") if trial.status == "finished"]
+    if not runs and (best := best_trial(study, label)) is not None:
+        runs = [best]
     series = [
         {
             row["step"]: (row["step"] if against == "steps" else row["seconds"], row[name])
@@ -83,11 +86,6 @@ def _averaged(study: Study, label: str, kind: str, name: str, against: str) -> n
     at_RxNx2 = np.array([[own[step] for step in steps] for own in series], np.float64)
     values = at_RxNx2[..., 1]
     return np.stack([at_RxNx2[..., 0].mean(axis=0), values.min(axis=0), values.mean(axis=0), values.max(axis=0)])
-
-
-def _best(study: Study, label: str) -> list[Trial]:
-    found = next(outcome.best for outcome in outcomes(study) if outcome.candidate == label)
-    return [] if found is None else [found]
 
 
 def rated_trials(study: Study, label: str) -> list[tuple[float, float]]:

@@ -111,10 +111,13 @@ def difference(found: Interval, metric: Metric) -> str:
 
     >>> difference(Interval(0.0012, -0.0001, 0.0025), Metric("accuracy", percent=True))
     '+0.12 [−0.01, +0.25]'
+    >>> difference(Interval(-0.012, -0.0138, -0.009012), Metric("loss"))
+    '−0.0120 [−0.0138, −0.0090]'
     """
     if math.isnan(found.value):
         return "–"
-    each = [_signed(value, metric) for value in found]
+    digits = 2 if metric.percent else _digits((found.high - found.low) / 2)
+    each = [_signed(value * metric.scale, digits) for value in found]
     return each[0] if math.isnan(found.low) else f"{each[0]} [{each[1]}, {each[2]}]"
 
 
@@ -150,9 +153,13 @@ def _score(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
 
 
-def _signed(value: float, metric: Metric) -> str:
-    text = f"{100 * value:+.2f}" if metric.percent else f"{value:+.3g}"
-    return text.replace("-", "−")
+def _signed(value: float, digits: int | None) -> str:
+    return (f"{value:+.3g}" if digits is None else f"{value:+.{digits}f}").replace("-", "−")
+
+
+def _digits(half: float) -> int | None:
+    """How many decimals show two digits of half an interval; None if there is no interval."""
+    return max(0, 1 - math.floor(math.log10(half))) if half > 0 else None
 
 
 def _mean(found: Interval, metric: Metric) -> str:
@@ -161,7 +168,5 @@ def _mean(found: Interval, metric: Metric) -> str:
     half = (found.high - found.low) / 2
     if metric.percent:
         return f"{100 * found.value:.2f}" + ("" if math.isnan(half) else f" ± {100 * half:.2f}")
-    if math.isnan(half) or half <= 0:
-        return f"{found.value:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(half)))  # two of the half width
-    return f"{found.value:.{digits}f} ± {half:.{digits}f}"
+    digits = _digits(half)
+    return f"{found.value:.4g}" if digits is None else f"{found.value:.{digits}f} ± {half:.{digits}f}"
