@@ -291,6 +291,14 @@ def test_headline_of_an_unfinished_study(study):
     )
 
 
+def test_headline_without_a_test_set(study):
+    untested = replace(study, trials=[replace(trial, test={}) for trial in study.trials])
+    assert sentences.headline(untested) == (
+        "b is best by validation, with accuracy 96.00%; there are no results on the test set."
+    )
+    assert sentences.warnings(untested) == []
+
+
 def test_headline_where_validation_and_test_disagree(study):
     swapped = [
         replace(t, test={"loss": t.test["loss"], "accuracy": t.test["accuracy"] - 0.03})

@@ -10,11 +10,7 @@ from cnn_jax.report import lines
 from cnn_jax.report.figures import new_axes, shorten, style
 from cnn_jax.report.metric import Metric
 from cnn_jax.studies import panels
-from cnn_jax.studies.outcome import (
-    best_after,
-    ratios,
-    shown,
-)
+from cnn_jax.studies.outcome import best_after, compared_pairs, labels_of, rated_trials, ratios, shown
 from cnn_jax.studies.study import Study
 
 if TYPE_CHECKING:
@@ -43,7 +39,7 @@ def curves(study: Study, against: str) -> "Figure | None":
 
 def sensitivity(study: Study) -> "Figure | None":
     """Draws validation against the learning rate, a part for each candidate, above the median lines of the others."""
-    found = {label: rated for label in panels.labels_of(study) if (rated := panels.rated_trials(study, label))}
+    found = {label: rated for label in labels_of(study) if (rated := rated_trials(study, label))}
     if not found:
         return None
     across = min(3, len(found))
@@ -57,7 +53,7 @@ def sensitivity(study: Study) -> "Figure | None":
         for other in found:
             panels.rate_line(axes, study, other, found[other], alone=other == label)
         panels.rate_axis(axes, [rate for rated in found.values() for rate, _ in rated])
-        axes.set_title(shorten(label), color=lines.ink(panels.labels_of(study).index(label)), fontweight="bold", pad=4)
+        axes.set_title(shorten(label), color=lines.ink(labels_of(study).index(label)), fontweight="bold", pad=4)
     figure.supxlabel("learning rate", fontsize=9)
     figure.supylabel(f"validation {shown(study).axis}", fontsize=9)
     return figure
@@ -94,7 +90,7 @@ def performance_profile(study: Study) -> "Figure | None":
 
 def differences(study: Study) -> "Figure | None":
     """Draws each candidate's test metric minus the baseline's, seed by seed, and the second's minus the best's."""
-    if not panels.compared_pairs(study):
+    if not compared_pairs(study):
         return None
     figure, axes = new_axes(6.0, _height(study) + ROW)
     panels.differences(axes, study)
@@ -103,7 +99,7 @@ def differences(study: Study) -> "Figure | None":
 
 def overview(study: Study) -> "Figure":
     """Draws the pictures side by side in rows of three, those of the final runs once there are some; in their style."""
-    with style(panels.labels_of(study)):
+    with style(labels_of(study)):
         return _overview(study)
 
 

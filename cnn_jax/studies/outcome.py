@@ -11,6 +11,7 @@ from cnn_jax.studies import statistics
 from cnn_jax.studies.statistics import Interval
 from cnn_jax.studies.study import Study, Trial
 
+RATE = "learning_rate"
 UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
@@ -59,7 +60,7 @@ def outcomes(study: Study) -> list[Outcome]:
     They are ranked by validation, as the test set must not select: by the mean of the final runs if the study is
     finished, otherwise by the best search trial. A candidate with final runs that diverged comes after all without.
     """
-    labels = [candidate.label for candidate in study.candidates]
+    labels = labels_of(study)
     differences = {label: paired(study, label, labels[0]) for label in labels}
     p_values = statistics.holm([statistics.paired_p_value(differences[label]) for label in labels[1:]])
     scores = {of: profile_scores(study, of) for of in ("steps", "seconds")}
@@ -203,3 +204,27 @@ def profile_scores(study: Study, of: str) -> dict[str, float]:
 
 def _known(study: Study, found: Sequence[Mapping[str, float]]) -> list[float]:
     return [metrics[study.selection.metric] for metrics in found if study.selection.metric in metrics]
+
+
+def rated_trials(study: Study, label: str) -> list[tuple[float, float]]:
+    """The search trials of a candidate as (rate, validation as plotted), by rate; NaN for those that diverged."""
+    found = [
+        (float(trial.settings[RATE]), validation(study, trial) * shown(study).scale)
+        for trial in trials(study, label, "search")
+        if RATE in trial.settings
+    ]
+    return sorted(found)
+
+
+def compared_pairs(study: Study) -> list[tuple[str, str, int]]:
+    """What is compared: candidate, the one it is compared with, and whose colour; the best two come last."""
+    labels = labels_of(study)
+    pairs = [(label, labels[0], index) for index, label in enumerate(labels)]
+    ranked = [outcome.candidate for outcome in outcomes(study) if outcome.finals]
+    best = [(ranked[0], ranked[1], labels.index(ranked[0]))] if len(ranked) > 1 and finished(study) else []
+    return [*pairs, *best] if any(paired(study, label, labels[0]) for label in labels[1:]) else []
+
+
+def labels_of(study: Study) -> list[str]:
+    """Returns the labels of the candidates."""
+    return [candidate.label for candidate in study.candidates]

@@ -13,28 +13,22 @@ from cnn_jax.studies import statistics
 from cnn_jax.studies.outcome import (
     best_after,
     best_trial,
-    finished,
-    outcomes,
+    compared_pairs,
+    labels_of,
     paired,
+    rated_trials,
     ratios,
     shown,
     sign,
     times,
     trials,
-    validation,
 )
 from cnn_jax.studies.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RATE = "learning_rate"
 BAND: dict[str, Any] = {"alpha": 0.16, "linewidth": 0}
-
-
-def labels_of(study: Study) -> list[str]:
-    """Returns the labels of the candidates."""
-    return [candidate.label for candidate in study.candidates]
 
 
 def _empty(axes: "Axes", text: str) -> None:
@@ -86,16 +80,6 @@ def _averaged(study: Study, label: str, kind: str, name: str, against: str) -> n
     at_RxNx2 = np.array([[own[step] for step in steps] for own in series], np.float64)
     values = at_RxNx2[..., 1]
     return np.stack([at_RxNx2[..., 0].mean(axis=0), values.min(axis=0), values.mean(axis=0), values.max(axis=0)])
-
-
-def rated_trials(study: Study, label: str) -> list[tuple[float, float]]:
-    """The search trials of a candidate as (rate, validation as plotted), by rate; NaN for those that diverged."""
-    found = [
-        (float(trial.settings[RATE]), validation(study, trial) * shown(study).scale)
-        for trial in trials(study, label, "search")
-        if RATE in trial.settings
-    ]
-    return sorted(found)
 
 
 def sensitivity(axes: "Axes", study: Study) -> None:
@@ -232,15 +216,6 @@ def profile(axes: "Axes", study: Study, of: str) -> None:
         borderpad=0,
     )
     legend.get_title().set_color(INK)
-
-
-def compared_pairs(study: Study) -> list[tuple[str, str, int]]:
-    """What is compared: candidate, the one it is compared with, and whose colour; the best two come last."""
-    labels = labels_of(study)
-    pairs = [(label, labels[0], index) for index, label in enumerate(labels)]
-    ranked = [outcome.candidate for outcome in outcomes(study) if outcome.finals]
-    best = [(ranked[0], ranked[1], labels.index(ranked[0]))] if len(ranked) > 1 and finished(study) else []
-    return [*pairs, *best] if any(paired(study, label, labels[0]) for label in labels[1:]) else []
 
 
 def differences(axes: "Axes", study: Study) -> None:

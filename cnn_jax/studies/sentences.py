@@ -37,6 +37,9 @@ def headline(study: Study) -> str:
         return "Every search trial diverged: nothing can be said. Lower the ranges of the learning rate."
     best = ranked[0]
     name, metric = study.selection.metric.replace("_", " "), shown(study)
+    if math.isnan(best.test.value):
+        value = metric.text(best.validation.value)
+        return f"{best.candidate} is best by validation, with {name} {value}; there are no results on the test set."
     result = f"{best.candidate} has a test {name} of {metric.text(best.test.value)}"
     if len(ranked) == 1:
         return f"{result}; no other candidate has finished."
