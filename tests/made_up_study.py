@@ -61,8 +61,8 @@ def make_study(
         trials=trials,
         facts={
             "command": "python -m cnn_jax compare --dataset mnist --model lenet5 --optimizers sgd momentum",
-            "model": "lenet5",
-            "dataset": "mnist",
+            "model": "lenet5, 61,706 parameters",
+            "data": "mnist, 28x28x1; train 55,000, validation 5,000, test 10,000",
             "device": "1 x cpu (a made-up one)",
             "jax": "9.8.7",
             "commit": "abc1234",

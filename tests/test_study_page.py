@@ -42,6 +42,7 @@ def small(tmp_path_factory):
 def test_page_says_everything(small):
     study, text = small
     check_self_contained(text)
+    assert "<h1>3 candidates compared: lenet5 on mnist</h1>" in text
     assert sentences.headline(study).replace("<", "&lt;") in text
     assert all(said in text for said in sentences.warnings(study))
     for name, (_, title, said) in page.PICTURES.items():

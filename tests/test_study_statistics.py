@@ -45,7 +45,7 @@ def test_bootstrap_interval_is_that_of_all_resamples():
 
 
 def test_bootstrap_interval_of_little():
-    assert statistics.bootstrap_interval([0.1, 0.1, 0.1]) == pytest.approx((0.1, 0.1, 0.1))
+    assert statistics.bootstrap_interval([0.1, 0.1, 0.1]) == pytest.approx((0.1, NAN, NAN), nan_ok=True)
     assert statistics.bootstrap_interval([0.0, 0.0]) == (0.0, 0.0, 0.0)
     assert statistics.bootstrap_interval([2.0]) == pytest.approx((2.0, NAN, NAN), nan_ok=True)
 
@@ -57,7 +57,7 @@ def test_paired_p_value_is_the_t_tests(values):
 
 def test_paired_p_value_of_equal_differences():
     assert statistics.paired_p_value([0.0, 0.0]) == 1.0
-    assert statistics.paired_p_value([0.1, 0.1, 0.1]) == 0.0
+    assert math.isnan(statistics.paired_p_value([0.1, 0.1, 0.1]))  # two seeds of 100 images each: not certainty
     assert math.isnan(statistics.paired_p_value([0.1]))
 
 

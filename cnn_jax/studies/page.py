@@ -66,8 +66,8 @@ def write_page(study: Study) -> Path:
         SORT,
     ]
     facts = study.facts
-    on = f"{facts['model']} on {facts['dataset']}" if {"model", "dataset"} <= facts.keys() else study.folder.name
-    title = f"{len(study.candidates)} candidates compared: {on}"
+    on = " on ".join(facts[name].partition(",")[0] for name in ("model", "data") if name in facts)
+    title = f"{len(study.candidates)} candidates compared: {on or study.folder.name}"
     subtitle = (
         f"{study.points} search trials and {study.seeds} final runs each, of {_budget(study.budget)}; "
         f"{facts.get('device', 'unknown device')}{'' if finished(study) else '; unfinished'}"
