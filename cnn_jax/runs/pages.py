@@ -6,13 +6,13 @@ from pathlib import Path
 
 from cnn_jax.errors import UserError
 
-_MARKED = re.compile(r"(<!-- table: (\S+\.csv) -->\n).*?(<!-- /table -->)", re.DOTALL)
-_OPEN = "<!-- table: "
+_OPEN = re.compile(r"^<!-- table: ", re.MULTILINE)
+_MARKED = re.compile(r"(^<!-- table: (\S+\.csv) -->\n).*?(^<!-- /table -->$)", re.DOTALL | re.MULTILINE)
 
 
 def has_tables(text: str) -> bool:
     """Whether a page has marks for tables."""
-    return _OPEN in text
+    return _OPEN.search(text) is not None
 
 
 def with_tables(text: str, folder: str | Path = ".") -> str:
@@ -25,9 +25,9 @@ def with_tables(text: str, folder: str | Path = ".") -> str:
     Raises:
         UserError: a mark has no end, or its file cannot be read.
     """
-    if len(_MARKED.findall(text)) != text.count(_OPEN):
+    if len(_MARKED.findall(text)) != len(_OPEN.findall(text)):
         raise UserError(
-            f"each {_OPEN}FILE.csv --> needs a line of its own, and <!-- /table --> after it: add what lacks"
+            "each <!-- table: FILE.csv --> needs a line of its own, and <!-- /table --> below it: add what lacks"
         )
     return _MARKED.sub(lambda found: f"{found[1]}\n{csv_table(Path(folder) / found[2])}\n\n{found[3]}", text)
 
