@@ -60,6 +60,7 @@ def write_report(
         sections.headlines(summary, rows, metrics, tiles, split, config.train.select),
         html.code(str(summary["command"])),
         sections.learning_rates(summary, metrics, config.train.select),
+        sections.solution(summary),
         sections.curves(_framed(drawn)),
         gauges.section(_framed(gauged), rows),
         *found,

@@ -29,12 +29,17 @@ def headlines(
         for name, metric in others.items()
         if split != "validation" and f"validation_{name}" in summary
     ]
+    length = [
+        (epoch, f"{select} epoch, of these weights", f"step {best:,} of {summary['steps']:,}"),
+        (_duration(summary["seconds"]), "training time", f"{summary['epochs']:.4g} epochs"),
+    ]
+    if "solution" in summary:
+        length = [(_duration(summary["seconds"]), "time to solve", "without steps of training")]
     return html.tiles(
         [
             *found[:1],
             *losses,
-            (epoch, f"{select} epoch, of these weights", f"step {best:,} of {summary['steps']:,}"),
-            (_duration(summary["seconds"]), "training time", f"{summary['epochs']:.4g} epochs"),
+            *length,
             (f"{summary['parameters']:,}", "parameters", ""),
             (_flops(summary["flops_per_image"]), "per image, forward", "2 FLOP per multiply-add"),
             *found[1:],
@@ -61,8 +66,18 @@ def learning_rates(summary: Mapping[str, Any], metrics: Mapping[str, Metric], se
     return html.section("Learning rates", said, html.table(header, lines))
 
 
+def solution(summary: Mapping[str, Any]) -> str:
+    """What solving for the variables of a classical classifier has found; "" for networks."""
+    if "solution" not in summary:
+        return ""
+    said = "The variables were solved for, not trained step by step; choices were made on the validation images."
+    return html.section("Solution", said, html.facts(summary["solution"]))
+
+
 def curves(pictures: Mapping[str, str]) -> str:
-    """The curves of the loss, the task's other metrics and the learning rate."""
+    """The curves of the loss, the task's other metrics and the learning rate; "" without any."""
+    if not pictures:
+        return ""
     said = (
         "Training values are measured during the steps, with the run's augmentation, dropout and label smoothing; "
         "validation uses none of these."

@@ -169,7 +169,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
     check_names(config, given)
-    sources = given.sources or _open_sources(config, "in use" if resumed is None else resumed.levels)
+    sources = given.sources or open_sources(config, "in use" if resumed is None else resumed.levels)
     train = sources["train"]
     _check_class_names(train)
     _check_memory(config, parallel, train)
@@ -365,7 +365,16 @@ def _optimizer(
     return replace(optimizer, description=optimizer.description + also)
 
 
-def _open_sources(config: Config, levels: Levels | Literal["in use"] | None) -> dict[str, Source]:
+def open_sources(config: Config, levels: Levels | Literal["in use"] | None = "in use") -> dict[str, Source]:
+    """Opens the run's splits: "train", "validation" and, if there is one, "test".
+
+    Args:
+        config: the run's config.
+        levels: values of more than 8 bits that become 0 and 255, see `open_source`.
+
+    Raises:
+        UserError: an unknown data set or split, or two splits that share images.
+    """
     data = config.data
     chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir)

@@ -33,8 +33,10 @@ from cnn_jax.training.experiment import Experiment, Given, check_names, make_exp
 from cnn_jax.training.gauging import GaugeReader
 from cnn_jax.training.loggers import check_loggers, make_loggers
 from cnn_jax.training.loop import STOP_CODE, StopRequest, best_of, run_loop
+from cnn_jax.training.outcome import is_finished, open_folder, write_results
 from cnn_jax.training.progress import Display
 from cnn_jax.training.record import Recorder, rates_of
+from cnn_jax.training.solved import is_solved_by, solve_in
 from cnn_jax.training.state import TrainState, variables_for_evaluation
 from cnn_jax.weights.trained import read_preprocess
 
@@ -47,6 +49,8 @@ def train(
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains or resumes the run in `config.train.workdir`; returns the summary written there.
+
+    A classical classifier is solved for instead, see `cnn_jax.classical`.
 
     Args:
         config: the run's config.
@@ -66,14 +70,17 @@ def train(
     if run.exists() and not run.is_dir():
         raise UserError(f"`workdir` {run} is a file: name a folder")
     files.check_ours(run)
+    command = command or runtime.command_line()
     with locked(run) if jax.process_index() == 0 else nullcontext():
         if jax.process_index() == 0:
             files.bring_back(run)  # undo what a killed start had set aside
             files.remove_partial(run)
-        if not config.train.fresh and _is_finished(run, config):
+        if is_solved_by(config, given):
+            return solve_in(run, config, given, command)
+        if not config.train.fresh and is_finished(run, config):
             tell(f"finished already: {run / files.REPORT}; set `fresh` to start over, or another `workdir`")
             return files.read_json(run, files.SUMMARY)
-        return _train_in(run, config, given, callbacks, command or runtime.command_line())
+        return _train_in(run, config, given, callbacks, command)
 
 
 def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def _start(
     facts = runtime.environment(command)
     first = jax.process_index() == 0
     if first:
-        _open_folder(run, experiment, data, facts)
+        open_folder(run, experiment, data, facts)
     if jax.process_count() > 1:  # no process may look for checkpoints before `fresh` has removed them
         multihost_utils.sync_global_devices("run folder")
     _banner(experiment, facts, run)
@@ -148,66 +155,6 @@ def _check_data(data: dict[str, Any], run: Path) -> None:
                 f"({counted(before[split]['examples'], 'example')} then, {now['examples']:,} now): restore it, set "
                 "`fresh` to start over, or another `workdir`"
             )
-
-
-def _is_finished(run: Path, config: Config) -> bool:
-    """Whether the folder holds this run, finished.
-
-    Raises:
-        UserError: it holds another run that has trained, or one whose config cannot be read.
-    """
-    if not files.has_trained(run):
-        return False
-    if not (run / files.CONFIG).exists():
-        raise UserError(
-            f"{run} holds checkpoints or weights of a run, but no {files.CONFIG}: put it back, set `fresh` to start "
-            "over, or set another `workdir`"
-        )
-    try:
-        saved = files.read_config(run)
-    except durable.ChecksumsDamaged:  # says what to do
-        raise
-    except UserError as error:
-        start_over = "" if "`fresh`" in str(error) else "set `fresh` to start over, or "
-        raise UserError(f"{error}, or {start_over}set another `workdir`") from error
-    differences = config.difference(saved)
-    if differences:
-        raise UserError(
-            f"{run} holds a run with a different config ({'; '.join(differences)}): set another `workdir`, the same "
-            "values, or `fresh` to start over"
-        )
-    needed = [files.SUMMARY, files.WEIGHTS, *([files.MEMBERS] if config.compares_rates else [])]
-    return all([_is_whole(run / name) for name in needed])  # otherwise written again
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file is there and undamaged; a damaged one is set aside."""
-    try:
-        durable.check(path)
-    except durable.Damaged as error:
-        print(f"warning: {error}; writing it again", file=sys.stderr)
-        if path.exists():
-            durable.set_aside(path)
-    return path.exists()
-
-
-def _open_folder(run: Path, experiment: Experiment, data: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Writes the files that describe the run.
-
-    With `fresh`, or without a checkpoint to resume from, sets the old run's files aside first, and no others.
-    """
-    fresh = experiment.config.train.fresh or not any((run / name).exists() for name in files.ALL)
-    if not fresh and not files.has_checkpoint(run) and (run / files.METRICS).exists():
-        print(f"warning: no checkpoint in {run}; starting from step 0", file=sys.stderr)
-        fresh = True
-    if fresh:
-        files.set_aside(run)
-    # Repeating a saved config must not delete its run.
-    files.write_text(run / files.CONFIG, experiment.config.override(fresh=False).to_json())
-    files.write_text(run / files.CLASSES, "".join(f"{name}\n" for name in experiment.class_names))
-    files.write_text(run / files.PREPROCESS, experiment.preprocess.to_json())
-    files.write_text(run / files.DATA, json.dumps(data, indent=2) + "\n")
-    files.write_text(run / files.ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
 
 
 def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
@@ -392,7 +339,11 @@ def _finish(
     if jax.process_index() == 0:
         if config.compares_rates:
             durable.write_checked(run / files.MEMBERS, to_bytes(jax.device_get(every), {}))
-        _write(experiment, run, summary, jax.device_get(variables), split, means, collected)
+        if split == "test":
+            row = {"kind": "test", "step": step, "epoch": step / plan.steps_per_epoch}
+            files.append_metrics(run, row | means | {"seconds": seconds})
+        rates = _rates(experiment, last_step)
+        write_results(run, experiment, summary, jax.device_get(variables), collected, split, rates)
     _tell_rates(experiment, summary)
     name, metric = task.selection.metric, task.metrics[task.selection.metric]
     shown = [f"{of} {name} {metric.text(summary[f'{of}_{name}'])}" for of in sorted(figures, reverse=True)]
@@ -403,6 +354,16 @@ def _finish(
         flush=True,
     )
     return summary
+
+
+def _rates(experiment: Experiment, steps: int) -> np.ndarray | None:
+    """The learning rates of the steps, of each network if rates are compared; None if they are unknown."""
+    schedule = experiment.optimizer.schedule
+    if schedule is None:
+        return None
+    rates = rates_of(schedule, experiment.plan.total_steps)[:steps]
+    peaks = np.array(_compared(experiment.config))
+    return np.outer(peaks / peaks[0], rates) if peaks.size else rates
 
 
 def _rates_compared(experiment: Experiment, run: Path, last_step: int, best: int) -> list[dict[str, Any]]:
@@ -435,58 +396,3 @@ def _tell_rates(experiment: Experiment, summary: dict[str, Any]) -> None:
         ]
         kept = "  kept" if row["kept"] else ""
         print(f"rate       {row['learning_rate']:<8g}  validation {'  '.join(values)}  step {row['step']}{kept}")
-
-
-def _write(
-    experiment: Experiment,
-    run: Path,
-    summary: dict[str, Any],
-    variables: Any,
-    split: str,
-    means: dict[str, float],
-    collected: dict[str, np.ndarray],
-) -> None:
-    plan, task, schedule = experiment.plan, experiment.task, experiment.optimizer.schedule
-    rates = None if schedule is None else rates_of(schedule, plan.total_steps)[: summary["steps"]]
-    if rates is not None and (peaks := np.array(_compared(experiment.config))).size:
-        rates = np.outer(peaks / peaks[0], rates)
-    if split == "test":
-        row = {"kind": "test", "step": summary["best_step"], "epoch": summary["best_step"] / plan.steps_per_epoch}
-        files.append_metrics(run, row | means | {"seconds": summary["seconds"]})
-    about = {name: summary[name] for name in ("experiment", "model", "dataset", "seed", "best_step", "commit")}
-    about["classes"] = experiment.class_names
-    durable.write_checked(run / files.WEIGHTS, to_bytes(variables, {"cnn_jax": json.dumps(about, sort_keys=True)}))
-    found = task.findings(collected, _Images(experiment.sources[split]), split)
-    write_report(
-        run,
-        summary=summary,
-        metrics=task.metrics,
-        rates=rates,
-        split=split,
-        tiles=found.tiles,
-        found=found.sections,
-        pictures=found.pictures,
-        filters=_filters(experiment, variables["params"]),
-        classes=experiment.class_names,
-    )
-    # Last: a folder with a summary counts as a finished run.
-    files.write_text(run / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
-
-
-def _filters(experiment: Experiment, params: Any) -> Filters | None:
-    """First-layer filters of the run's first network."""
-    first = member(params, 0) if experiment.config.committee > 1 else params
-    return first_layer(first, experiment.preprocess.image_shape)
-
-
-class _Images(Sequence[np.ndarray]):
-    """The images of a source as a sequence; each is read when it is accessed."""
-
-    def __init__(self, source: Source):
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._source[index]["image"]

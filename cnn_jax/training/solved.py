@@ -1,0 +1,190 @@
+"""Runs a classical classifier: its variables are solved for, then it is evaluated and written like any other run."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cnn_jax.arguments import as_text, load_attribute
+from cnn_jax.classical.solved import Examples, Solution, Solved, chosen, is_solved
+from cnn_jax.config import Config
+from cnn_jax.data import Preprocess, Source, make_pipeline, materialize
+from cnn_jax.data.sources import describe_contents
+from cnn_jax.errors import UserError
+from cnn_jax.inspect.summary import count_flops, count_parameters
+from cnn_jax.models.named import make_model
+from cnn_jax.storage import run_folder as files
+from cnn_jax.tasks import Task, check_labelled, make_task
+from cnn_jax.training import runtime
+from cnn_jax.training.evaluation import Evaluator
+from cnn_jax.training.experiment import Given, open_sources
+from cnn_jax.training.outcome import is_finished, open_folder, write_results
+from cnn_jax.training.parallel import make_parallel
+from cnn_jax.training.step import make_eval_step
+
+# Fields that would change what is learned, but that nothing here reads; the others are only of no use.
+_REFUSED = ("augment", "init_from", "freeze", "freeze_until", "members", "precision", "distributed")
+
+
+@dataclass(frozen=True)
+class SolvedRun:
+    """The parts of a run whose model is solved for; `config` records what the solution has set."""
+
+    config: Config
+    sources: Mapping[str, Source]
+    task: Task
+    preprocess: Preprocess
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names, in the order of the labels."""
+        return self.sources["train"].class_names
+
+
+def is_solved_by(config: Config, given: Given) -> bool:
+    """Whether the run's model is a classical classifier."""
+    if given.model is None and ":" not in config.model.model:
+        return False
+    return is_solved(load_attribute(config.model.model) if given.model is None else given.model)
+
+
+def solve_in(run: Path, config: Config, given: Given, command: str) -> dict[str, Any]:
+    """Solves for the model's variables and writes the run folder; returns the summary.
+
+    Raises:
+        UserError: a mistake in the config or the data; nothing has been written then.
+    """
+    _check_config(config)
+    config = config.override(normalize="none")  # these models take images in [0, 1]
+    if not config.train.fresh and is_finished(run, config, _solved_fields(config, given)):
+        print(f"finished already: {run / files.REPORT}; set fresh to start over, or another workdir")
+        return files.read_json(run, files.SUMMARY)
+    print("preparing  data …", flush=True)
+    sources = given.sources or open_sources(config)
+    train = sources["train"]
+    task = given.task or make_task(config.optim, train.class_names)
+    for source in sources.values():
+        check_labelled(task, source)
+    if task.outputs is None:
+        raise UserError(f"{config.model.model} is a classifier, and `task` is {task.name}: set classification")
+    model: Any = given.model or make_model(config.model.model, task.outputs, args=config.model.model_args)
+    if model.num_classes != task.outputs:
+        raise UserError(f"the model has {model.num_classes} classes, and the data {task.outputs}: set num_classes")
+    model.check(train.image_shape, len(train))
+    facts = runtime.environment(command)
+    shape = "x".join(map(str, train.image_shape))
+    counts = ", ".join(f"{name} {len(source):,}" for name, source in sources.items())
+    print(f"devices    {facts['platform']}: {facts['device']}")
+    print(f"data       {config.data.dataset}, {shape}, {task.outputs} classes; {counts}")
+    print(f"model      {config.model.model}, solved for; folder {run}", flush=True)
+    preprocess = replace(Preprocess.fit(train, "none"), levels=getattr(train, "levels", None))
+    parts = SolvedRun(config, sources, task, preprocess)
+    return _solve(run, parts, model, facts)
+
+
+def _solve(run: Path, parts: SolvedRun, model: Solved, facts: dict[str, Any]) -> dict[str, Any]:
+    train, held_out = (_examples(parts.sources[split]) for split in ("train", "validation"))
+    say, seed = lambda line: print(line, flush=True), parts.config.train.seed
+    start = time.perf_counter()
+    solution = model.solve(train, held_out, seed=seed, say=say)
+    seconds = time.perf_counter() - start
+    validated, seen = _evaluate(parts, solution, "validation")
+    if model.refit:
+        start = time.perf_counter()
+        both = Examples(*(np.concatenate(pair) for pair in zip(train, held_out)))
+        say(f"solving    again, on all {len(both.labels):,} training and validation images")
+        again = solution.model.solve(both, held_out, seed=seed, say=say)
+        solution = again._replace(facts=solution.facts | again.facts | {"solved again on": f"{len(both.labels):,}"})
+        seconds += time.perf_counter() - start
+    split = "test" if "test" in parts.sources else "validation"
+    start = time.perf_counter()
+    means, collected = (validated, seen) if split == "validation" else _evaluate(parts, solution, split)
+    found = {"validation": validated, split: means}
+    summary = _summary(parts, solution, facts, found, seconds, time.perf_counter() - start)
+    config = parts.config.override(model_args=_arguments(parts.config, model, solution.model))
+    parts = replace(parts, config=config)
+    open_folder(run, parts, {name: describe_contents(source) for name, source in parts.sources.items()}, facts)
+    files.forget(run)
+    for kind, values in found.items():
+        files.append_metrics(run, {"kind": kind, "step": 0, "epoch": 0.0} | values | {"seconds": seconds})
+    write_results(run, parts, summary, solution.variables, collected, split)
+    name, metric = parts.task.selection.metric, parts.task.metrics[parts.task.selection.metric]
+    shown = ", ".join(f"{of} {name} {metric.text(summary[f'{of}_{name}'])}" for of in sorted(found, reverse=True))
+    say(f"finished   {shown} ({summary[f'{split}_count']:,} images) in {seconds:.1f} s; {run / files.REPORT}")
+    return summary
+
+
+def _examples(source: Source) -> Examples:
+    arrays = materialize(source)
+    return Examples(np.asarray(arrays["image"]), np.asarray(arrays["label"]))
+
+
+def _evaluate(parts: SolvedRun, solution: Solution, split: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """The means of the task's metrics over a split, and what it collects of each example."""
+    source, data = parts.sources[split], parts.config.data
+    step = make_eval_step(solution.model, parts.task, parts.preprocess.normalize_batch)
+    pipeline = make_pipeline(source, batch_size=min(data.eval_batch_size, len(source)), seed=0)
+    evaluator = Evaluator(step, pipeline, make_parallel("jit", 1, pipeline.batch_size))
+    return evaluator.predictions(jax.device_put(solution.variables))
+
+
+def _summary(
+    parts: SolvedRun,
+    solution: Solution,
+    facts: dict[str, Any],
+    found: Mapping[str, Mapping[str, float]],
+    seconds: float,
+    evaluation: float,
+) -> dict[str, Any]:
+    config, shape = parts.config, parts.preprocess.image_shape
+    stored = getattr(solution.model, "vectors", 0)  # each is compared with the image
+    return {
+        "experiment": config.experiment,
+        "task": parts.task.name,
+        "model": config.model.model,
+        "dataset": config.data.dataset,
+        "seed": config.train.seed,
+        "epochs": 0.0,
+        "steps": 0,
+        "best_step": 0,
+        **{f"{of}_{name}": found[of][name] for of in sorted(found, reverse=True) for name in parts.task.metrics},
+        **{f"{of}_count": len(parts.sources[of]) for of in found},
+        "seconds": seconds,
+        "evaluation_seconds": evaluation,
+        "parameters": count_parameters(solution.variables),
+        "flops_per_image": count_flops(solution.model, shape) + 2 * stored * int(np.prod(shape)),
+        "solution": solution.facts,
+        **{name: facts[name] for name in ("device", "jax", "command", "commit")},
+        "finished": True,
+    }
+
+
+def _arguments(config: Config, model: Solved, solved: Solved) -> tuple[str, ...]:
+    """The model arguments of the config, and those that the solution has set."""
+    given = [text for text in config.model.model_args if text.partition("=")[0].strip() not in model.solved_fields]
+    kept = {name: getattr(model, name) for name in model.solved_fields if getattr(model, name)}
+    values = kept | {name: value for name, value in chosen(model, solved).items() if name in model.solved_fields}
+    return (*given, *(f"{name}={as_text(value)}" for name, value in values.items()))
+
+
+def _solved_fields(config: Config, given: Given) -> tuple[str, ...]:
+    """Model arguments that a finished run has set, unless the config sets them, too."""
+    made = given.model or load_attribute(config.model.model)
+    fields = getattr(made, "func", made).solved_fields
+    return tuple(name for name in fields if not any(text.startswith(f"{name}=") for text in config.model.model_args))
+
+
+def _check_config(config: Config) -> None:
+    """Rejects fields that would not have the effect that they have on networks.
+
+    Raises:
+        UserError: names the field.
+    """
+    ours, usual = config.flat(), Config().flat()
+    for name in _REFUSED:
+        if ours[name] != usual[name]:
+            raise UserError(f"`{name}` is for networks, and {config.model.model} is solved for: drop it")
