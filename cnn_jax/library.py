@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from cnn_jax.arguments import as_text
+from cnn_jax.classical.solved import is_solved
 from cnn_jax.config import Config, DataConfig, ModelConfig, as_field
 from cnn_jax.data import Preprocess, Source, default_splits, open_source
 from cnn_jax.data.channels import with_channels
@@ -232,7 +233,8 @@ def fit(
     `workdir` resumes it. Running a notebook cell again does not compile again.
 
     Args:
-        model: a Flax module whose call takes `train`, a name of `cnn_jax.list_models()`, or `package.module:attribute`.
+        model: a Flax module whose call takes `train`, a name of `cnn_jax.list_models()`, or `package.module:attribute`;
+            a classical classifier of `cnn_jax.classical` is solved for, not trained.
         train: (images uint8 NxHxWxC, labels), a `Source`, or a data set's name, such as "digits" or "folder:PATH". A
             task that needs no labels also takes the images alone.
         validation: a share of the training data, other arrays, a `Source` or a split; default: the data set's own
@@ -276,8 +278,9 @@ def fit(
     workdir = workdir or start.train.workdir
     temporary = workdir is None
     folder = Path(tempfile.mkdtemp(prefix="cnn_jax-run-") if temporary else str(workdir)).expanduser()
+    named_only = isinstance(model, str) or is_solved(model)  # a solution fits its module's record, not the object given
     given = Given(
-        None if isinstance(model, str) else model,
+        None if named_only else model,
         None if isinstance(optimizer, str) else optimizer,
         sources,
         None if isinstance(task, str) else task,
@@ -496,8 +499,14 @@ def _recorded(model: nn.Module) -> dict[str, Any]:
     """Returns the config fields that record a module given as an object.
 
     A catalogue network is recorded by its name and arguments, so that `load` can rebuild it; any other by its class and
-    a checksum of its fields, so that resuming with another module is detected.
+    a checksum of its fields, so that resuming with another module is detected. A classical classifier is recorded by its
+    class and the fields that differ from their defaults.
     """
+    if is_solved(model):
+        kind, usual = type(model), {of.name: of.default for of in dataclasses.fields(model)}
+        values = {name: getattr(model, name) for name in usual if name not in ("parent", "name", "num_classes")}
+        args = tuple(f"{name}={as_text(value)}" for name, value in values.items() if value != usual[name])
+        return {"model": f"{kind.__module__}:{kind.__qualname__}", "model_args": args, "precision": "float32"}
     found = model_name(model)
     if found is not None:
         name, fields = found

@@ -1,8 +1,8 @@
 """Classical classifiers: nearest neighbours, and support vector machines on pixels or hand-made features.
 
-Each is a Flax module whose variables are solved for instead of trained step by step. They are named in a config like any
-model of your own, as in `model="cnn_jax.classical:hog_svm"`; then `cnn_jax.fit`, the experiments' commands, `evaluate`,
-`predict` and the report work as for a network.
+Each is a Flax module whose variables are solved for instead of trained step by step. They are named in a config like
+any model of your own, as in `model="cnn_jax.classical:hog_svm"`; then `cnn_jax.fit`, the experiments' commands,
+`evaluate`, `predict` and the report work as for a network.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients (Dalal and Triggs 2005), as scikit-image computes them, but on batches and jitted."""
+"""Histograms of oriented gradients (Dalal and Triggs 2005), as in scikit-image, but on batches and jitted."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def hog(images_BxHxWxC: jax.Array, *, cell: int = 8, block: int = 2, bins: int =
 
     >>> edge = jnp.zeros((1, 16, 16, 1)).at[:, :, 8:].set(1.0)  # vertical, so its gradient is horizontal
     >>> jax.jit(hog)(edge)[0, 0, 0].sum((0, 1)).round(3)
-    Array([1., 0., 0., 0., 0., 0., 0., 0., 0.], dtype=float32)
+    Array([2., 0., 0., 0., 0., 0., 0., 0., 0.], dtype=float32)
     """
     check_hog(images_BxHxWxC.shape[1:], cell, block, bins)
     length_BxHxW, bin_BxHxW = _gradients(images_BxHxWxC.astype(jnp.float32), bins)

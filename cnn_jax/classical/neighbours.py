@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn_jax.classical.solved import Examples, Say, Solution, Solved, pixels
+from cnn_jax.classical.solved import Examples, Say, Solution, Solved, in_batches, pixels
 from cnn_jax.data.characters import deskew
 from cnn_jax.errors import UserError
 
@@ -74,9 +74,7 @@ class NearestNeighbours(Solved):
         del validation, seed, say
         images = np.asarray(train.images)
         if self.deskew:
-            images = np.concatenate(
-                [np.asarray(deskew(part)) for part in np.array_split(images, -(-len(images) // 2000))]
-            )
+            images = in_batches(self.prepared, images)
         model = self.clone(vectors=len(images))
         variables = {"memory": {"images": images, "labels": np.asarray(train.labels, np.int32)}}
         return Solution(model, variables, {"neighbours": self.k, "stored images": len(images)})
@@ -114,8 +112,8 @@ def nearest(x_BxD: jax.Array, y_NxD: jax.Array, labels_N: jax.Array, *, k: int) 
         images, labels_n = part
         distances = jnp.where(labels_n >= 0, squared_distances(x_BxD, images), _FAR)
         here = _smallest(jnp.broadcast_to(labels_n, distances.shape), distances, min(k, block))
-        both = (jnp.concatenate([old, new], axis=1) for old, new in zip(found, here))
-        return _smallest(*both, k), None
+        labels_m, distances_m = (jnp.concatenate([old, new], axis=1) for old, new in zip(found, here))
+        return _smallest(labels_m, distances_m, k), None
 
     start = (jnp.full((batch, k), -1, jnp.int32), jnp.full((batch, k), _FAR, jnp.int32))
     return jax.lax.scan(step, start, (blocks, labels))[0]

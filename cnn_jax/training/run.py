@@ -1,7 +1,6 @@
 """Starts or resumes a run, trains it, and writes weights, summary and report."""
 
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -14,13 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cnn_jax.config import Config
-from cnn_jax.data import Source
 from cnn_jax.data.image_file import describe
 from cnn_jax.data.sources import describe_contents
 from cnn_jax.errors import TrainingStopped, UserError, counted
-from cnn_jax.models.ensembles import member
-from cnn_jax.report import write_report
-from cnn_jax.report.filters import Filters, first_layer
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import locked
