@@ -278,9 +278,9 @@ def fit(
     workdir = workdir or start.train.workdir
     temporary = workdir is None
     folder = Path(tempfile.mkdtemp(prefix="cnn_jax-run-") if temporary else str(workdir)).expanduser()
-    named_only = isinstance(model, str) or is_solved(model)  # a solution fits its module's record, not the object given
+    # A solution fits the module that its folder records, not the object given.
     given = Given(
-        None if named_only else model,
+        None if isinstance(model, str) or is_solved(model) else model,
         None if isinstance(optimizer, str) else optimizer,
         sources,
         None if isinstance(task, str) else task,
@@ -499,8 +499,8 @@ def _recorded(model: nn.Module) -> dict[str, Any]:
     """Returns the config fields that record a module given as an object.
 
     A catalogue network is recorded by its name and arguments, so that `load` can rebuild it; any other by its class and
-    a checksum of its fields, so that resuming with another module is detected. A classical classifier is recorded by its
-    class and the fields that differ from their defaults.
+    a checksum of its fields, so that resuming with another module is detected. A classical classifier is recorded by
+    its class and the fields that differ from their defaults.
     """
     if is_solved(model):
         kind, usual = type(model), {of.name: of.default for of in dataclasses.fields(model)}

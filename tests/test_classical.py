@@ -13,17 +13,20 @@ from made_up_run import digits
 
 import cnn_jax
 from cnn_jax import classical
+from cnn_jax.arguments import load_attribute
 from cnn_jax.classical import Examples, KernelSvm, LinearSvm, NearestNeighbours
 from cnn_jax.classical import hog as hog_features
 from cnn_jax.classical import lbp as lbp_codes
 from cnn_jax.classical.kernel import shifted
 from cnn_jax.classical.linear import planes
 from cnn_jax.classical.neighbours import EXACT, MOST_VALUES, nearest, scores, squared_distances
+from cnn_jax.classical.solved import is_solved
 from cnn_jax.config import Config
 from cnn_jax.data import materialize, open_source
 from cnn_jax.errors import UserError
 from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.training.run import train
+from experiments.classical import PRESETS
 
 hog = jax.jit(hog_features, static_argnames=("cell", "block", "bins"))
 lbp = jax.jit(lbp_codes, static_argnames="form")
@@ -320,6 +323,12 @@ def test_fit_solves_for_modules_and_colour_images(tmp_path: Path):
     assert run.summary["test_accuracy"] == 1.0
     assert run.config.model.model_args[0] == "features=hog"
     np.testing.assert_array_equal(cnn_jax.load(tmp_path / "run").predict(images).argmax(axis=1), labels)
+
+
+def test_every_preset_names_a_classical_classifier():
+    for name in PRESETS:
+        assert is_solved(load_attribute(f"cnn_jax.classical:{name}"))
+    assert not is_solved(cnn_jax.models.lenet5)
 
 
 @pytest.mark.parametrize(

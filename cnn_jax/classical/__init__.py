@@ -15,7 +15,6 @@ from cnn_jax.classical.neighbours import NearestNeighbours
 from cnn_jax.classical.solved import Examples, Solution, Solved
 
 __all__ = [
-    "MODELS",
     "Examples",
     "KernelSvm",
     "LinearSvm",
@@ -41,5 +40,3 @@ lbp_svm = partial(LinearSvm, features="lbp", cell=7)
 rbf_svm = partial(KernelSvm, kernel="rbf")
 poly_svm = partial(KernelSvm, kernel="poly", gamma=0.5, unit=True, c=2.0)  # ((x·s + 1)/2)⁹ for unit vectors
 virtual_svm = partial(KernelSvm, kernel="poly", gamma=0.5, unit=True, c=2.0, deskew=True, shift=1)
-
-MODELS = ("knn", "linear_svm", "hog_svm", "lbp_svm", "rbf_svm", "poly_svm", "virtual_svm")
