@@ -21,12 +21,13 @@ from cnn_jax.classical.kernel import shifted
 from cnn_jax.classical.linear import planes
 from cnn_jax.classical.neighbours import EXACT, MOST_VALUES, nearest, scores, squared_distances
 from cnn_jax.classical.solved import is_solved
+from cnn_jax.commands.experiment import parse
 from cnn_jax.config import Config
 from cnn_jax.data import materialize, open_source
 from cnn_jax.errors import UserError
 from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.training.run import train
-from experiments.classical import PRESETS
+from experiments.classical import CONFIG, PRESETS
 
 hog = jax.jit(hog_features, static_argnames=("cell", "block", "bins"))
 lbp = jax.jit(lbp_codes, static_argnames="form")
@@ -323,6 +324,17 @@ def test_fit_solves_for_modules_and_colour_images(tmp_path: Path):
     assert run.summary["test_accuracy"] == 1.0
     assert run.config.model.model_args[0] == "features=hog"
     np.testing.assert_array_equal(cnn_jax.load(tmp_path / "run").predict(images).argmax(axis=1), labels)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_solves_the_digits(name: str, tmp_path: Path):
+    if name in ("rbf_svm", "poly_svm", "virtual_svm"):
+        pytest.importorskip("sklearn")
+    argv = ("--preset", name, "--dataset", "digits", "--workdir", str(tmp_path / "run"))
+    summary = train(parse(argv, CONFIG, None, PRESETS))
+    assert summary["test_accuracy"] > {"hog_svm": 0.8, "lbp_svm": 0.75}.get(name, 0.94)
+    assert summary["steps"] == 0 and summary["solution"]
+    assert evaluate(tmp_path / "run")["accuracy"] == summary["test_accuracy"]
 
 
 def test_every_preset_names_a_classical_classifier():

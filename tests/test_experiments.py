@@ -14,10 +14,12 @@ from cnn_jax.training.experiment import make_experiment
 
 STUDIES = {"cifar10_speedrun"}  # separate program with its own flags
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
+SOLVED = {"classical"}  # without steps: tests/test_classical.py
 OFFLINE = {"xo_cnn": "xo:train=64"}
 VARIANTS = [
     (name, preset)
     for name in NAMES
+    if name not in SOLVED
     for preset in (None, *getattr(importlib.import_module(f"experiments.{name}"), "PRESETS", {}))
 ]
 
