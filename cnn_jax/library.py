@@ -114,9 +114,15 @@ class Run:
         return {f"validation_{name}": last[name] for name in self.task.metrics if last} | {"finished": False}
 
     def plot(self) -> Any:
-        """Plots the task's metrics; returns a matplotlib `Figure`, which notebooks show."""
+        """Plots the task's metrics; returns a matplotlib `Figure`, which notebooks show.
+
+        Raises:
+            UserError: the run's model was solved for, see `cnn_jax.classical`.
+        """
+        summary = self.summary
+        if "solution" in summary:
+            raise UserError(f"{self.config.model.model} was solved for, so there are no curves: see `summary`")
         with figures.style():
-            summary = self.summary
             best = (summary.get("best_step"), summary.get("best_member"))
             return curves.side_by_side(self.history, self.task.metrics, *best)
 

@@ -294,6 +294,8 @@ def test_a_solved_run_is_evaluated_and_loaded_like_any_other(tmp_path: Path, cap
     run = cnn_jax.load(tmp_path / "run")
     np.testing.assert_array_equal(run.predict(images).argmax(axis=1), expected)
     assert evaluate(tmp_path / "run")["accuracy"] == summary["test_accuracy"]
+    with pytest.raises(UserError, match="cnn_jax.classical:knn was solved for, so there are no curves"):
+        run.plot()
     assert run.config.model.model_args == ("k=3", f"vectors={len(stored)}")
     assert summary["solution"] == {"neighbours": 3, "stored images": len(stored)}
     page = (tmp_path / "run/report.html").read_text()
@@ -303,6 +305,12 @@ def test_a_solved_run_is_evaluated_and_loaded_like_any_other(tmp_path: Path, cap
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds a run with a different config"):
         train(config("knn", tmp_path / "run", model_args=("k=1",)))
+
+
+def test_fields_without_effect_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train(config("linear_svm", tmp_path / "run", model_args=("c=0.01",), optimizer="momentum", epochs=3))
+    line = "without    effect: `optimizer`, `epochs`; cnn_jax.classical:linear_svm is solved for"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_refitting_adds_the_validation_images(tmp_path: Path):

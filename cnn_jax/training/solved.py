@@ -1,5 +1,6 @@
 """Runs a classical classifier: its variables are solved for, then it is evaluated and written like any other run."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -179,7 +180,7 @@ def _solved_fields(config: Config, given: Given) -> tuple[str, ...]:
 
 
 def _check_config(config: Config) -> None:
-    """Rejects fields that would not have the effect that they have on networks.
+    """Rejects fields that would not have the effect that they have on networks, and names those that have none.
 
     Raises:
         UserError: names the field.
@@ -188,3 +189,7 @@ def _check_config(config: Config) -> None:
     for name in _REFUSED:
         if ours[name] != usual[name]:
             raise UserError(f"`{name}` is for networks, and {config.model.model} is solved for: drop it")
+    steps = ("epochs", "steps", "patience", "eval_every", "select")
+    fields = [name for name in (*dataclasses.asdict(config.optim), *steps) if name != "task"]
+    if unused := [f"`{name}`" for name in fields if ours[name] != usual[name]]:
+        print(f"without    effect: {', '.join(unused)}; {config.model.model} is solved for", flush=True)
