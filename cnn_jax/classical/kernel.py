@@ -131,7 +131,7 @@ class KernelSvm(Solved):
         advice = ""
         if count > MANY:
             minutes = max(1, round(_MINUTES * (count / MANY) ** 2))
-            advice = f"; about {minutes} minutes and more, --train-split 'train[:10000]' is quick"
+            advice = f"; about {minutes} minutes and more, `train_split` train[:10000] is quick"
         say(f"solving    a {self.kernel} SVM on {count:,} images{advice}")
         made = {"C": self.c, "kernel": self.kernel, "gamma": gamma, "degree": self.degree, "coef0": self.offset}
         machine = import_sklearn().SVC(**made, cache_size=2000, random_state=seed)

@@ -31,7 +31,7 @@ from cnn_jax.training.loop import STOP_CODE, StopRequest, best_of, run_loop
 from cnn_jax.training.outcome import is_finished, open_folder, write_results
 from cnn_jax.training.progress import Display
 from cnn_jax.training.record import Recorder, rates_of
-from cnn_jax.training.solved import is_solved_by, solve_in
+from cnn_jax.training.solved import for_solving, is_solved_by, set_by_solving, solve_in
 from cnn_jax.training.state import TrainState, variables_for_evaluation
 from cnn_jax.weights.trained import read_preprocess
 
@@ -70,11 +70,14 @@ def train(
         if jax.process_index() == 0:
             files.bring_back(run)  # undo what a killed start had set aside
             files.remove_partial(run)
-        if is_solved_by(config, given):
-            return solve_in(run, config, given, command)
-        if not config.train.fresh and is_finished(run, config):
+        solved = is_solved_by(config, given)
+        if solved:
+            config = for_solving(config, tell)
+        if not config.train.fresh and is_finished(run, config, set_by_solving(config, given) if solved else ()):
             tell(f"finished already: {run / files.REPORT}; set `fresh` to start over, or another `workdir`")
             return files.read_json(run, files.SUMMARY)
+        if solved:
+            return solve_in(run, config, given, command, tell)
         return _train_in(run, config, given, callbacks, command)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cnn_jax.tasks import Task, check_labelled, make_task
 from cnn_jax.training import runtime
 from cnn_jax.training.evaluation import Evaluator
 from cnn_jax.training.experiment import Given, open_sources
-from cnn_jax.training.outcome import is_finished, open_folder, write_results
+from cnn_jax.training.outcome import open_folder, write_results
 from cnn_jax.training.parallel import make_parallel
 from cnn_jax.training.step import make_eval_step
 
@@ -53,17 +53,19 @@ def is_solved_by(config: Config, given: Given) -> bool:
     return is_solved(load_attribute(config.model.model) if given.model is None else given.model)
 
 
-def solve_in(run: Path, config: Config, given: Given, command: str) -> dict[str, Any]:
+def solve_in(run: Path, config: Config, given: Given, command: str, tell: Callable[[str], None]) -> dict[str, Any]:
     """Solves for the model's variables and writes the run folder; returns the summary.
+
+    Args:
+        run: the run folder.
+        config: from `for_solving`.
+        given: objects that replace names in the config.
+        command: how the run was started, for the record.
+        tell: prints a message that names config fields in backticks.
 
     Raises:
         UserError: a mistake in the config or the data; nothing has been written then.
     """
-    _check_config(config)
-    config = config.override(normalize="none")  # these models take images in [0, 1]
-    if not config.train.fresh and is_finished(run, config, _solved_fields(config, given)):
-        print(f"finished already: {run / files.REPORT}; set fresh to start over, or another workdir")
-        return files.read_json(run, files.SUMMARY)
     print("preparing  data …", flush=True)
     sources = given.sources or open_sources(config)
     train = sources["train"]
@@ -84,12 +86,14 @@ def solve_in(run: Path, config: Config, given: Given, command: str) -> dict[str,
     print(f"model      {config.model.model}, solved for; folder {run}", flush=True)
     preprocess = replace(Preprocess.fit(train, "none"), levels=getattr(train, "levels", None))
     parts = SolvedRun(config, sources, task, preprocess)
-    return _solve(run, parts, model, facts)
+    return _solve(run, parts, model, facts, tell)
 
 
-def _solve(run: Path, parts: SolvedRun, model: Solved, facts: dict[str, Any]) -> dict[str, Any]:
+def _solve(
+    run: Path, parts: SolvedRun, model: Solved, facts: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
     train, held_out = (_examples(parts.sources[split]) for split in ("train", "validation"))
-    say, seed = lambda line: print(line, flush=True), parts.config.train.seed
+    seed = parts.config.train.seed
     start = time.perf_counter()
     solution = model.solve(train, held_out, seed=seed, say=say)
     seconds = time.perf_counter() - start
@@ -172,15 +176,17 @@ def _arguments(config: Config, model: Solved, solved: Solved) -> tuple[str, ...]
     return (*given, *(f"{name}={as_text(value)}" for name, value in values.items()))
 
 
-def _solved_fields(config: Config, given: Given) -> tuple[str, ...]:
-    """Model arguments that a finished run has set, unless the config sets them, too."""
+def set_by_solving(config: Config, given: Given) -> tuple[str, ...]:
+    """Returns the model arguments that a finished run has set, except those that the config sets, too."""
     made = given.model or load_attribute(config.model.model)
     fields = getattr(made, "func", made).solved_fields
     return tuple(name for name in fields if not any(text.startswith(f"{name}=") for text in config.model.model_args))
 
 
-def _check_config(config: Config) -> None:
-    """Rejects fields that would not have the effect that they have on networks, and names those that have none.
+def for_solving(config: Config, tell: Callable[[str], None]) -> Config:
+    """Returns the config of a run that is solved for: these models take images in [0, 1].
+
+    Tells which fields have no effect, and rejects those without which the result would be another one.
 
     Raises:
         UserError: names the field.
@@ -192,4 +198,5 @@ def _check_config(config: Config) -> None:
     steps = ("epochs", "steps", "patience", "eval_every", "select")
     fields = [name for name in (*dataclasses.asdict(config.optim), *steps) if name != "task"]
     if unused := [f"`{name}`" for name in fields if ours[name] != usual[name]]:
-        print(f"without    effect: {', '.join(unused)}; {config.model.model} is solved for", flush=True)
+        tell(f"without    effect: {', '.join(unused)}; {config.model.model} is solved for")
+    return config.override(normalize="none")
