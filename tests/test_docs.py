@@ -19,7 +19,7 @@ from cnn_jax.commands.parser import ArgumentParser
 from cnn_jax.config import Config
 from cnn_jax.data.augment import make_augment
 from cnn_jax.errors import UserError
-from cnn_jax.models import build
+from cnn_jax.models.named import make_model
 from cnn_jax.optim.optimizers import get_optimizer_spec
 from cnn_jax.optim.schedules import SCHEDULES
 from cnn_jax.tasks import make_task
@@ -86,7 +86,7 @@ def parse_command(module: str, *arguments: str) -> None:
     if any("$" in word for word in arguments):  # shell variables
         return
     classes = make_task(config.optim, list(map(str, range(10)))).outputs
-    build(config.model.model, classes, args=config.model.model_args)
+    make_model(config.model.model, classes, args=config.model.model_args)
     make_augment(config.data.augment)
     get_optimizer_spec(config.optim.optimizer)
     assert config.optim.schedule in SCHEDULES
