@@ -119,7 +119,8 @@ def _solve(
     write_results(run, parts, summary, solution.variables, collected, split)
     name, metric = parts.task.selection.metric, parts.task.metrics[parts.task.selection.metric]
     shown = ", ".join(f"{of} {name} {metric.text(summary[f'{of}_{name}'])}" for of in sorted(found, reverse=True))
-    say(f"finished   {shown} ({summary[f'{split}_count']:,} images) in {seconds:.1f} s; {run / files.REPORT}")
+    times = f"solved in {seconds:.1f} s, evaluated in {summary['evaluation_seconds']:.1f} s"
+    say(f"finished   {shown} ({summary[f'{split}_count']:,} images); {times}; {run / files.REPORT}")
     return summary
 
 
