@@ -37,6 +37,11 @@ class DataConfig:
     """Split for choosing the best weights; never the test set."""
     test_split: str | None = None
     """Split for the final test; used once, at the end."""
+    group_by: str | None = None
+    """Regular expression on file names of a folder: training images of a class with the same first group, such as the
+    frames of one video in '^(.+)_', are not divided between splits."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """For classes of unequal size: weight the loss by inverse class frequency, or sample all classes equally often."""
     batch_size: int = 128
     """Images per step, over all devices."""
     eval_batch_size: int = 500

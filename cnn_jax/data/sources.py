@@ -86,6 +86,15 @@ def describe_contents(source: Source) -> dict[str, Any]:
     return {"examples": len(source), **checksum}
 
 
+def read_labels(source: Source) -> np.ndarray:
+    """Returns the label of every example, integers (N,): from the source's attribute `labels` if it has one.
+
+    Otherwise all examples are read, images too.
+    """
+    labels = getattr(source, "labels", None)
+    return np.array([source[i]["label"] for i in range(len(source))]) if labels is None else np.asarray(labels)
+
+
 @dataclass(frozen=True)
 class DerivedSource:
     """A source derived from another; a subclass overrides what differs and implements `__getitem__`."""
@@ -126,6 +135,16 @@ class DerivedSource:
     def contents(self) -> str | None:
         """As the source's, see `describe_contents`."""
         return getattr(self.source, "contents", None)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """As the source's, see `read_labels`."""
+        return getattr(self.source, "labels", None)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The number of every example's group, integers; None without groups. See `own.split_off`."""
+        return getattr(self.source, "groups", None)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -368,11 +368,18 @@ def _optimizer(
 def _open_sources(config: Config, levels: Levels | Literal["in use"] | None) -> dict[str, Source]:
     data = config.data
     chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
-    usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir)
+    usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir, data.group_by)
     every = {name: split or getattr(usual, name) for name, split in chosen.items()}
     splits = {name: split for name, split in every.items() if split is not None}
-    size_and_kind = {"image_size": data.image_size, "channels": data.channels}
-    opened = partial(open_source, data.dataset, data_dir=data.data_dir, levels=levels, **size_and_kind)
+    opened = partial(
+        open_source,
+        data.dataset,
+        data_dir=data.data_dir,
+        image_size=data.image_size,
+        channels=data.channels,
+        levels=levels,
+        group_by=data.group_by,
+    )
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
     sizes = {}  # of the splits that are used in part, bad images included
     for part in (part for split in splits.values() for part in _parts(split)):
