@@ -257,7 +257,8 @@ class Config:
         augment    flip, chosen for cifar10, also applies to digits: an empty `augment` turns it off
         """
         augment, ours, theirs = self.data.augment, self.data.dataset, base.data.dataset
-        if not augment or augment != base.data.augment or ours == theirs:
+        any_folder = theirs == "folder:"  # a recipe for images at a path that is yet to be given
+        if not augment or augment != base.data.augment or ours == theirs or any_folder:
             return None
         verb, it = ("applies", "it") if len(augment) == 1 else ("apply", "them")
         return (

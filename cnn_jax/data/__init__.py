@@ -17,7 +17,8 @@ from cnn_jax.data.channels import KINDS, with_channels
 from cnn_jax.data.decoded import materialize
 from cnn_jax.data.image_file import Levels
 from cnn_jax.data.memory import check_memory
-from cnn_jax.data.pipeline import Pipeline, batch_indices, make_pipeline
+from cnn_jax.data.order import batch_indices
+from cnn_jax.data.pipeline import Pipeline, make_pipeline
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.data.sources import ArraySource, Example, Source, Splits, parse_split
 from cnn_jax.errors import UserError

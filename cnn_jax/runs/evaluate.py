@@ -133,9 +133,9 @@ def _collect(
 
 @dataclasses.dataclass(frozen=True)
 class _Relabelled(DerivedSource):
-    """`source` with label k replaced by `labels[k]`."""
+    """`source` with label k replaced by `renumbered[k]`."""
 
-    labels: tuple[int, ...]
+    renumbered: tuple[int, ...]
     names: tuple[str, ...]
     fingerprint: None = None
 
@@ -144,9 +144,15 @@ class _Relabelled(DerivedSource):
         """Names of the new labels."""
         return self.names
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The new label of every example, see `read_labels`."""
+        own = super().labels
+        return None if own is None else np.asarray(self.renumbered)[own]
+
     def __getitem__(self, index: int, /) -> Example:
         example = self.source[index]
-        return {**example, "label": self.labels[example["label"]]}
+        return {**example, "label": self.renumbered[example["label"]]}
 
 
 def _relabelled(source: Source, trained: Trained) -> Source:
