@@ -256,6 +256,23 @@ def _has_runs(folder: Path) -> bool:
     return any(map(_has_runs, inside))
 
 
+def check_outside_of_classes(path: str, workdir: Path) -> None:
+    """Checks that a run folder is not inside a class of the data, which would then be taken for a folder of runs.
+
+    Raises:
+      UserError: names the class's folder.
+    """
+    root, run = Path(path).expanduser().resolve(), workdir.expanduser().resolve()
+    if root not in run.parents:
+        return
+    between = [folder for folder in (run, *run.parents) if root in folder.parents]
+    if inside := [folder for folder in between if folder.is_dir() and _holds(folder)]:
+        raise UserError(
+            f"`workdir` {readable(workdir)} is in {readable(inside[-1])}, a class of the data, which would be left "
+            "out: name a folder outside of the data"
+        )
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / LOCK).is_file()
 

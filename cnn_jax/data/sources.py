@@ -74,14 +74,22 @@ def example_spec(source: Source) -> dict[str, ArraySpec]:
     return {"image": ArraySpec(source.image_shape, np.dtype(np.uint8)), "label": ArraySpec((), np.dtype(np.int32))}
 
 
-def describe_contents(source: Source) -> dict[str, Any]:
+def describe_contents(source: Source, arrays: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Describes the examples of a source, so that a resumed run notices if they have changed.
 
+    Args:
+        source: the examples.
+        arrays: all of them, if they are in memory.
+
     Returns:
-        "examples", their number; and "contents", a checksum, if the source has an attribute of that name: a text that
-        changes with the examples or their order, but not with the place where they are stored.
+        "examples", their number; and "contents", a checksum of the source's attribute of that name, a text that
+        changes with the examples or their order, but not with the place where they are stored. A source without one is
+        described by its arrays.
     """
     contents = getattr(source, "contents", None)
+    if contents is None and arrays:
+        sums = {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in sorted(arrays.items())}
+        contents = str(sums)
     checksum = {} if contents is None else {"contents": f"{zlib.crc32(contents.encode(errors='surrogateescape')):08x}"}
     return {"examples": len(source), **checksum}
 

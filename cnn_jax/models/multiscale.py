@@ -11,7 +11,7 @@ subsampling; the first stage also feeds the classifier, subsampled once more. No
 every map of stage 2, tanh as the squashing function of the hidden units. Different by choice: BatchNorm replaces local
 contrast normalisation.
 
-Parameters for 43 classes: 25·108 + 108 · 2 (norm) + 25·108·200 + 200 · 2 + 10,292·100 + 100 + 100·43 + 43 = 1,577,159.
+Parameters for 43 classes: 25·108 + 108 · 2 (norm) + 25·108·200 + 200 · 2 + 10,292·100 + 100 + 100·43 + 43 = 1,576,959.
 """
 
 import flax.linen as nn
