@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from cnn_jax.commands.experiment import parse
 from cnn_jax.config import Config
 from cnn_jax.data import ArraySource, Example, Preprocess, Splits, default_splits, materialize, open_source, parse_split
 from cnn_jax.data.channels import convert, with_channels
-from cnn_jax.data.sources import describe_contents
+from cnn_jax.data.sources import Source, describe_contents
 from cnn_jax.errors import UserError
 
 
@@ -413,7 +413,7 @@ class Told:
 
 
 def test_other_labels_are_another_data_set():
-    one, other = Told([0, 1, 1]), Told([1, 0, 1])
-    contents = [describe_contents(source, materialize(source)) for source in (one, Told([0, 1, 1]), other)]
+    one, other, same = (cast(Source, Told(labels)) for labels in ([0, 1, 1], [1, 0, 1], [0, 1, 1]))
+    contents = [describe_contents(source, materialize(source)) for source in (one, same, other)]
     assert contents[0] == contents[1] != contents[2]
     assert describe_contents(one) == {"examples": 3}  # streamed: only their number is known

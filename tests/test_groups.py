@@ -44,7 +44,7 @@ def tracks(source):
     return [(file.path.parent.name, file.path.name.split("_")[0]) for file in source.files]
 
 
-def parts(folder, *splits, group_by=TRACK):
+def parts(folder, *splits, group_by: str | None = TRACK):
     return [open_folder(str(folder), split, None, False, group_by=group_by) for split in splits]
 
 
@@ -122,9 +122,9 @@ def test_a_validation_share_in_the_library_keeps_groups_together(tmp_path):
     rest, held_out = split_off(whole, 0.3)
     sides = [{tracks(whole)[row] for row in part.rows} for part in (rest, held_out)]
     assert not sides[0] & sides[1] and [len(rest), len(held_out)] == [70, 30]
-    assert not set(rest.groups) & set(held_out.groups) and held_out.labels.tolist() == [
-        whole[row]["label"] for row in held_out.rows
-    ]
+    assert rest.groups is not None and held_out.groups is not None and held_out.labels is not None
+    assert not set(rest.groups) & set(held_out.groups)
+    assert held_out.labels.tolist() == [whole[row]["label"] for row in held_out.rows]
     uneven = Groups(whole, np.arange(100), "train")
     assert len(split_off(uneven, 0.5)[1]) in (40, 60)  # three groups, of 40, 40 and 20
     with pytest.raises(UserError, match="of 0.01 of 100 examples in 20 groups leaves one part empty"):

@@ -149,7 +149,7 @@ def resized(source: Source, size: int) -> Source:
     return ArraySource(source.name, source.split, source.class_names, images, labels)
 
 
-def split_off(source: Source, share: float) -> tuple[Source, Source]:
+def split_off(source: Source, share: float) -> tuple[Subset, Subset]:
     """Splits a source at random, the same way each time, into (the rest, a `share` of it).
 
     If the source has an attribute `groups`, integers (N,), examples of one group stay together, and the share is the
