@@ -26,17 +26,17 @@ names differ only in that are one class.
 import collections
 import functools
 import hashlib
-import itertools
 import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
+from cnn_jax.data.file_order import File, compiled, divide, groups_of, ordered, placed, whole_groups
 from cnn_jax.data.headers import MAY_BE_DEEP, Header, headers, stamp, value_ranges
 from cnn_jax.data.image_file import Levels, levels_in_use, pixel_limit
 from cnn_jax.data.preprocess import read_image
@@ -52,13 +52,6 @@ _LARGEST_OWN_SIZE = 256
 _DEFAULT_SIZE = 64
 
 
-class _File(NamedTuple):
-    path: Path
-    label: int
-    place: float  # in [0, 1), from the hash of class and file name, or of class and group
-    group: str | None = None
-
-
 @dataclass(frozen=True)
 class FolderSource:
     """A split of a folder of images.
@@ -70,7 +63,7 @@ class FolderSource:
     split: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    files: tuple[_File, ...]
+    files: tuple[File, ...]
     skipped: tuple[Path, ...] = ()
     levels: Levels | None = None
 
@@ -97,7 +90,7 @@ class FolderSource:
         """The number of every image's group, int32; None without groups."""
         if all(file.group is None for file in self.files):
             return None
-        sizes = [len(group) for group in _groups(self.files)]
+        sizes = [len(group) for group in groups_of(self.files)]
         return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
 
     def __len__(self) -> int:
@@ -145,7 +138,7 @@ def open_folder(
             "images, one each for train, validation and test"
         )
     part, rows = parse_split(split, {name: len(files) for name, files in splits.items()})
-    rows = _whole_groups(path, split, rows, splits[part])
+    rows = whole_groups(path, split, rows, splits[part])
     every = [file.path for files in splits.values() for file in files]
     image_shape, deep = _survey(Path(path).expanduser(), every, image_size, channels)
     if levels == "in use":
@@ -186,14 +179,14 @@ def default_splits(path: str, group_by: str | None = None) -> Splits:
             splits, least = Splits("train[:80%]", "train[80%:90%]", "train[90%:]"), 8
     files = parts["train"]
     missing = ", ".join(part for part in ("validation", "test") if part not in parts)
-    if (count := len(_groups(files))) < least:
+    if (count := len(groups_of(files))) < least:
         what = "image" if group_by is None else "group"
         raise UserError(
             f"folder:{path} has {counted(count, what)} in train, too few to take some for {missing}: provide at least "
             f"{least}, or the missing folders"
         )
     _, rows = parse_split(splits.train, {"train": len(files)})
-    rows = _whole_groups(path, splits.train, rows, files)
+    rows = whole_groups(path, splits.train, rows, files)
     if unlearned := {*range(len(class_names))} - {file.label for file in files[rows.start : rows.stop]}:
         raise UserError(
             f"folder:{path} has so few images of class {class_names[min(unlearned)]!r} that all would be taken for "
@@ -207,9 +200,9 @@ def _require_train(path: str, parts: Collection[str]) -> None:
         raise UserError(f"folder:{path} has {' and '.join(parts)} but no train: add {path}/train/CLASS")
 
 
-def _scan(path: str, group_by: str | None) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
+def _scan(path: str, group_by: str | None) -> tuple[tuple[str, ...], dict[str, list[File]]]:
     """Returns the class names in alphabetical order, and the files of each existing split."""
-    root, grouping = Path(path).expanduser(), _grouping(group_by)
+    root, grouping = Path(path).expanduser(), compiled(group_by)
     if not root.is_dir():
         raise UserError(f"folder:{path} is not a folder: give the path of one with a sub-folder per class")
     there = _folders(root)
@@ -226,7 +219,7 @@ def _scan(path: str, group_by: str | None) -> tuple[tuple[str, ...], dict[str, l
                 f"one sub-folder per class, such as {path}/{class_names[0]}/CLASS"
             )
         _warn_of_left_out(path, [root])
-        return class_names, _divide(_files(root, class_names, grouping))
+        return class_names, divide(_files(root, class_names, grouping))
     if twice := next((found for found in named.values() if len(found) > 1), None):
         raise UserError(f"folder:{path} has both {' and '.join(twice)}: keep one of them")
     if others:
@@ -329,7 +322,7 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith((".", "__"))  # .ipynb_checkpoints, __MACOSX, ._image.jpg
 
 
-def _files(folder: Path, class_names: tuple[str, ...], grouping: re.Pattern[str] | None) -> list[_File]:
+def _files(folder: Path, class_names: tuple[str, ...], grouping: re.Pattern[str] | None) -> list[File]:
     """Returns the images below `folder`, ordered by hash; images of one group follow each other."""
     there = _folders(folder)
     if not there:
@@ -340,95 +333,17 @@ def _files(folder: Path, class_names: tuple[str, ...], grouping: re.Pattern[str]
             "add it there, or remove it here"
         )
     files = [
-        _File(file, label, _place(f"{name}/{composed(file.name) if group is None else group}"), group)
+        placed(file, label, name, grouping)
         for label, name in enumerate(class_names)
         for place in there.get(name, [])
         for file in _images(place)
-        for group in [grouping and _group(file, grouping)]
     ]
     filled = {class_names[file.label] for file in files}
     if empty := [name for name in there if name not in filled]:
         raise UserError(
             f"{folder}: class {empty[0]!r} has no images: add some ({', '.join(sorted(SUFFIXES))}) or remove its folder"
         )
-    return _sorted(files)
-
-
-def _sorted(files: Iterable[_File]) -> list[_File]:
-    """Orders files by hash.
-
-    There are few groups of a class, so group g of n, in the order of the hashes, is put at (g + hash) / n of the whole:
-    a tenth of the files has about a tenth of the groups of each class, and one at least of ten.
-    """
-    ordered = sorted(files, key=lambda file: (file.place, file.label, file.group or "", file.path))
-    if all(file.group is None for file in ordered):
-        return ordered
-    groups = _groups(ordered)
-    counts = collections.Counter(group[0].label for group in groups)
-    before: collections.Counter[int] = collections.Counter()
-    placed: list[tuple[float, list[_File]]] = []
-    for group in groups:
-        label = group[0].label
-        placed.append(((before[label] + group[0].place) / counts[label], group))
-        before[label] += 1
-    return [file for _, group in sorted(placed, key=lambda pair: pair[0]) for file in group]
-
-
-def _grouping(group_by: str | None) -> re.Pattern[str] | None:
-    """Compiles `group_by`.
-
-    Raises:
-      UserError: it is not a regular expression, or has no group.
-    """
-    if group_by is None:
-        return None
-    try:
-        grouping = re.compile(group_by)
-    except re.error as error:
-        raise UserError(f"`group_by` is {group_by!r}, which is not a regular expression: {error}") from error
-    if grouping.groups < 1:
-        raise UserError(
-            f"`group_by` is {group_by!r}, which has no group: put the part of the name that is the same for images "
-            r"that belong together in parentheses, as in '^(\d+)_'"
-        )
-    return grouping
-
-
-def _group(file: Path, grouping: re.Pattern[str]) -> str:
-    """Returns what the first group of `grouping` matches in the name of a file."""
-    found = grouping.search(composed(file.name))
-    if found is None or found[1] is None:
-        raise UserError(
-            f"`group_by` {grouping.pattern!r} does not match {readable(file.name)!r} in {readable(file.parent)}: "
-            "change it, or rename the file"
-        )
-    return found[1]
-
-
-def _groups(files: Sequence[_File]) -> list[list[_File]]:
-    """Divides sorted files into their groups; a file without a group is one by itself."""
-    numbers = itertools.count()
-    key = lambda file: (file.label, next(numbers) if file.group is None else file.group)  # noqa: E731
-    return [list(group) for _, group in itertools.groupby(files, key)]
-
-
-def _whole_groups(path: str, split: str, rows: range, files: Sequence[_File]) -> range:
-    """Moves both ends of a range of files to the nearest ends of groups, between two to the first.
-
-    The new end depends only on the old one, so slices that share an end still meet there.
-
-    Raises:
-      UserError: no file is left.
-    """
-    if all(file.group is None for file in files):
-        return rows
-    ends = [0, *itertools.accumulate(map(len, _groups(files)))]
-    start, stop = (min(ends, key=lambda end: (abs(end - row), end)) for row in (rows.start, rows.stop))
-    if start == stop:
-        raise UserError(
-            f"folder:{path}: {split} has no whole group of images (there are {len(ends) - 1}): choose a larger slice"
-        )
-    return range(start, stop)
+    return ordered(files)
 
 
 def _images(folder: Path) -> Iterator[Path]:
@@ -457,28 +372,6 @@ def find_images(folder: Path) -> list[Path]:
         seen.add(real)
         found += [path for path in (Path(parent, name) for name in names) if is_image(path)]
     return sorted(found)
-
-
-def _place(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6]) / 2**48
-
-
-def _divide(files: list[_File]) -> dict[str, list[_File]]:
-    """Divides the groups of files, sorted by hash, among the three splits, class by class."""
-    splits: dict[str, list[list[_File]]] = {"train": [], "validation": [], "test": []}
-    classes: dict[int, list[list[_File]]] = {}
-    for group in _groups(files):
-        classes.setdefault(group[0].label, []).append(group)
-    for members in classes.values():
-        train = max(1, sum(group[0].place < 0.8 for group in members))
-        known = max(train, sum(group[0].place < 0.9 for group in members))  # train and validation
-        if len(members) >= 3:
-            train = min(train, len(members) - 2)
-            known = min(max(known, train + 1), len(members) - 1)
-        splits["train"] += members[:train]
-        splits["validation"] += members[train:known]
-        splits["test"] += members[known:]
-    return {part: _sorted(itertools.chain(*groups)) for part, groups in splits.items()}
 
 
 def _survey(
