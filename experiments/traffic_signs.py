@@ -5,8 +5,10 @@ r"""German traffic signs (GTSRB, 43 classes): a folder PATH with train/CLASS/TRA
     python -m experiments.traffic_signs --dataset folder:PATH --balance loss         # or sampling
 
 A track is the frames of one physical sign, which are nearly equal, so whole tracks validate (`--group-by`), never
-single frames. Signs have a direction, so images are not mirrored. docs/signs.md has the data, published results and
-ours.
+single frames. Signs have a direction, so images are not mirrored. Published accuracies: 98.31 % (the multi-scale
+network), 98.84 % (people), 95.68 % (HOG + LDA), 96.14 % (random forest). On a third of the training images, resized to
+32x32 by others, one seed reaches 98.70 % on 131 validation tracks and 99.24 % on the 12,630 test images. docs/signs.md
+has the data, sources and a table.
 """
 
 from cnn_jax.commands.experiment import run

@@ -232,3 +232,8 @@ def test_what_cannot_be_balanced_is_refused():
         make_experiment(reconstruct)
     with pytest.raises(UserError, match="`balance` is 'weights': it must be one of none, loss, sampling"):
         CONFIG.override(balance="weights").check_types()
+
+
+def test_labels_of_real_data(tfds_dir):
+    source = open_source("mnist", "test[:50]")
+    assert read_labels(source).tolist() == [source[i]["label"] for i in range(50)]
