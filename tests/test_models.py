@@ -410,5 +410,5 @@ def test_both_stages_of_the_multi_scale_network_feed_its_classifier():
     assert min(first.min(), np.min(found["conv2"])) >= 0
     features = np.concatenate([np.asarray(found[name]).reshape(2, -1) for name in ("pool2", "skip")], axis=1)
     kernel = np.concatenate([params["fc1"]["kernel"], params["fc1_skip"]["kernel"]])
-    hidden = np.tanh(features @ kernel + params["fc1"]["bias"])
-    np.testing.assert_allclose(hidden @ params["output"]["kernel"], logits, rtol=1e-4, atol=1e-5)
+    hidden = np.tanh(features @ kernel + np.asarray(params["fc1"]["bias"])[None])
+    np.testing.assert_allclose(hidden @ np.asarray(params["output"]["kernel"]), logits, rtol=1e-4, atol=1e-5)

@@ -22,6 +22,7 @@ from cnn_jax.data.pipeline import Pipeline, make_pipeline
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.data.sources import ArraySource, Example, Source, Splits, parse_split
 from cnn_jax.errors import UserError
+from cnn_jax.storage.file_names import readable
 
 __all__ = [
     "ArraySource",
@@ -119,4 +120,6 @@ def default_splits(dataset: str, data_dir: str | None = None, group_by: str | No
 
 def _check_grouping(family: str, group_by: str | None) -> None:
     if group_by is not None and family != "folder":
-        raise UserError(f"`group_by` is {group_by!r}, but only the files of folder:PATH can be grouped: drop it")
+        raise UserError(
+            f"`group_by` is '{readable(group_by)}', but only the files of folder:PATH can be grouped: drop it"
+        )

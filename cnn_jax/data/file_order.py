@@ -37,11 +37,11 @@ def compiled(group_by: str | None) -> re.Pattern[str] | None:
     try:
         grouping = re.compile(group_by)
     except re.error as error:
-        raise UserError(f"`group_by` is {group_by!r}, which is not a regular expression: {error}") from error
+        raise UserError(f"`group_by` is '{readable(group_by)}', which is not a regular expression: {error}") from error
     if grouping.groups < 1:
         raise UserError(
-            f"`group_by` is {group_by!r}, which has no group: put the part of the name that is the same for images "
-            r"that belong together in parentheses, as in '^(\d+)_'"
+            f"`group_by` is '{readable(group_by)}', which has no group: put the part of the name that is the same "
+            r"for images that belong together in parentheses, as in '^(\d+)_'"
         )
     return grouping
 
@@ -65,8 +65,8 @@ def _group(file: Path, grouping: re.Pattern[str]) -> str:
     found = grouping.search(composed(file.name))
     if found is None or found[1] is None:
         raise UserError(
-            f"`group_by` {grouping.pattern!r} does not match {readable(file.name)!r} in {readable(file.parent)}: "
-            "change it, or rename the file"
+            f"`group_by` '{readable(grouping.pattern)}' does not match {readable(file.name)!r} in "
+            f"{readable(file.parent)}: change it, or rename the file"
         )
     return found[1]
 
