@@ -37,6 +37,11 @@ class DataConfig:
     """Split for choosing the best weights; never the test set."""
     test_split: str | None = None
     """Split for the final test; used once, at the end."""
+    group_by: str | None = None
+    """Regular expression on file names of a folder: training images of a class with the same first group, such as the
+    frames of one video in '^(.+)_', are not divided between splits."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """For classes of unequal size: weight the loss by inverse class frequency, or sample all classes equally often."""
     batch_size: int = 128
     """Images per step, over all devices."""
     eval_batch_size: int = 500
@@ -252,7 +257,8 @@ class Config:
         augment    flip, chosen for cifar10, also applies to digits: an empty `augment` turns it off
         """
         augment, ours, theirs = self.data.augment, self.data.dataset, base.data.dataset
-        if not augment or augment != base.data.augment or ours == theirs:
+        any_folder = theirs == "folder:"  # a recipe for images at a path that is yet to be given
+        if not augment or augment != base.data.augment or ours == theirs or any_folder:
             return None
         verb, it = ("applies", "it") if len(augment) == 1 else ("apply", "them")
         return (

@@ -453,9 +453,14 @@ def _sources(
         }
         if all(part is None or isinstance(part, str) for part in (validation, test)):
             return None
-        usual = default_splits(train, data.data_dir)
+        usual = default_splits(train, data.data_dir, data.group_by)
         open_split = lambda split: open_source(  # noqa: E731
-            train, split, data_dir=data.data_dir, image_size=data.image_size, channels=data.channels
+            train,
+            split,
+            data_dir=data.data_dir,
+            image_size=data.image_size,
+            channels=data.channels,
+            group_by=data.group_by,
         )
         whole = open_split(data.train_split or usual.train)
         validation = (data.validation_split or usual.validation) if validation is None else validation
@@ -463,6 +468,8 @@ def _sources(
         validation = open_split(validation) if isinstance(validation, str) else validation
         test = open_split(test) if isinstance(test, str) else test
     else:
+        if data.group_by is not None:
+            raise UserError("`group_by` is for the file names of a folder, and `train` holds arrays: leave it out")
         whole = as_source(train, class_names=classes)
         if isinstance(validation, str) or isinstance(test, str):
             raise UserError("`train` holds arrays, which have no named splits: pass arrays for validation and test")

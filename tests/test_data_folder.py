@@ -8,10 +8,11 @@ from PIL import Image, features
 
 from cnn_jax.config import Config
 from cnn_jax.data import Splits, default_splits, materialize, open_source
-from cnn_jax.data.folder import find_images, open_folder
+from cnn_jax.data.folder import check_outside_of_classes, find_images, open_folder
 from cnn_jax.errors import UserError
 from cnn_jax.storage.lock import locked
 from cnn_jax.training.experiment import make_experiment
+from cnn_jax.training.run import train
 
 CONFIG = Config("photos").override(model="softmax_regression", batch_size=8, steps=1, epochs=None)
 
@@ -285,6 +286,16 @@ def test_runs_beside_the_classes_are_no_class(tmp_path, capsys):
     fill(tmp_path, {"runs": 3})
     assert open_source(f"{folder}/", "train").class_names == ("a", "b")
     assert capsys.readouterr().err == f"warning: {folder}/: left out the folders runs (it holds runs)\n"
+
+
+def test_a_run_inside_a_class_is_refused(tmp_path):
+    folder = fill(tmp_path / "data", {"a": 8, "b": 8})
+    for workdir in ("data/a", "data/a/run", "data/b/runs/one"):
+        with pytest.raises(UserError, match=rf"is in {tmp_path}/data/[ab], a class of the data.*outside of the data"):
+            train(CONFIG.override(dataset=folder, workdir=str(tmp_path / workdir), devices=1))
+    assert sorted(path.name for path in (tmp_path / "data" / "a").iterdir()) == [f"{i}.png" for i in range(8)]
+    for workdir in ("data/runs/one", "data", "run"):  # these take no class away
+        check_outside_of_classes(str(tmp_path / "data"), tmp_path / workdir)
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "tif", "tiff", "avif"])

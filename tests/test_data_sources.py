@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from cnn_jax.commands.experiment import parse
 from cnn_jax.config import Config
 from cnn_jax.data import ArraySource, Example, Preprocess, Splits, default_splits, materialize, open_source, parse_split
 from cnn_jax.data.channels import convert, with_channels
+from cnn_jax.data.sources import Source, describe_contents
 from cnn_jax.errors import UserError
 
 
@@ -394,3 +395,25 @@ def test_what_killed_processes_left_in_the_cache_goes(cache):
     os.utime(cache / ".writing-old", (0, 0))
     materialize(Counted("any"))
     assert [path.name for path in cache.glob(".*")] == [".writing-now"]
+
+
+class Told:
+    """A source of the user's that says nothing of what is in it."""
+
+    name, split, class_names, image_shape, fingerprint = "told", "train", ("a", "b"), (1, 1, 1), None
+
+    def __init__(self, labels):
+        self.told = labels
+
+    def __len__(self):
+        return len(self.told)
+
+    def __getitem__(self, index):
+        return {"image": np.full((1, 1, 1), index, np.uint8), "label": self.told[index]}
+
+
+def test_other_labels_are_another_data_set():
+    one, other, same = (cast(Source, Told(labels)) for labels in ([0, 1, 1], [1, 0, 1], [0, 1, 1]))
+    contents = [describe_contents(source, materialize(source)) for source in (one, same, other)]
+    assert contents[0] == contents[1] != contents[2]
+    assert describe_contents(one) == {"examples": 3}  # streamed: only their number is known

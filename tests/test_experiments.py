@@ -1,21 +1,27 @@
 """Every experiment and preset: shapes of one step, and two real steps on data that ships with the package."""
 
+import functools
 import importlib
 import math
 import pkgutil
+import tempfile
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 import experiments
 from cnn_jax.commands.experiment import parse
+from cnn_jax.errors import UserError
 from cnn_jax.training import run
 from cnn_jax.training.experiment import make_experiment
 
 STUDIES = {"cifar10_speedrun"}  # separate program with its own flags
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
 SOLVED = {"classical"}  # without steps: tests/test_classical.py
-OFFLINE = {"xo_cnn": "xo:train=64"}
+OFFLINE = {"xo_cnn": "xo:train=64", "traffic_signs": "folder:"}
 VARIANTS = [
     (name, preset)
     for name in NAMES
@@ -24,9 +30,24 @@ VARIANTS = [
 ]
 
 
+@functools.cache
+def signs() -> tempfile.TemporaryDirectory[str]:
+    """A folder for experiments on images of one's own: two classes of ten tracks of one frame, and a test set."""
+    made = tempfile.TemporaryDirectory()
+    for name in ("0", "1"):
+        for number in range(10):
+            image = Image.fromarray(np.full((32, 32, 3), 20 * number, np.uint8))
+            for place in (f"train/{name}/{number:05d}_00000.png", f"test/{name}/{number:05d}.png"):
+                (Path(made.name) / place).parent.mkdir(parents=True, exist_ok=True)
+                image.save(Path(made.name) / place)
+    return made
+
+
 def config_of(name: str, preset: str | None, *argv: str):
     module = importlib.import_module(f"experiments.{name}")
     chosen = ("--preset", preset) if preset else ()
+    if module.CONFIG.data.dataset == "folder:":
+        argv = (*argv, "--dataset", f"folder:{signs().name}")
     return parse((*chosen, *argv), module.CONFIG, module.__doc__, getattr(module, "PRESETS", {}))
 
 
@@ -52,6 +73,17 @@ def test_file_is_small_documented_and_named_as_its_config(name):
     assert module.__doc__ and f"python -m experiments.{name}" in module.__doc__
     with open(str(module.__file__)) as file:
         assert len(file.readlines()) <= 60
+
+
+def test_an_experiment_for_a_folder_asks_for_its_path():
+    module = importlib.import_module("experiments.traffic_signs")
+    with pytest.raises(UserError, match="`dataset` has no path after folder: write folder:PATH"):
+        parse((), module.CONFIG, module.__doc__, module.PRESETS)
+
+
+def test_the_recipe_of_an_experiment_for_any_folder_is_no_surprise(capsys):
+    config_of("traffic_signs", None)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "preset"), VARIANTS)

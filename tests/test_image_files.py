@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import cnn_jax
 from cnn_jax.config import Config
@@ -276,3 +276,14 @@ def test_links_to_nothing_are_unreadable_images(tmp_path):
     with pytest.raises(UserError, match=r"broken.png' cannot be read"):
         for part in ("train", "validation", "test"):
             materialize(opened(name, part))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lab_files_are_read_as_the_colours_that_they_are(tmp_path, channels):
+    colour = Image.new("RGB", (4, 4), (200, 120, 40))
+    spaces = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+    lab = ImageCms.profileToProfile(colour, *spaces, outputMode="LAB")
+    assert lab is not None
+    lab.save(tmp_path / "lab.tif")
+    expected = np.asarray(colour.convert("L" if channels == 1 else "RGB")).reshape(4, 4, channels).astype(int)
+    assert np.abs(read_image(tmp_path / "lab.tif", (4, 4, channels)) - expected).max() <= 2  # rounding in LAB

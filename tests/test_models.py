@@ -388,3 +388,27 @@ def test_fields_may_be_text_or_values():
         build("resnet20", shortcutt="B")
     with pytest.raises(UserError, match="width=0 is out of range for resnet20"):
         build("resnet20", width=0)
+
+
+def test_both_stages_of_the_multi_scale_network_feed_its_classifier():
+    model = build("multiscale_cnn", features=(3, 4), hidden=5)
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 1))
+    variables: Any = model.init(jax.random.key(1), x, train=False)
+    logits, found = stages(model, variables, x)
+    assert {name: activation.shape[1:] for name, activation in found.items()} == {
+        "conv1": (28, 28, 3),
+        "pool1": (14, 14, 3),
+        "conv2": (10, 10, 4),
+        "pool2": (5, 5, 4),
+        "skip": (7, 7, 3),
+        "fc1": (5,),
+    }
+    params = variables["params"]
+    # 7x7 means of 2x2 pooled maps are means of 4x4 pixels; both stages are rectified.
+    first, means = np.asarray(found["conv1"]), np.asarray(found["skip"])
+    np.testing.assert_allclose(means, first.reshape(2, 7, 4, 7, 4, 3).mean((2, 4)), rtol=1e-5)
+    assert min(first.min(), np.min(found["conv2"])) >= 0
+    features = np.concatenate([np.asarray(found[name]).reshape(2, -1) for name in ("pool2", "skip")], axis=1)
+    kernel = np.concatenate([params["fc1"]["kernel"], params["fc1_skip"]["kernel"]])
+    hidden = np.tanh(features @ kernel + np.asarray(params["fc1"]["bias"])[None])
+    np.testing.assert_allclose(hidden @ np.asarray(params["output"]["kernel"]), logits, rtol=1e-4, atol=1e-5)

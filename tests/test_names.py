@@ -207,6 +207,23 @@ def test_export_refuses_classes_that_make_no_folders(tmp_path, classes):
     assert not (tmp_path / "out").exists()
 
 
+def test_export_sees_files_through_a_path_that_does_not_exist_yet(tmp_path):
+    mine = tmp_path / "data" / "3" / "00000.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    around = tmp_path / "data" / "new" / ".." / ".." / "data"
+    with pytest.raises(UserError, match="data is not empty"):
+        data_command(["export", "digits", "--split", "test[:40]", "--output", str(around)])
+    assert mine.read_text() == "mine" and not (tmp_path / "data" / "new").exists()
+
+
 def test_readable_names():
-    assert readable("Käfer 猫.png") == "Käfer 猫.png"
+    assert readable("Käfer 猫 ‍👩‍🔬 שלום.png") == "Käfer 猫 ‍👩‍🔬 שלום.png"
     assert readable(LATIN_1 + "\t\x85\x00") == "K\\xe4fer\\t\\x85\\x00"
+    for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)):  # they turn text around
+        assert readable(f"a{chr(code)}b") == f"a\\u{code:04x}b"
+
+
+def test_a_class_name_cannot_turn_text_around(tmp_path):
+    source = open_source(fill(tmp_path, ["ok", "gnp\u202eexe"]), "train")
+    assert source.class_names == ("gnp\\u202eexe", "ok")

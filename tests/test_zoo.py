@@ -32,6 +32,7 @@ PARAMETERS = {
     "keras_cifar_cnn": 1_250_858,
     "kaggle_lenet": 99_127,
     "xo_cnn": 2_818,
+    "multiscale_cnn": 1_576_959,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,

@@ -17,10 +17,12 @@ from cnn_jax.data.channels import KINDS, with_channels
 from cnn_jax.data.decoded import materialize
 from cnn_jax.data.image_file import Levels
 from cnn_jax.data.memory import check_memory
-from cnn_jax.data.pipeline import Pipeline, batch_indices, make_pipeline
+from cnn_jax.data.order import batch_indices
+from cnn_jax.data.pipeline import Pipeline, make_pipeline
 from cnn_jax.data.preprocess import Preprocess
 from cnn_jax.data.sources import ArraySource, Example, Source, Splits, parse_split
 from cnn_jax.errors import UserError
+from cnn_jax.storage.file_names import readable
 
 __all__ = [
     "ArraySource",
@@ -47,6 +49,7 @@ def open_source(
     channels: int | None = None,
     skip_bad_images: bool = False,
     levels: Levels | Literal["in use"] | None = "in use",
+    group_by: str | None = None,
 ) -> Source:
     """Opens one split of a data set; images are not read yet.
 
@@ -59,10 +62,11 @@ def open_source(
       skip_bad_images: leave out unreadable files of a `folder:` instead of stopping at them.
       levels: values of more than 8 bits of a `folder:` that become 0 and 255, see `Preprocess`; default: the range in
         use over its training images.
+      group_by: regular expression on file names of a `folder:` whose groups are not divided, see `folder`.
 
     Raises:
-      UserError: unknown data set or split, images of different sizes without `image_size`, or images that cannot be
-        converted to `channels`.
+      UserError: unknown data set or split, images of different sizes without `image_size`, images that cannot be
+        converted to `channels`, or a wrong `group_by`.
 
     >>> source = open_source("digits", "train[:100]")
     >>> len(source), source.image_shape, source.class_names[3]
@@ -75,11 +79,12 @@ def open_source(
     if channels is not None and channels not in KINDS:
         raise UserError(f"`channels` is {channels}: set it to 1 (grey) or 3 (colour)")
     family, _, argument = dataset.partition(":")
+    _check_grouping(family, group_by)
     match family:
         case "digits":
             source = digits.open_digits(argument, split, image_size)
         case "folder":
-            source = folder.open_folder(argument, split, image_size, skip_bad_images, channels, levels)
+            source = folder.open_folder(argument, split, image_size, skip_bad_images, channels, levels, group_by)
         case "xo":
             source = procedural.open_xo(argument, split, image_size)
         case "synthetic":
@@ -91,19 +96,30 @@ def open_source(
     return source if channels is None else with_channels(source, channels)
 
 
-def default_splits(dataset: str, data_dir: str | None = None) -> Splits:
+def default_splits(dataset: str, data_dir: str | None = None, group_by: str | None = None) -> Splits:
     """Returns the splits of `dataset` for training, model selection and the final result.
+
+    Raises:
+      UserError: unknown data set, too few images for the splits, or a wrong `group_by`, see `open_source`.
 
     >>> default_splits("digits")
     Splits(train='train', validation='validation', test='test')
     """
     family, _, argument = dataset.partition(":")
+    _check_grouping(family, group_by)
     match family:
         case "digits" | "xo" | "synthetic":
             return Splits()
         case "folder":
-            return folder.default_splits(argument)
+            return folder.default_splits(argument, group_by)
         case _ if own.is_attribute(dataset):
             return own.default_splits(dataset)
         case _:
             return tfds_source.default_splits(dataset, data_dir)
+
+
+def _check_grouping(family: str, group_by: str | None) -> None:
+    if group_by is not None and family != "folder":
+        raise UserError(
+            f"`group_by` is '{readable(group_by)}', but only the files of folder:PATH can be grouped: drop it"
+        )

@@ -11,6 +11,11 @@ from train. Files within a split are ordered by hash, so a slice such as train[9
 
 `all` is the whole folder.
 
+With `group_by`, a regular expression, training images of a class whose file names agree in its first group belong
+together, such as the frames of one video. The hash of class and group then takes the place of the hash of class and
+file name, a slice has the same share of the groups of each class, and ends of slices move to the nearest end of a
+group, so no group is divided. Images in folders of their own for validation and test are not grouped.
+
 Images are JPEG, PNG, WebP, AVIF, TIFF, BMP, PGM or PPM, grey or colour, of any size; `preprocess.fit_image` makes them
 alike. Values of more than 8 bits are scaled by the range in use over the training images.
 
@@ -22,12 +27,16 @@ import collections
 import functools
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import numpy as np
+
+from cnn_jax.data.file_order import File, compiled, divide, groups_of, ordered, placed, whole_groups
 from cnn_jax.data.headers import MAY_BE_DEEP, Header, headers, stamp, value_ranges
 from cnn_jax.data.image_file import Levels, levels_in_use, pixel_limit
 from cnn_jax.data.preprocess import read_image
@@ -43,12 +52,6 @@ _LARGEST_OWN_SIZE = 256
 _DEFAULT_SIZE = 64
 
 
-class _File(NamedTuple):
-    path: Path
-    label: int
-    place: float  # in [0, 1), from the hash of class and file name
-
-
 @dataclass(frozen=True)
 class FolderSource:
     """A split of a folder of images.
@@ -60,7 +63,7 @@ class FolderSource:
     split: str
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    files: tuple[_File, ...]
+    files: tuple[File, ...]
     skipped: tuple[Path, ...] = ()
     levels: Levels | None = None
 
@@ -77,6 +80,19 @@ class FolderSource:
         """Class folder, name and size of every file, in order, see `describe_contents`."""
         return "\n".join(f"{'/'.join(file.path.parts[-2:])} {file.path.stat().st_size}" for file in self.files)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of every image, int32."""
+        return np.array([file.label for file in self.files], np.int32)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The number of every image's group, int32; None without groups."""
+        if all(file.group is None for file in self.files):
+            return None
+        sizes = [len(group) for group in groups_of(self.files)]
+        return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -92,6 +108,7 @@ def open_folder(
     skip_bad_images: bool,
     channels: int | None = None,
     levels: Levels | Literal["in use"] | None = "in use",
+    group_by: str | None = None,
 ) -> FolderSource:
     """Opens a split of the folder at `path`.
 
@@ -103,13 +120,14 @@ def open_folder(
       skip_bad_images: reads every file once and leaves unreadable ones out, with a warning.
       channels: number of channels to convert to; None for colour if any image is in colour.
       levels: the values of images of more than 8 bits that become 0 and 255, see `Preprocess`.
+      group_by: regular expression on the names of training images, whose first group names what is not divided.
 
     Raises:
-      UserError: there are no classes, a class has no images, or the split is missing or empty; or the range in use
-        cannot be told.
+      UserError: there are no classes, a class has no images, or the split is missing or empty; the range in use cannot
+        be told; or `group_by` is not a regular expression with a group that matches every name.
     """
     pixel_limit()  # a wrong one is no file's fault
-    class_names, splits = _scan(path)
+    class_names, splits = _scan(path, group_by)
     if split.startswith("train"):
         _require_train(path, splits)
     if split.partition("[")[0] == "all":
@@ -120,6 +138,7 @@ def open_folder(
             "images, one each for train, validation and test"
         )
     part, rows = parse_split(split, {name: len(files) for name, files in splits.items()})
+    rows = whole_groups(path, split, rows, splits[part])
     every = [file.path for files in splits.values() for file in files]
     image_shape, deep = _survey(Path(path).expanduser(), every, image_size, channels)
     if levels == "in use":
@@ -140,13 +159,13 @@ def open_folder(
     return FolderSource(f"folder:{path}", split, class_names, image_shape, tuple(files), skipped, levels)
 
 
-def default_splits(path: str) -> Splits:
+def default_splits(path: str, group_by: str | None = None) -> Splits:
     """Returns the folder's splits, taking tenths of `train` for missing ones.
 
     Raises:
       UserError: as `open_folder`; also if such a tenth is empty or leaves a class without training images.
     """
-    class_names, parts = _scan(path)
+    class_names, parts = _scan(path, group_by)
     if "train" not in parts:  # enough to evaluate; `open_folder` asks for it where it is needed
         return Splits()
     match "validation" in parts, "test" in parts:
@@ -160,12 +179,14 @@ def default_splits(path: str) -> Splits:
             splits, least = Splits("train[:80%]", "train[80%:90%]", "train[90%:]"), 8
     files = parts["train"]
     missing = ", ".join(part for part in ("validation", "test") if part not in parts)
-    if len(files) < least:
+    if (count := len(groups_of(files))) < least:
+        what = "image" if group_by is None else "group"
         raise UserError(
-            f"folder:{path} has {counted(len(files), 'image')} in train, too few to take some for {missing}: provide "
-            f"at least {least}, or the missing folders"
+            f"folder:{path} has {counted(count, what)} in train, too few to take some for {missing}: provide at least "
+            f"{least}, or the missing folders"
         )
     _, rows = parse_split(splits.train, {"train": len(files)})
+    rows = whole_groups(path, splits.train, rows, files)
     if unlearned := {*range(len(class_names))} - {file.label for file in files[rows.start : rows.stop]}:
         raise UserError(
             f"folder:{path} has so few images of class {class_names[min(unlearned)]!r} that all would be taken for "
@@ -179,9 +200,9 @@ def _require_train(path: str, parts: Collection[str]) -> None:
         raise UserError(f"folder:{path} has {' and '.join(parts)} but no train: add {path}/train/CLASS")
 
 
-def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
+def _scan(path: str, group_by: str | None) -> tuple[tuple[str, ...], dict[str, list[File]]]:
     """Returns the class names in alphabetical order, and the files of each existing split."""
-    root = Path(path).expanduser()
+    root, grouping = Path(path).expanduser(), compiled(group_by)
     if not root.is_dir():
         raise UserError(f"folder:{path} is not a folder: give the path of one with a sub-folder per class")
     there = _folders(root)
@@ -198,7 +219,7 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
                 f"one sub-folder per class, such as {path}/{class_names[0]}/CLASS"
             )
         _warn_of_left_out(path, [root])
-        return class_names, _divide(_files(root, class_names))
+        return class_names, divide(_files(root, class_names, grouping))
     if twice := next((found for found in named.values() if len(found) > 1), None):
         raise UserError(f"folder:{path} has both {' and '.join(twice)}: keep one of them")
     if others:
@@ -206,7 +227,8 @@ def _scan(path: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     _warn_of_left_out(path, parts.values())
     holding_classes = [parts["train"]] if "train" in parts else parts.values()
     class_names = tuple(sorted(set().union(*map(_folders, holding_classes))))
-    return class_names, {part: _files(folder, class_names) for part, folder in parts.items()}
+    grouped = {"train": grouping}
+    return class_names, {part: _files(folder, class_names, grouped.get(part)) for part, folder in parts.items()}
 
 
 def _folders(folder: Path) -> dict[str, list[Path]]:
@@ -225,6 +247,23 @@ def _has_runs(folder: Path) -> bool:
     with os.scandir(folder) as entries:  # unlike iterdir, tells files from folders without a look at each
         inside = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
     return any(map(_has_runs, inside))
+
+
+def check_outside_of_classes(path: str, workdir: Path) -> None:
+    """Checks that a run folder is not inside a class of the data, which would then be taken for a folder of runs.
+
+    Raises:
+      UserError: names the class's folder.
+    """
+    root, run = Path(path).expanduser().resolve(), workdir.expanduser().resolve()
+    if root not in run.parents:
+        return
+    between = [folder for folder in (run, *run.parents) if root in folder.parents]
+    if inside := [folder for folder in between if folder.is_dir() and _holds(folder)]:
+        raise UserError(
+            f"`workdir` {readable(workdir)} is in {readable(inside[-1])}, a class of the data, which would be left "
+            "out: name a folder outside of the data"
+        )
 
 
 def _is_run(folder: Path) -> bool:
@@ -283,8 +322,8 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith((".", "__"))  # .ipynb_checkpoints, __MACOSX, ._image.jpg
 
 
-def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
-    """Returns the images below `folder`, ordered by hash."""
+def _files(folder: Path, class_names: tuple[str, ...], grouping: re.Pattern[str] | None) -> list[File]:
+    """Returns the images below `folder`, ordered by hash; images of one group follow each other."""
     there = _folders(folder)
     if not there:
         raise _no_classes(folder)
@@ -294,7 +333,7 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
             "add it there, or remove it here"
         )
     files = [
-        _File(file, label, _place(f"{name}/{composed(file.name)}"))
+        placed(file, label, name, grouping)
         for label, name in enumerate(class_names)
         for place in there.get(name, [])
         for file in _images(place)
@@ -304,7 +343,7 @@ def _files(folder: Path, class_names: tuple[str, ...]) -> list[_File]:
         raise UserError(
             f"{folder}: class {empty[0]!r} has no images: add some ({', '.join(sorted(SUFFIXES))}) or remove its folder"
         )
-    return sorted(files, key=lambda file: (file.place, file.path))
+    return ordered(files)
 
 
 def _images(folder: Path) -> Iterator[Path]:
@@ -333,28 +372,6 @@ def find_images(folder: Path) -> list[Path]:
         seen.add(real)
         found += [path for path in (Path(parent, name) for name in names) if is_image(path)]
     return sorted(found)
-
-
-def _place(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6]) / 2**48
-
-
-def _divide(files: list[_File]) -> dict[str, list[_File]]:
-    """Divides files, sorted by hash, among the three splits, class by class."""
-    splits: dict[str, list[_File]] = {"train": [], "validation": [], "test": []}
-    classes: dict[int, list[_File]] = {}
-    for file in files:
-        classes.setdefault(file.label, []).append(file)
-    for members in classes.values():
-        train = max(1, sum(file.place < 0.8 for file in members))
-        known = max(train, sum(file.place < 0.9 for file in members))  # train and validation
-        if len(members) >= 3:
-            train = min(train, len(members) - 2)
-            known = min(max(known, train + 1), len(members) - 1)
-        splits["train"] += members[:train]
-        splits["validation"] += members[train:known]
-        splits["test"] += members[known:]
-    return {part: sorted(group, key=lambda file: (file.place, file.path)) for part, group in splits.items()}
 
 
 def _survey(

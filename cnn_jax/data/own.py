@@ -52,6 +52,18 @@ class Subset(DerivedSource):
         own = getattr(self.source, "contents", None)
         return None if own is None else f"{own} {hashlib.sha256(np.asarray(self.rows).tobytes()).hexdigest()}"
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Those of the source at the rows, see `read_labels`."""
+        own = super().labels
+        return None if own is None else own[np.asarray(self.rows)]
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Those of the source at the rows."""
+        own = super().groups
+        return None if own is None else own[np.asarray(self.rows)]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -137,18 +149,29 @@ def resized(source: Source, size: int) -> Source:
     return ArraySource(source.name, source.split, source.class_names, images, labels)
 
 
-def split_off(source: Source, share: float) -> tuple[Source, Source]:
+def split_off(source: Source, share: float) -> tuple[Subset, Subset]:
     """Splits a source at random, the same way each time, into (the rest, a `share` of it).
+
+    If the source has an attribute `groups`, integers (N,), examples of one group stay together, and the share is the
+    nearest that whole groups make.
 
     Raises:
         UserError: `share` is not in (0, 1), or leaves one part empty.
     """
-    count = round(len(source) * share)
-    if not 0 < share < 1 or not 0 < count < len(source):
+    groups = getattr(source, "groups", None)
+    names, members, sizes = np.unique(
+        np.arange(len(source)) if groups is None else groups, return_inverse=True, return_counts=True
+    )
+    words = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(len(names))
+    rank = np.argsort(np.argsort(words, kind="stable"))  # of each group
+    ends = np.append(0, np.cumsum(sizes[np.argsort(rank)]))
+    first = np.abs(ends - round(len(source) * share)).argmin()  # groups that are split off
+    if not 0 < share < 1 or not 0 < first < len(names):
+        what = "examples" if groups is None else f"examples in {len(names)} groups"
         raise UserError(
-            f"a validation share of {share} of {len(source)} examples leaves one part empty: set it between 0 and 1"
+            f"a validation share of {share} of {len(source)} {what} leaves one part empty: set it between 0 and 1"
         )
-    order = np.argsort(np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(len(source)), kind="stable")
+    order, count = np.argsort(rank[members], kind="stable"), ends[first]
     return Subset(source, np.sort(order[count:]), "train"), Subset(source, np.sort(order[:count]), "validation")
 
 

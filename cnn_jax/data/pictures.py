@@ -32,6 +32,7 @@ def export(source: Source, folder: Path, force: bool = False) -> None:
         raise UserError(
             f"{source.name} has {source.image_shape[-1]} channels, and PNG has 1 or 3: choose another data set"
         )
+    folder = folder.resolve()  # a/../b is b only where a exists, and a is about to be made
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"{folder} is not empty, and what is exported would mix with it: choose a new folder, or set `force`"

@@ -8,14 +8,14 @@ reads each batch, in threads or in processes. This module imports no JAX because
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
 from cnn_jax.data.decoded import MAX_DECODED_BYTES, check_labels, materialize
+from cnn_jax.data.order import Balanced, Order, batch_indices, shuffled
 from cnn_jax.data.readers import read_in_processes
-from cnn_jax.data.sources import Source, example_spec
+from cnn_jax.data.sources import Source, example_spec, read_labels
 from cnn_jax.errors import UserError, unknown
 
 MODES = ("auto", "resident", "stream")
@@ -83,6 +83,7 @@ def make_pipeline(
     mode: str = "auto",
     workers: int = 0,
     max_resident_bytes: int = MAX_DECODED_BYTES,
+    balanced: bool = False,
 ) -> Pipeline:
     """Makes the pipeline of a source.
 
@@ -93,9 +94,10 @@ def make_pipeline(
       mode: `resident`, `stream`, or `auto`: resident when the decoded images take at most `max_resident_bytes`.
       workers: reader processes when streaming; 0 reads in threads of this process.
       max_resident_bytes: limit of `auto`.
+      balanced: whether all classes are trained on equally often, see `order.Balanced`; evaluation is not changed.
 
     Raises:
-      UserError: an argument is out of range, or (resident) an example cannot be read.
+      UserError: an argument is out of range, an example cannot be read (resident), or there are no labels to balance.
     """
     if mode not in MODES:
         raise unknown("data mode", mode, MODES)
@@ -105,9 +107,14 @@ def make_pipeline(
         raise UserError(
             f"`batch_size` is {batch_size} for {len(source)} examples: set it to at most {max(len(source), MAX_BATCH)}"
         )
+    if balanced and "label" not in example_spec(source):
+        raise UserError(f"{source.name} has no labels, which balanced sampling needs: set `balance` to none")
     if is_resident(source, mode, max_resident_bytes):
-        return ResidentPipeline(materialize(source), batch_size, seed)
-    return StreamPipeline(source, batch_size, seed, workers)
+        arrays = materialize(source)
+        return ResidentPipeline(arrays, batch_size, seed, Balanced.of(arrays["label"]) if balanced else shuffled)
+    return StreamPipeline(
+        source, batch_size, seed, workers, order=Balanced.of(read_labels(source)) if balanced else shuffled
+    )
 
 
 def is_resident(source: Source, mode: str = "auto", max_resident_bytes: int = MAX_DECODED_BYTES) -> bool:
@@ -115,37 +122,6 @@ def is_resident(source: Source, mode: str = "auto", max_resident_bytes: int = MA
     example = example_spec(source).values()
     decoded_bytes = len(source) * sum(int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize for array in example)
     return mode == "resident" or (mode == "auto" and decoded_bytes <= max_resident_bytes)
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order of the examples in one epoch, int32.
-
-    Sorts raw Philox words, which NumPy guarantees never to change; `Generator.permutation` has no such guarantee. Ties,
-    whose order a sort leaves open, are not expected within 10^7 epochs of ImageNet.
-    """
-    key = np.array([seed % 2**64, epoch], np.uint64)
-    order = np.argsort(np.random.Philox(key=key).random_raw(num_examples)).astype(np.int32)
-    order.setflags(write=False)
-    return order
-
-
-def batch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """Returns the examples of batch `step`, int32 (batch_size,).
-
-    They are rows [step * batch_size, (step + 1) * batch_size) of the endless stream of permutations, one per epoch.
-    Each example occurs once per epoch, and a batch may span two epochs.
-
-    >>> sorted(np.concatenate([batch_indices(0, step, 6, 4) for step in range(3)]).tolist())
-    [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    """
-    start, stop = step * batch_size, (step + 1) * batch_size
-    parts = []
-    while start < stop:
-        epoch, row = divmod(start, num_examples)
-        parts.append(_permutation(seed, epoch, num_examples)[row : row + stop - start])
-        start += len(parts[-1])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _eval_rows(start: int, num_examples: int, batch_size: int) -> Item:
@@ -161,6 +137,7 @@ class ResidentPipeline:
     arrays: Mapping[str, np.ndarray]
     batch_size: int
     seed: int
+    order: Order = shuffled
 
     @property
     def num_examples(self) -> int:
@@ -180,7 +157,7 @@ class ResidentPipeline:
     def train_items(self, first_step: int = 0) -> Items:
         step = first_step
         while True:
-            yield {"index": batch_indices(self.seed, step, self.num_examples, self.batch_size)}
+            yield {"index": batch_indices(self.seed, step, self.num_examples, self.batch_size, self.order)}
             step += 1
 
     def eval_items(self, *, repeat: bool = False) -> Items:
@@ -198,6 +175,7 @@ class StreamPipeline:
     workers: int
 
     arrays: tuple[()] = ()
+    order: Order = shuffled
 
     @property
     def num_examples(self) -> int:
@@ -216,7 +194,7 @@ class StreamPipeline:
         return {name: np.stack([value] * self.batch_size) for name, value in example.items()}
 
     def train_items(self, first_step: int = 0) -> Items:
-        return self._read(_TrainRows(self.source, self.seed), first_step)
+        return self._read(_TrainRows(self.source, self.seed, self.order), first_step)
 
     def eval_items(self, *, repeat: bool = False) -> Items:
         padded = self.eval_steps * self.batch_size
@@ -261,13 +239,14 @@ class _TrainRows:
 
     source: Source
     seed: int
+    order: Order
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, row: int) -> Item:
         epoch, place = divmod(int(row), len(self.source))
-        return _read_example(self.source, int(_permutation(self.seed, epoch, len(self.source))[place]))
+        return _read_example(self.source, int(self.order(self.seed, epoch, len(self.source))[place]))
 
 
 @dataclass(frozen=True)

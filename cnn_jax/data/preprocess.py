@@ -219,6 +219,8 @@ def fit_image(image: Image.Image, image_shape: tuple[int, int, int], levels: Lev
         image = image_file.to_8_bits(image, levels)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    if image.mode == "LAB":  # Pillow converts it to nothing else
+        image = image.convert("RGB")
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)

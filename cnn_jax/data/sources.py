@@ -74,16 +74,33 @@ def example_spec(source: Source) -> dict[str, ArraySpec]:
     return {"image": ArraySpec(source.image_shape, np.dtype(np.uint8)), "label": ArraySpec((), np.dtype(np.int32))}
 
 
-def describe_contents(source: Source) -> dict[str, Any]:
+def describe_contents(source: Source, arrays: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Describes the examples of a source, so that a resumed run notices if they have changed.
 
+    Args:
+        source: the examples.
+        arrays: all of them, if they are in memory.
+
     Returns:
-        "examples", their number; and "contents", a checksum, if the source has an attribute of that name: a text that
-        changes with the examples or their order, but not with the place where they are stored.
+        "examples", their number; and "contents", a checksum of the source's attribute of that name, a text that
+        changes with the examples or their order, but not with the place where they are stored. A source without one is
+        described by its arrays.
     """
     contents = getattr(source, "contents", None)
+    if contents is None and arrays:
+        sums = {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in sorted(arrays.items())}
+        contents = str(sums)
     checksum = {} if contents is None else {"contents": f"{zlib.crc32(contents.encode(errors='surrogateescape')):08x}"}
     return {"examples": len(source), **checksum}
+
+
+def read_labels(source: Source) -> np.ndarray:
+    """Returns the label of every example, integers (N,): from the source's attribute `labels` if it has one.
+
+    Otherwise all examples are read, images too.
+    """
+    labels = getattr(source, "labels", None)
+    return np.array([source[i]["label"] for i in range(len(source))]) if labels is None else np.asarray(labels)
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,16 @@ class DerivedSource:
     def contents(self) -> str | None:
         """As the source's, see `describe_contents`."""
         return getattr(self.source, "contents", None)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """As the source's, see `read_labels`."""
+        return getattr(self.source, "labels", None)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The number of every example's group, integers; None without groups. See `own.split_off`."""
+        return getattr(self.source, "groups", None)
 
     def __len__(self) -> int:
         return len(self.source)

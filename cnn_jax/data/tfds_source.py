@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnn_jax.config import Config
 from cnn_jax.data.image_file import open_image
 from cnn_jax.data.preprocess import fit_image
@@ -41,6 +43,11 @@ class TfdsSource:
     records: Any
     image_key: str
     label_key: str
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of every example, read without decoding images."""
+        return np.array([int(record[self.label_key]) for record in self.records])
 
     def __len__(self) -> int:
         return len(self.records)

@@ -147,7 +147,8 @@ def _find_head(model: nn.Module, variables: Mapping[str, Any], image_shape: tupl
     entry: tuple[Path, tuple[int, int]] | None = None  # with the window
     kernels: dict[Path, tuple[int, ...]] = {}
     averaged = False
-    problem = "no dense layer and no global pooling layer after its last map"
+    no_head = "no dense layer and no global pooling layer after its last map"
+    problem = ""  # of the layers after the last map
     try:
         calls = trace_layers(model, image_shape, variables)
     except errors.FlaxError as error:
@@ -157,7 +158,7 @@ def _find_head(model: nn.Module, variables: Mapping[str, Any], image_shape: tupl
     for call in calls:
         averaged |= issubclass(call.kind, AdaptiveAvgPool) and call.output_shape != call.input_shape
         if len(call.output_shape) == 4:
-            map_shape, entry, kernels = call.output_shape[1:], None, {}
+            map_shape, entry, kernels, problem = call.output_shape[1:], None, {}, ""
         elif issubclass(call.kind, GlobalPool):
             entry = call.path, (call.input_shape[1], call.input_shape[2])
         elif issubclass(call.kind, nn.Dense):
@@ -168,10 +169,10 @@ def _find_head(model: nn.Module, variables: Mapping[str, Any], image_shape: tupl
                 entry, kernels = (call.path, (map_shape[0], map_shape[1])), {call.path: (*map_shape, features)}
             else:
                 problem = _no_flattened_map(call.path, inputs, map_shape)
-    if entry is None:
+    if entry is None or problem:  # both: the head reads several maps
         raise UserError(
-            f"{type(model).__name__} has {problem}: pass a classifier whose head is dense layers on a flattened map, "
-            f"or on a GlobalAvgPool or GlobalMaxPool"
+            f"{type(model).__name__} has {problem or no_head}: pass a classifier whose head is dense layers on a "
+            f"flattened map, or on a GlobalAvgPool or GlobalMaxPool"
         )
     return _Head(*entry, kernels, averaged)
 

@@ -28,6 +28,7 @@ from cnn_jax.models.inception_v3 import inception_v3
 from cnn_jax.models.lenet import lenet5, lenet5_1998
 from cnn_jax.models.linear import mlp, mlp_500_500, softmax_regression
 from cnn_jax.models.mobilenet import mobilenet_v2
+from cnn_jax.models.multiscale import multiscale_cnn
 from cnn_jax.models.pattern import from_pattern as pattern
 from cnn_jax.models.preact_resnet import (
     preact_resnet18,
@@ -100,6 +101,7 @@ __all__ = [
     "mnist_cnn",
     "mobilenet_v2",
     "model_name",
+    "multiscale_cnn",
     "preact_resnet1001",
     "preact_resnet110",
     "preact_resnet164",

@@ -27,6 +27,7 @@ from cnn_jax.models.inception_v3 import MODELS as INCEPTION_V3
 from cnn_jax.models.lenet import MODELS as LENET
 from cnn_jax.models.linear import MODELS as LINEAR
 from cnn_jax.models.mobilenet import MODELS as MOBILENET
+from cnn_jax.models.multiscale import MODELS as MULTISCALE
 from cnn_jax.models.pattern import MODELS as PATTERN
 from cnn_jax.models.preact_resnet import MODELS as PREACT_RESNET
 from cnn_jax.models.resnet import MODELS as RESNET
@@ -39,6 +40,7 @@ CATALOGUE: dict[str, Entry] = {
     **LINEAR,
     **LENET,
     **SMALL,
+    **MULTISCALE,
     **RESNET,
     **PREACT_RESNET,
     **ALEXNET,

@@ -133,9 +133,9 @@ def _collect(
 
 @dataclasses.dataclass(frozen=True)
 class _Relabelled(DerivedSource):
-    """`source` with label k replaced by `labels[k]`."""
+    """`source` with label k replaced by `renumbered[k]`."""
 
-    labels: tuple[int, ...]
+    renumbered: tuple[int, ...]
     names: tuple[str, ...]
     fingerprint: None = None
 
@@ -144,9 +144,15 @@ class _Relabelled(DerivedSource):
         """Names of the new labels."""
         return self.names
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The new label of every example, see `read_labels`."""
+        own = super().labels
+        return None if own is None else np.asarray(self.renumbered)[own]
+
     def __getitem__(self, index: int, /) -> Example:
         example = self.source[index]
-        return {**example, "label": self.labels[example["label"]]}
+        return {**example, "label": self.renumbered[example["label"]]}
 
 
 def _relabelled(source: Source, trained: Trained) -> Source:
@@ -210,7 +216,8 @@ def _data_config(
     if dataset not in (None, data.dataset):
         folder = dataset.startswith("folder:")
         fits = shape[0] if folder and shape[0] == shape[1] else None
-        own: dict[str, Any] = {"train_split": None, "validation_split": None, "test_split": None, "image_size": fits}
+        own: dict[str, Any] = dict.fromkeys(("train_split", "validation_split", "test_split", "group_by"))
+        own["image_size"] = fits
         if folder and shape[-1] in (1, 3):
             own["channels"] = shape[-1]
         data = dataclasses.replace(data, dataset=dataset, **own)
@@ -220,7 +227,7 @@ def _data_config(
 def _open(data: DataConfig, split: str, trained: Trained) -> Source:
     """Opens a split as the model's training data were read."""
     if split in ("train", "validation", "test"):
-        usual = getattr(default_splits(data.dataset, data.data_dir), split)
+        usual = getattr(default_splits(data.dataset, data.data_dir, data.group_by), split)
         split = getattr(data, f"{split}_split") or usual
     return open_source(
         data.dataset,
@@ -230,4 +237,5 @@ def _open(data: DataConfig, split: str, trained: Trained) -> Source:
         channels=data.channels,
         skip_bad_images=data.skip_bad_images,
         levels=trained.preprocess.levels,
+        group_by=data.group_by,
     )

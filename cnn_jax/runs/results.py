@@ -10,6 +10,7 @@ Runs that differ only in their seed share one row: mean and standard deviation o
 import csv
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -110,7 +111,7 @@ def _row(key: tuple[Any, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
     values = {
         "experiment": experiment,
         "model": first["model"],
-        "dataset": first["dataset"],
+        "dataset": _shared_name(first["dataset"]),
         "config": config,
         "commit": commit,
         "seeds": len(summaries),
@@ -125,6 +126,16 @@ def _row(key: tuple[Any, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
         "command": first["command"],
     }
     return {column: str(values[column]) for column in COLUMNS} | ({RATE: f"{rate:g}"} if rate else {})
+
+
+def _shared_name(dataset: str) -> str:
+    """The name of a data set without the place of a folder, which means nothing on another machine.
+
+    >>> _shared_name("folder:/home/ann/data/gtsrb"), _shared_name("svhn_cropped:3.1.0")
+    ('folder:gtsrb', 'svhn_cropped:3.1.0')
+    """
+    family, colon, path = dataset.partition(":")
+    return f"{family}:{os.path.basename(path)}" if family == "folder" else f"{family}{colon}{path}"
 
 
 def _spread(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, str]:

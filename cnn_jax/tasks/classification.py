@@ -1,7 +1,7 @@
 """Classification: one label per image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from cnn_jax.errors import UserError, unknown
 from cnn_jax.models.ensembles import average
 from cnn_jax.report.metric import Metric
 from cnn_jax.tasks.classification_report import classification_findings
-from cnn_jax.tasks.losses import LOSSES, smooth
+from cnn_jax.tasks.losses import LOSSES, example_weights, inverse_frequency, smooth
 from cnn_jax.tasks.measures import top_k_accuracy, wilson_interval
 from cnn_jax.tasks.task import Batch, Findings, Selection, Sums, sums
 
@@ -28,11 +28,13 @@ class Classification:
         classes: K names, in the order of the logits.
         loss_name: a key of `LOSSES`.
         label_smoothing: share of the training target spread evenly over the classes, in [0, 1).
+        class_weights: K weights of the training loss, see `losses.example_weights`; none: 1 for every class.
     """
 
     classes: tuple[str, ...]
     loss_name: str = "cross_entropy"
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
     name = "classification"
     selection = Selection("accuracy", higher_is_better=True)
 
@@ -46,6 +48,10 @@ class Classification:
     def outputs(self) -> int:
         """Number of classes, K."""
         return len(self.classes)
+
+    def balanced(self, counts_K: np.ndarray) -> "Classification":
+        """Returns the task with weights that make up for the numbers of training images, see `inverse_frequency`."""
+        return replace(self, class_weights=tuple(inverse_frequency(counts_K).tolist()))
 
     def prepare(self, batch: Batch) -> dict[str, jax.Array]:
         """Adds "target", the one-hot labels, which mixup and cutmix mix."""
@@ -71,12 +77,18 @@ class Classification:
     def loss(
         self, outputs: Any, batch: Batch, *, train: bool, auxiliary: Mapping[str, Any] = {}
     ) -> tuple[jax.Array, Sums]:
-        """Returns the training loss, with smoothing and auxiliary heads, and the sums of the plain loss and of hits."""
-        loss, target_BxK = LOSSES[self.loss_name], batch["target"]
+        """Returns the training loss, with smoothing, weights and auxiliary heads, and the sums of the loss without
+        those heads and of hits."""
+        target_BxK = batch["target"]
         goal_BxK = smooth(target_BxK, self.label_smoothing) if train else target_BxK
-        loss_B = loss(outputs, goal_BxK)
+
+        def loss(logits_BxK: jax.Array) -> jax.Array:
+            loss_B = LOSSES[self.loss_name](logits_BxK, goal_BxK)
+            return loss_B * example_weights(target_BxK, self.class_weights) if train and self.class_weights else loss_B
+
+        loss_B = loss(outputs)
         hits_B = jnp.argmax(outputs, -1) == jnp.argmax(target_BxK, -1)
-        beside = sum(head["weight"] * loss(head["logits"], goal_BxK).mean() for head in auxiliary.values())
+        beside = sum(head["weight"] * loss(head["logits"]).mean() for head in auxiliary.values())
         return loss_B.mean() + beside, {"loss": sums(loss_B, batch), "accuracy": sums(hits_B, batch)}
 
     def collect(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:

@@ -4,10 +4,11 @@ Targets are distributions over the K classes, non-negative and summing to 1: one
 smoothing, mixup or cutmix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -61,3 +62,31 @@ def smooth(targets_BxK: jax.Array, amount: float) -> jax.Array:
     Array([[0.95, 0.05]], dtype=float32)
     """
     return (1.0 - amount) * targets_BxK + amount / targets_BxK.shape[-1]
+
+
+def inverse_frequency(counts_K: np.ndarray) -> np.ndarray:
+    """Weights that give each class the same share of the training loss: wₖ = N / (C·nₖ).
+
+    N = Σ nₖ, and C is the number of classes with examples, so the mean weight over the examples, Σ nₖwₖ / N, is 1. A
+    class without examples has weight 0. scikit-learn calls these weights "balanced".
+
+    Args:
+        counts_K: number of training examples of each class.
+
+    >>> inverse_frequency(np.array([6, 2, 0, 1]))
+    array([0.5, 1.5, 0. , 3. ])
+    """
+    present = np.count_nonzero(counts_K)
+    return np.divide(counts_K.sum(), present * counts_K, out=np.zeros(len(counts_K)), where=counts_K > 0)
+
+
+def example_weights(targets_BxK: jax.Array, weights: Sequence[float]) -> jax.Array:
+    """Weight of each example, Σₖ tₖ·wₖ, from its target before label smoothing: mixed examples have mixed weights.
+
+    The loss of a batch is the mean of weight · loss; it is not divided by the sum of the batch's weights, so it is the
+    same however a batch is divided among devices or accumulated parts.
+
+    >>> example_weights(jnp.array([[1.0, 0.0], [0.25, 0.75]]), (0.5, 2.5))
+    Array([0.5, 2. ], dtype=float32)
+    """
+    return targets_BxK.astype(jnp.float32) @ jnp.asarray(weights, jnp.float32)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cnn_jax.arguments import naming
@@ -28,7 +29,7 @@ from cnn_jax.data.augment import PER_BATCH, make_augment, parse_spec
 from cnn_jax.data.image_file import Levels
 from cnn_jax.data.memory import check_memory
 from cnn_jax.data.pipeline import is_resident
-from cnn_jax.data.sources import example_spec
+from cnn_jax.data.sources import example_spec, read_labels
 from cnn_jax.errors import UserError, unknown
 from cnn_jax.inspect.summary import count_flops, count_parameters
 from cnn_jax.models import MODELS
@@ -204,6 +205,8 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     else:
         origin = initial_variables(config, model, train.image_shape, train.class_names)
     data = {name: _pipeline(config, name, source, len(parallel.devices)) for name, source in sources.items()}
+    if config.data.balance == "loss":
+        task = _balanced(task, train, data["train"])
     if origin.preprocess is None:
         resident: Any = data["train"].arrays
         preprocess = Preprocess.fit(resident["image"] if resident else train, config.data.normalize)
@@ -377,11 +380,18 @@ def open_sources(config: Config, levels: Levels | Literal["in use"] | None = "in
     """
     data = config.data
     chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
-    usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir)
+    usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir, data.group_by)
     every = {name: split or getattr(usual, name) for name, split in chosen.items()}
     splits = {name: split for name, split in every.items() if split is not None}
-    size_and_kind = {"image_size": data.image_size, "channels": data.channels}
-    opened = partial(open_source, data.dataset, data_dir=data.data_dir, levels=levels, **size_and_kind)
+    opened = partial(
+        open_source,
+        data.dataset,
+        data_dir=data.data_dir,
+        image_size=data.image_size,
+        channels=data.channels,
+        levels=levels,
+        group_by=data.group_by,
+    )
     sources = {name: opened(split, skip_bad_images=data.skip_bad_images) for name, split in splits.items()}
     sizes = {}  # of the splits that are used in part, bad images included
     for part in (part for split in splits.values() for part in _parts(split)):
@@ -422,7 +432,27 @@ def _pipeline(config: Config, name: str, source: Source, devices: int) -> Pipeli
     if name != "train":  # the last batch is padded, so any multiple of the number of devices is exact
         size = -(-min(config.data.eval_batch_size, len(source)) // devices) * devices
     data = config.data
-    return make_pipeline(source, batch_size=size, seed=config.train.seed, mode=data.pipeline, workers=data.workers)
+    return make_pipeline(
+        source,
+        batch_size=size,
+        seed=config.train.seed,
+        mode=data.pipeline,
+        workers=data.workers,
+        balanced=name == "train" and data.balance == "sampling",
+    )
+
+
+def _balanced(task: Task, train: Source, pipeline: Pipeline) -> Task:
+    """The task with the weights of its classes.
+
+    Raises:
+        UserError: it cannot weight them, or there are no labels.
+    """
+    balanced = getattr(task, "balanced", None)
+    if balanced is None or "label" not in example_spec(train):
+        raise UserError(f"`balance` is loss, but the task {task.name} has no classes to weight: set it to none")
+    labels = pipeline.arrays["label"] if pipeline.arrays else read_labels(train)
+    return balanced(np.bincount(labels, minlength=len(train.class_names)))
 
 
 def _scans(parallel: Parallel, resident: bool) -> bool:

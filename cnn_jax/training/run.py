@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cnn_jax.config import Config
+from cnn_jax.data.folder import check_outside_of_classes
 from cnn_jax.data.image_file import describe
 from cnn_jax.data.sources import describe_contents
 from cnn_jax.errors import TrainingStopped, UserError, counted
@@ -66,6 +67,9 @@ def train(
         raise UserError(f"`workdir` {run} is a file: name a folder")
     files.check_ours(run)
     command = command or runtime.command_line()
+    family, _, path = config.data.dataset.partition(":")
+    if family == "folder":
+        check_outside_of_classes(path, run)
     with locked(run) if jax.process_index() == 0 else nullcontext():
         if jax.process_index() == 0:
             files.bring_back(run)  # undo what a killed start had set aside
@@ -91,7 +95,10 @@ def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callb
             f"{config.data.dataset} now has the classes {', '.join(experiment.class_names)}, but {run} was trained on "
             f"{', '.join(known)}: set `fresh` to start over, or another `workdir`"
         )
-    data = {split: describe_contents(source) for split, source in experiment.sources.items()}
+    data = {
+        split: describe_contents(source, experiment.data[split].arrays or None)
+        for split, source in experiment.sources.items()
+    }
     if resumes:
         _check_data(data, run)
     try:
@@ -147,7 +154,8 @@ def _check_data(data: dict[str, Any], run: Path) -> None:
         return
     before = files.read_json(run, files.DATA)
     for split, now in data.items():
-        if split in before and now != before[split]:
+        # A description may lack what was not at hand, such as the arrays of a streamed source.
+        if any(now[part] != known for part, known in before.get(split, {}).items() if part in now):
             raise UserError(
                 f"the {split} data of {run} has changed since it was started "
                 f"({counted(before[split]['examples'], 'example')} then, {now['examples']:,} now): restore it, set "
