@@ -11,8 +11,8 @@
 - P. Simard, D. Steinkraus, J. Platt 2003, "Best practices for convolutional neural networks applied to visual document
   analysis", §3 and figure 3. Weights start normal with standard deviation 0.05. The activation is not stated there.
 - D. Cireşan, U. Meier, J. Masci, L. Gambardella, J. Schmidhuber 2011, "Flexible, high performance convolutional neural
-  networks for image classification": 20M-40M-60M-80M-100M-120M-150N. The paper gives the number of maps, not the size of
-  the filters or the place of pooling, and connects maps at random. Filters, pooling and full connection are our guess.
+  networks for image classification": 20M-40M-60M-80M-100M-120M-150N. The paper gives the number of maps, not the size
+  of the filters or the place of pooling, and connects maps at random. Filters, pooling, full connection are our guess.
 - D. Cireşan, U. Meier, J. Schmidhuber 2012, "Multi-column deep neural networks for image classification", §3.1. The
   papers' activation is 1.7159·tanh(0.6666x), and initial weights are uniform in ±0.05.
 """

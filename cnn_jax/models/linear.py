@@ -4,10 +4,10 @@ Softmax regression is the "linear classifier" row of the MNIST table (LeCun et a
 another loss; the TensorFlow beginners' tutorial reaches 92 % accuracy): 784·10 + 10 = 7,850 parameters.
 With `--loss mse` it is that row's linear layer with squared error.
 The 500-500 sigmoid network is the first one of the Keras lectures: 785·500 + 501·500 + 501·10 = 648,010 parameters.
-`mlp_300` is the table's "2-layer net, 300 hidden units": 785·300 + 301·10 = 238,510 parameters, 4.7 % error (LeCun et al.
-1998, §III-C.4, with `--loss mse`). `ciresan_mlp` has 12,115,010 parameters and 0.35 % error: Cireşan, Meier, Gambardella
-and Schmidhuber 2010, "Deep, big, simple neural nets for handwritten digit recognition", 841-2500-2000-1500-1000-500-10 with
-1.7159·tanh(0.6666x); weights start uniform in ±0.05.
+`mlp_300` is the table's "2-layer net, 300 hidden units": 785·300 + 301·10 = 238,510 parameters, 4.7 % error (LeCun et
+al. 1998, §III-C.4, with `--loss mse`). `ciresan_mlp` has 12,115,010 parameters and 0.35 % error: Cireşan, Meier,
+Gambardella and Schmidhuber 2010, "Deep, big, simple neural nets for handwritten digit recognition",
+841-2500-2000-1500-1000-500-10 with 1.7159·tanh(0.6666x); weights start uniform in ±0.05.
 """
 
 from functools import partial
