@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_jax.report.figures import BLUE, INK, ORANGE, QUIET, new_axes, png, style
+from cnn_jax.report.figures import BLUE, ORANGE, QUIET, new_axes, png, style
 from cnn_jax.storage import durable
 from experiments.mnist_table.measure import Result
 from experiments.mnist_table.rows import Row
@@ -108,27 +108,23 @@ def draw(records: Sequence[Record]) -> bytes:
     with style():
         figure, axes = new_axes(7.0, 0.34 * len(records) + 0.9)
         for place, row in enumerate(records):
-            published = float(row["published"])
-            axes.plot(published, place, "o", color=ORANGE, markersize=6, label="published" if place == 0 else None)
-            if row["error_mean"]:
+            published, measured = float(row["published"]), bool(row["error_mean"])
+            axes.plot(published, place, "o", color=ORANGE, markersize=6)
+            right, text, color = published, "not run", QUIET
+            if measured:
                 ours, std = float(row["error_mean"]), float(row["error_std"] or 0)
                 axes.plot((published, ours), (place, place), color=QUIET, linewidth=1.0, zorder=1)
                 axes.errorbar(ours, place, xerr=std or None, fmt="D", color=BLUE, markersize=5, capsize=3)
-                axes.annotate(
-                    f"{ours:.2f}",
-                    (max(ours + std, published), place),
-                    xytext=(8, 0),
-                    textcoords="offset points",
-                    va="center",
-                    color=INK,
-                    fontsize=8,
-                )
+                right, text, color = max(ours + std, published), f"{ours:.2f}", BLUE
+            offset: Any = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            axes.annotate(text, (right, place), color=color, **offset)
+        axes.plot([], [], "o", color=ORANGE, markersize=6, label="published")
         axes.plot([], [], "D", color=BLUE, markersize=5, label="ours, ± standard deviation over seeds")
         ticks = (0.2, 0.5, 1, 2, 5, 10, 20)
-        axes.set(xscale="log", xlim=(0.15, 25), xlabel="test error (%)", ylim=(len(records) - 0.4, -0.6))
+        axes.set(xscale="log", xlim=(0.15, 35), xlabel="test error (%)", ylim=(len(records) - 0.4, -0.6))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_yticks(range(len(records)), [row["title"] for row in records])
         axes.tick_params(axis="y", length=0)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="upper left", fontsize=8, frameon=True, edgecolor="none", framealpha=1.0)
         return png(figure)
