@@ -38,6 +38,7 @@ class SharedCnn(NormalizedClassifier):
 
 CONFIG = Config("mnist_records").override(
     dataset="mnist",
+    image_size=28,
     model="pattern",
     model_args=(
         "pattern=[conv3-32pvalid bn]*2 pool drop0.2 [conv3-64pvalid bn]*2 pool drop0.3 conv3-128pvalid bn drop0.4 fc10",

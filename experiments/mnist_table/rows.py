@@ -173,7 +173,7 @@ _ROWS = (
         classifier,
         _classical("virtual_svm", "shift=1", **_first(10_000)),
         _classical("virtual_svm", "shift=2"),
-        "jitter: shifts of the support vectors in 8 directions, our reading; published with 1 pixel: 0.68",
+        "jitter: support vectors shifted by up to so many pixels, our reading; published with 1 pixel: 0.68",
         **_SVM,
     ),
     Row(
