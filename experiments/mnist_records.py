@@ -2,10 +2,10 @@
 
     python -m experiments.mnist_records --preset single       # aims at 99.7 %
     python -m experiments.mnist_records --preset committee    # seven of them, aims at 99.8 %; for an accelerator
-    python -m experiments.mnist_records --preset smallest     # 818 parameters, aims at 99 %
+    python -m experiments.mnist_records --preset smallest     # 2,778 parameters, aims at 99 %
 
-Published: 99.77 % by a committee of 35 networks (Cireşan et al. 2012). Here weights are selected on 5,000 training
-images, and the test set is read once. The presets single and committee have not been run.
+Published: 99.77 % by a committee of 35 (Cireşan et al. 2012). None of the presets has been run to the end. After ten
+epochs, `--model-args width=8` (818 parameters) had 97.3 % on the 5,000 images that select weights.
 """
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ from cnn_jax.models.base import NormalizedClassifier
 class SharedCnn(NormalizedClassifier):
     """One 3×3 filter bank, used four times: the layers share its weights, and each has its own normalisation."""
 
-    width: int = 8
+    width: int = 16
     kernel_init: str = "he_normal"
 
     @nn.compact
@@ -36,13 +36,14 @@ class SharedCnn(NormalizedClassifier):
         return self.head(GlobalAvgPool(name="gap")(x))
 
 
+_PATTERN = (
+    "pattern=[conv3-32pvalid bn]*2 pool drop0.2 [conv3-64pvalid bn]*2 pool drop0.3 conv3-128pvalid bn drop0.4 fc10"
+)
 CONFIG = Config("mnist_records").override(
     dataset="mnist",
     image_size=28,
     model="pattern",
-    model_args=(
-        "pattern=[conv3-32pvalid bn]*2 pool drop0.2 [conv3-64pvalid bn]*2 pool drop0.3 conv3-128pvalid bn drop0.4 fc10",
-    ),
+    model_args=(_PATTERN,),
     optimizer="adam",
     learning_rate=3e-3,
     schedule="one_cycle",

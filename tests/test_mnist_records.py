@@ -14,7 +14,7 @@ from experiments.mnist_records import CONFIG, PRESETS, SharedCnn
     ("preset", "parameters"),
     [
         # Filters without bias, and two numbers per map in each of five normalisations.
-        ("smallest", 9 * 8 + 9 * 8 * 8 + 5 * 2 * 8 + 9 * 10),
+        ("smallest", 9 * 16 + 9 * 16 * 16 + 5 * 2 * 16 + 17 * 10),
         # 28 → 26 → 24 → 12 → 10 → 8 → 4 → 2.
         ("single", 9 * (32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128) + 2 * (32 + 32 + 64 + 64 + 128) + 513 * 10),
     ],
