@@ -36,14 +36,12 @@ class SharedCnn(NormalizedClassifier):
         return self.head(GlobalAvgPool(name="gap")(x))
 
 
-_PATTERN = (
-    "pattern=[conv3-32pvalid bn]*2 pool drop0.2 [conv3-64pvalid bn]*2 pool drop0.3 conv3-128pvalid bn drop0.4 fc10"
-)
+_NET = "pattern=[conv3-32pvalid bn]*2 pool drop0.2 [conv3-64pvalid bn]*2 pool drop0.3 conv3-128pvalid bn drop0.4 fc10"
 CONFIG = Config("mnist_records").override(
     dataset="mnist",
     image_size=28,
     model="pattern",
-    model_args=(_PATTERN,),
+    model_args=(_NET,),
     optimizer="adam",
     learning_rate=3e-3,
     schedule="one_cycle",
