@@ -4,8 +4,8 @@
     python -m experiments.mnist_records --preset committee    # seven of them, aims at 99.8 %; for an accelerator
     python -m experiments.mnist_records --preset smallest     # 2,778 parameters, aims at 99 %
 
-Published: 99.77 % by a committee of 35 (Cireşan et al. 2012). None of the presets has been run to the end. After ten
-epochs, `--model-args width=8` (818 parameters) had 97.3 % on the 5,000 images that select weights.
+Published: 99.77 % by a committee of 35 (Cireşan et al. 2012). None of the presets has been run to the end. On the
+5,000 images that select weights, width=8 (818 parameters) had 97.3 % after ten epochs, width=12 (1,654) 98.1 %.
 """
 
 import flax.linen as nn

@@ -1,5 +1,7 @@
 """The networks of `experiments.mnist_records`: their parameters, counted by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def test_the_committee_is_seven_of_the_single_network():
 
 def test_all_four_later_layers_use_the_shared_filters():
     model, x = SharedCnn(width=4), jax.random.normal(jax.random.key(1), (2, 12, 12, 1))
-    variables = model.init(jax.random.key(0), x, train=False)
+    variables: Any = model.init(jax.random.key(0), x, train=False)
 
     def maps(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -46,5 +48,6 @@ def test_all_four_later_layers_use_the_shared_filters():
         y = y.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
         y = normed(maps(normed(maps(y, params["shared"]["kernel"])), params["shared"]["kernel"]))
     expected = y.mean(axis=(1, 2)) @ params["output"]["kernel"] + params["output"]["bias"][None]
-    np.testing.assert_allclose(model.apply(variables, x, train=False), expected, atol=1e-5)
+    logits: Any = model.apply(variables, x, train=False)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
     assert jnp.abs(expected).max() > 0.01
