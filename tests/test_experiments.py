@@ -18,7 +18,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.training import run
 from cnn_jax.training.experiment import make_experiment
 
-STUDIES = {"cifar10_speedrun"}  # separate program with its own flags
+STUDIES = {"cifar10_speedrun", "mnist_table"}  # separate programs with their own flags
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
 SOLVED = {"classical"}  # without steps: tests/test_classical.py
 OFFLINE = {"xo_cnn": "xo:train=64", "traffic_signs": "folder:"}

@@ -22,6 +22,7 @@ from cnn_jax.models.all_cnn import AllCnn
 from cnn_jax.models.autoencoder import ConvAutoencoder
 from cnn_jax.models.convnext import ConvNeXt
 from cnn_jax.models.densenet import DenseNet
+from cnn_jax.models.digits import DigitCnn, Maps
 from cnn_jax.models.efficientnet import efficientnet_b0
 from cnn_jax.models.googlenet import Branch, Filters
 from cnn_jax.models.mobilenet import InvertedResidualNet, Stage
@@ -50,6 +51,7 @@ MINIATURES = {
     # Already small.
     **{name: Miniature(build(name, 3), (28, 28, 1)) for name in ("softmax_regression", "mlp", "lenet5", "lenet5_1998")},
     **{name: Miniature(build(name, 3), (28, 28, 1)) for name in ("kaggle_lenet", "keras_cifar_cnn", "xo_cnn")},
+    "mcdnn_column": Miniature(DigitCnn(3, maps=(Maps(4, 4, pool=2), Maps(6, 3, 2)), dense=(8,)), (16, 16, 1)),
     "pattern": Miniature(from_pattern("conv3-4 bn pool bn conv3-4 pool fc8 bn fc8 drop0.5 fc3"), (8, 8, 1), 16),
     "alexnet": Miniature(AlexNet(**_THIN), (75, 75, 3)),
     "alexnet, one tower, averaged to 2x2": Miniature(alexnet_one_tower(**_THIN, head_map=2), (75, 75, 3)),

@@ -23,10 +23,19 @@ def dirac(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax
     return jnp.zeros(shape, dtype).at[centre].set(jnp.eye(inputs, outputs, dtype=dtype))
 
 
+def uniform_005(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Draws uniformly from [−0.05, 0.05) (Cireşan et al. 2010, "Deep, big, simple neural nets", §3).
+
+    Flax's uniform(scale) draws from [0, scale).
+    """
+    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+
+
 INITIALIZERS: dict[str, Initializer] = {
     "zeros": nn.initializers.zeros,
     "normal_0.01": nn.initializers.normal(0.01),
     "normal_0.05": nn.initializers.normal(0.05),
+    "uniform_0.05": uniform_005,
     # Xavier: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward networks", eq. 16.
     "glorot_normal": nn.initializers.glorot_normal(),
     "glorot_uniform": nn.initializers.glorot_uniform(),

@@ -21,12 +21,13 @@ from cnn_jax.models.autoencoder import conv_autoencoder
 from cnn_jax.models.catalogue import MODELS, build, create_model, default_input_shape, list_models, model_name
 from cnn_jax.models.convnext import convnext_base, convnext_small, convnext_tiny
 from cnn_jax.models.densenet import densenet121, densenet161, densenet169, densenet201, densenet_bc100
+from cnn_jax.models.digits import ciresan_cnn, mcdnn_column, simard_cnn
 from cnn_jax.models.efficientnet import efficientnet_b0
 from cnn_jax.models.googlenet import googlenet, googlenet_torchvision
 from cnn_jax.models.inception_bn import bn_inception
 from cnn_jax.models.inception_v3 import inception_v3
 from cnn_jax.models.lenet import lenet5, lenet5_1998
-from cnn_jax.models.linear import mlp, mlp_500_500, softmax_regression
+from cnn_jax.models.linear import ciresan_mlp, mlp, mlp_300, mlp_500_500, softmax_regression
 from cnn_jax.models.mobilenet import mobilenet_v2
 from cnn_jax.models.multiscale import multiscale_cnn
 from cnn_jax.models.pattern import from_pattern as pattern
@@ -75,6 +76,8 @@ __all__ = [
     "all_cnn_c",
     "bn_inception",
     "build",
+    "ciresan_cnn",
+    "ciresan_mlp",
     "conv_autoencoder",
     "convnext_base",
     "convnext_small",
@@ -96,7 +99,9 @@ __all__ = [
     "lenet5",
     "lenet5_1998",
     "list_models",
+    "mcdnn_column",
     "mlp",
+    "mlp_300",
     "mlp_500_500",
     "mnist_cnn",
     "mobilenet_v2",
@@ -119,6 +124,7 @@ __all__ = [
     "resnet56",
     "resnext101_32x8d",
     "resnext50_32x4d",
+    "simard_cnn",
     "softmax_regression",
     "speednet94",
     "speednet94_muon",

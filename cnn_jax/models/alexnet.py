@@ -45,6 +45,8 @@ class AlexNet(Classifier):
         features: filters of conv1 to conv5.
         dense: units of fc6 and fc7.
         groups: groups of conv2, conv4 and conv5; 2 in the paper.
+        first_size: side in pixels of the filters of conv1.
+        first_stride: stride of conv1; with 1, conv1 keeps small images large enough for the layers after it.
         first_padding: rows and columns of zeros on each side of the image.
         normalize: whether response normalisation follows conv1 and conv2.
         dropout: dropout rate of fc6 and fc7.
@@ -58,6 +60,8 @@ class AlexNet(Classifier):
     features: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     dense: tuple[int, int] = (4096, 4096)
     groups: int = 2
+    first_size: int = 11
+    first_stride: int = 4
     first_padding: int = 0
     normalize: bool = True
     dropout: float = 0.5
@@ -84,13 +88,13 @@ class AlexNet(Classifier):
         conv_layer, dense = self.conv(), self.fully_connected()
         activate = activation(self.activation)
         x = images(x_BxHxWxC, self.dtype)
-        for i, (features, size) in enumerate(zip(self.features, (11, 5, 3, 3, 3), strict=True), start=1):
+        for i, (features, size) in enumerate(zip(self.features, (self.first_size, 5, 3, 3, 3), strict=True), start=1):
             name = f"conv{i}"
             if name not in self.without:
                 conv = conv_layer(
                     features,
                     (size, size),
-                    (4, 4) if i == 1 else (1, 1),
+                    (self.first_stride,) * 2 if i == 1 else (1, 1),
                     padding=self.first_padding if i == 1 else size // 2,
                     feature_group_count=self.groups if i in (2, 4, 5) else 1,
                     bias_init=_ones if i in (2, 4, 5) else _zeros,

@@ -20,6 +20,7 @@ from cnn_jax.models.autoencoder import MODELS as AUTOENCODER
 from cnn_jax.models.base import Entry
 from cnn_jax.models.convnext import MODELS as CONVNEXT
 from cnn_jax.models.densenet import MODELS as DENSENET
+from cnn_jax.models.digits import MODELS as DIGITS
 from cnn_jax.models.efficientnet import MODELS as EFFICIENTNET
 from cnn_jax.models.googlenet import MODELS as GOOGLENET
 from cnn_jax.models.inception_bn import MODELS as INCEPTION_BN
@@ -39,6 +40,7 @@ from cnn_jax.models.zfnet import MODELS as ZFNET
 CATALOGUE: dict[str, Entry] = {
     **LINEAR,
     **LENET,
+    **DIGITS,
     **SMALL,
     **MULTISCALE,
     **RESNET,
