@@ -36,7 +36,7 @@ class DataConfig:
     validation_split: str | None = None
     """Split for choosing the best weights; never the test set."""
     test_split: str | None = None
-    """Split for the final test; used once, at the end."""
+    """Split for the final test, used once, at the end; none: leave the test set unread."""
     batch_size: int = 128
     """Images per step, over all devices."""
     eval_batch_size: int = 500
@@ -156,6 +156,10 @@ class TrainConfig:
     """Call jax.distributed.initialize() first, for several hosts."""
     deterministic: bool = False
     """Ask XLA for deterministic operations on GPU."""
+    checkpoints: bool = True
+    """Save a checkpoint after each validation; off: nothing to resume from, as for short runs."""
+    report: bool = True
+    """Write report.html and plots/ at the end."""
     fresh: bool = False
     """Delete the run in the folder and start over; other files stay."""
 
@@ -174,6 +178,8 @@ TRANSIENT = frozenset(
         "eval_batch_size",
         "logger",
         "gauges",
+        "checkpoints",
+        "report",
     }
     | {"distributed", "parallel", "devices"}
 )
@@ -185,6 +191,8 @@ DEPENDENT = {
     "model": ("model_args",),
     "dataset": ("train_split", "validation_split", "test_split"),
 }
+
+NO_TEST = "none"  # the `test_split` of a run that leaves the test set unread
 
 _MORE_THAN_0 = (
     *("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps", "members"),
