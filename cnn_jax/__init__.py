@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cnn_jax.library import Run, fit, init, load
     from cnn_jax.models import create_model, list_models
+    from cnn_jax.studies.compare import compare
 
     __version__: str
 
-__all__ = ["Run", "__version__", "create_model", "fit", "init", "list_models", "load"]
+__all__ = ["Run", "__version__", "compare", "create_model", "fit", "init", "list_models", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from cnn_jax import library
 
         return getattr(library, name)
+    if name == "compare":
+        from cnn_jax.studies.compare import compare
+
+        return compare
     if name in ("create_model", "list_models"):
         from cnn_jax import models
 

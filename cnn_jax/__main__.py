@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "evaluate finished runs on a split of their data, or on another data set",
     "predict": "classify (or reconstruct) your own images with a finished run",
     "committee": "average the predictions of several trained networks",
+    "compare": "compare optimizers, or values of any other setting, with equal tuning",
     "models": "list the networks, or print the layers of one",
     "data": "prepare, list, show and export data sets",
     "weights": "list public weights, or export a run's weights for PyTorch",

@@ -36,7 +36,7 @@ class DataConfig:
     validation_split: str | None = None
     """Split for choosing the best weights; never the test set."""
     test_split: str | None = None
-    """Split for the final test; used once, at the end."""
+    """Split for the final test, used once, at the end; none: leave the test set unread."""
     group_by: str | None = None
     """Regular expression on file names of a folder: training images of a class with the same first group, such as the
     frames of one video in '^(.+)_', are not divided between splits."""
@@ -161,6 +161,10 @@ class TrainConfig:
     """Call jax.distributed.initialize() first, for several hosts."""
     deterministic: bool = False
     """Ask XLA for deterministic operations on GPU."""
+    checkpoints: bool = True
+    """Save a checkpoint after each validation; off: nothing to resume from, as for short runs."""
+    report: bool = True
+    """Write report.html and plots/ at the end."""
     fresh: bool = False
     """Delete the run in the folder and start over; other files stay."""
 
@@ -179,6 +183,8 @@ TRANSIENT = frozenset(
         "eval_batch_size",
         "logger",
         "gauges",
+        "checkpoints",
+        "report",
     }
     | {"distributed", "parallel", "devices"}
 )
@@ -190,6 +196,8 @@ DEPENDENT = {
     "model": ("model_args",),
     "dataset": ("train_split", "validation_split", "test_split"),
 }
+
+NO_TEST = "none"  # the `test_split` of a run that leaves the test set unread
 
 _MORE_THAN_0 = (
     *("batch_size", "eval_batch_size", "epochs", "steps", "eval_every", "accumulate", "scan_steps", "members"),

@@ -59,3 +59,15 @@ class TrainingStopped(Exception):
         super().__init__(message)
         self.code, self.state = code, state
         self.experiment: Any = None
+
+
+class Diverged(TrainingStopped):
+    """A loss became infinite or NaN.
+
+    Attributes:
+        step: the number of updates after which it did.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message, 1)
+        self.step = step

@@ -17,7 +17,7 @@ import optax
 
 from cnn_jax.arguments import as_text
 from cnn_jax.classical.solved import is_solved
-from cnn_jax.config import Config, DataConfig, ModelConfig, as_field
+from cnn_jax.config import NO_TEST, Config, DataConfig, ModelConfig, as_field
 from cnn_jax.data import Preprocess, Source, default_splits, open_source
 from cnn_jax.data.channels import with_channels
 from cnn_jax.data.own import OwnData, as_source, fingerprint, resized, split_off
@@ -263,36 +263,15 @@ def fit(
         UserError: a mistake in the arguments; nothing has been written then.
     """
     start = Config("fit") if config is None else config
-    _check_objects(start, optimizer, task, callbacks)
-    _check_fields(fields, train, validation, test, classes)
-    _check_by_name(fields, {"optimizer": optimizer, "task": task})
-    named: dict[str, Any] = {name: as_field(name, value) for name, value in fields.items()}
-    named["dataset"] = train if isinstance(train, str) else "<arrays>"
-    for field, value in (("optimizer", optimizer), ("task", task)):
-        if value is not None:
-            named[field] = value if isinstance(value, str) else label(value)
-    if isinstance(model, str):
-        named["model"] = model
-    else:
-        recorded = _recorded(check_module(model))
-        _check_unset(start.override(**named | {"model": recorded["model"]}), recorded)
-        named |= recorded
-    start.override(**named).check_types()
-    if "augment" not in fields and (note := start.override(**named).borrowed_augmentation(start)):
-        print(note, flush=True)
-    sources = _sources(start.override(**named), train, validation, test, classes, named)
+    _check_callbacks(callbacks)
+    chosen, given = with_objects(
+        start, model, train, validation=validation, test=test, optimizer=optimizer, task=task, classes=classes, **fields
+    )
     workdir = workdir or start.train.workdir
     temporary = workdir is None
     folder = Path(tempfile.mkdtemp(prefix="cnn_jax-run-") if temporary else str(workdir)).expanduser()
-    # A solution fits the module that its folder records, not the object given.
-    given = Given(
-        None if isinstance(model, str) or is_solved(model) else model,
-        None if isinstance(optimizer, str) else optimizer,
-        sources,
-        None if isinstance(task, str) else task,
-    )
     try:
-        resolved = start.override(**named, workdir=str(folder)).resolve()
+        resolved = chosen.override(workdir=str(folder)).resolve()
         train_run(resolved, given, callbacks, command="cnn_jax.fit(…)")
     except TrainingStopped as stop:
         if stop.state is None or stop.experiment is None:
@@ -312,6 +291,52 @@ def fit(
             _discard(folder)
         raise
     return Run(folder, load_trained(folder, given.model, given.task), temporary=temporary)
+
+
+def with_objects(
+    config: Config,
+    model: nn.Module | str,
+    train: OwnData | str,
+    *,
+    validation: OwnData | str | float | None = None,
+    test: OwnData | str | None = None,
+    optimizer: optax.GradientTransformation | str | None = None,
+    task: Task | str | None = None,
+    classes: Sequence[str] | None = None,
+    **fields: Any,
+) -> tuple[Config, Given]:
+    """Returns the config that records objects and fields, and the objects; see `fit` for the arguments.
+
+    Raises:
+        UserError: a mistake in the arguments.
+    """
+    start = config
+    _check_objects(start, optimizer, task)
+    _check_fields(fields, train, validation, test, classes)
+    _check_by_name(fields, {"optimizer": optimizer, "task": task})
+    named: dict[str, Any] = {name: as_field(name, value) for name, value in fields.items()}
+    named["dataset"] = train if isinstance(train, str) else "<arrays>"
+    for field, value in (("optimizer", optimizer), ("task", task)):
+        if value is not None:
+            named[field] = value if isinstance(value, str) else label(value)
+    if isinstance(model, str):
+        named["model"] = model
+    else:
+        recorded = _recorded(check_module(model))
+        _check_unset(start.override(**named | {"model": recorded["model"]}), recorded)
+        named |= recorded
+    start.override(**named).check_types()
+    if "augment" not in fields and (note := start.override(**named).borrowed_augmentation(start)):
+        print(note, flush=True)
+    sources = _sources(start.override(**named), train, validation, test, classes, named)
+    # A solution fits the module that its folder records, not the object given.
+    given = Given(
+        None if isinstance(model, str) or is_solved(model) else model,
+        None if isinstance(optimizer, str) else optimizer,
+        sources,
+        None if isinstance(task, str) else task,
+    )
+    return start.override(**named), given
 
 
 def _last_validation(folder: Path, task: Task) -> dict[str, Any]:
@@ -362,7 +387,7 @@ def init(model: nn.Module, image_shape: tuple[int, int, int], seed: int = 0) -> 
         return call_once(lambda seed: draw_variables(model, tuple(image_shape), seed), jnp.uint32(seed))
 
 
-def _check_objects(config: Any, optimizer: Any, task: Any, callbacks: Any) -> None:
+def _check_objects(config: Any, optimizer: Any, task: Any) -> None:
     """Rejects objects of other kinds than `fit` takes.
 
     Raises:
@@ -381,6 +406,14 @@ def _check_objects(config: Any, optimizer: Any, task: Any, callbacks: Any) -> No
                 "or 'classification' or 'reconstruction'"
             )
         check_metrics(task, "`task`")
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    """Rejects what cannot be called after a validation.
+
+    Raises:
+        UserError: names it.
+    """
     if not isinstance(callbacks, Sequence):
         raise UserError(f"`callbacks` is {_shown(callbacks)}: pass a list of callbacks")
     for callback in callbacks:
@@ -466,7 +499,8 @@ def _sources(
         validation = (data.validation_split or usual.validation) if validation is None else validation
         test = (data.test_split or usual.test) if test is None else test
         validation = open_split(validation) if isinstance(validation, str) else validation
-        test = open_split(test) if isinstance(test, str) else test
+        if isinstance(test, str):
+            test = None if test == NO_TEST else open_split(test)
     else:
         if data.group_by is not None:
             raise UserError("`group_by` is for the file names of a folder, and `train` holds arrays: leave it out")

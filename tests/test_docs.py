@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jax.__main__ import VERBS, run
+from cnn_jax.commands import compare
 from cnn_jax.commands import experiment as cli
 from cnn_jax.commands.parser import ArgumentParser
 from cnn_jax.config import Config
@@ -23,6 +24,7 @@ from cnn_jax.models.named import make_model
 from cnn_jax.optim.optimizers import get_optimizer_spec
 from cnn_jax.optim.schedules import SCHEDULES
 from cnn_jax.tasks import make_task
+from cnn_jax.training.experiment import check_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,13 +60,19 @@ class Parsed(Exception):
 
 @pytest.fixture
 def parse_only(monkeypatch):
-    """Makes commands that use argparse stop once their arguments are parsed."""
+    """Makes commands stop once their arguments are parsed."""
 
     def parse_args(self, args=None, namespace=None):
         argparse.ArgumentParser.parse_args(self, args, namespace)
         raise Parsed
 
+    def run_study(question):
+        for candidate in question.candidates:
+            check_names(question.config(candidate))
+        raise Parsed
+
     monkeypatch.setattr(ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(compare, "run", run_study)
 
 
 def parse_command(module: str, *arguments: str) -> None:

@@ -64,7 +64,7 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def interrupted(monkeypatch, config, at: int):
+def interrupted(monkeypatch, config, at: int, said: str = "state saved"):
     """Runs `config` and sends Ctrl-C during the first step after step `at`."""
     original, done = TrainStep.__call__, 0
 
@@ -77,7 +77,7 @@ def interrupted(monkeypatch, config, at: int):
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", call)
-        with pytest.raises(TrainingStopped, match="state saved") as stopped:
+        with pytest.raises(TrainingStopped, match=said) as stopped:
             run.train(config)
     assert stopped.value.code == 130 and at < done < 20
 
@@ -111,6 +111,28 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, tmp_path, monkeypatch,
         for f in (finished, tmp_path / "run")
     )
     assert whole == resumed
+
+
+def test_a_run_may_write_less_and_ends_with_the_same_weights(finished, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    less = {"checkpoints": False, "report": False, "test_split": "none", "logger": ()}
+    config = CONFIG.override(workdir=str(folder), **less)
+    interrupted(monkeypatch, config, 9, "nothing saved, as `checkpoints` is off: the same command starts over")
+    assert not (folder / files.CHECKPOINTS).exists()
+    capsys.readouterr()
+    summary = run.train(config, quiet=True)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "no checkpoint in" in shown.err
+    assert_same(load_weights(folder / files.WEIGHTS)[0], load_weights(finished / files.WEIGHTS)[0])
+    wanted = json.loads((finished / files.SUMMARY).read_text())
+    figures = {name for name in wanted if name.startswith(("validation_", "test_"))}
+    assert {name for name in figures if name in summary} == {name for name in figures if name.startswith("validation_")}
+    assert all(summary[name] == wanted[name] for name in figures & summary.keys())
+    assert set(json.loads((folder / files.DATA).read_text())) == {"train", "validation"}
+    assert not {files.CHECKPOINTS, files.REPORT, files.PLOTS, files.TENSORBOARD} & {p.name for p in folder.iterdir()}
+    assert evaluate(folder)["accuracy"] == wanted["test_accuracy"], "whoever asks for the test set gets it"
+    run.train(config)
+    assert f"finished already: {folder}; set" in capsys.readouterr().out
 
 
 def test_signal_handlers_are_restored(finished):

@@ -71,9 +71,9 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
         UserError: an unknown preset, an unreadable saved config, or an invalid value.
         SystemExit: tyro has printed the help (code 0) or an error about a flag (code 2).
     """
-    argv = _plain_switches(argv)
+    argv = plain_switches(argv)
     prog = f"python -m experiments.{base.experiment}"
-    preset, saved = _peek(argv, "--preset"), _peek(argv, "--config")
+    preset, saved = peek(argv, "--preset"), peek(argv, "--config")
     if preset is not None and saved is not None:
         raise UserError("`preset` and `config` cannot be combined: drop one")
     folder = base.experiment
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str], base: Config, doc: str | None = None, presets: Ma
             )
     arguments = _parse(argv, prog, doc, base, presets)
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
-    explicit = _explicit(chosen, base, argv)
+    explicit = explicit_fields(chosen, base, argv)
     if "augment" not in explicit and (note := chosen.borrowed_augmentation(base)):
         print(with_flags(note), flush=True)
     if chosen.train.workdir is not None:
@@ -118,10 +118,10 @@ def _parse(argv: Sequence[str], prog: str, doc: str | None, base: Config, preset
     )
 
 
-def _plain_switches(argv: Sequence[str]) -> list[str]:
+def plain_switches(argv: Sequence[str]) -> list[str]:
     """Rewrites boolean flags with a value, which tyro does not accept, as `--name` or `--no-name`.
 
-    >>> _plain_switches(["--fresh=False", "--deterministic", "true", "--decay-all", "--seed", "1"])
+    >>> plain_switches(["--fresh=False", "--deterministic", "true", "--decay-all", "--seed", "1"])
     ['--no-fresh', '--deterministic', '--decay-all', '--seed', '1']
     """
     switches = {
@@ -145,7 +145,7 @@ def _plain_switches(argv: Sequence[str]) -> list[str]:
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def _peek(argv: Sequence[str], flag: str) -> str | None:
+def peek(argv: Sequence[str], flag: str) -> str | None:
     """Finds the value of a flag that determines the defaults of the others. The last one wins, as in tyro."""
     value = None
     for i, word in enumerate(argv):
@@ -181,7 +181,7 @@ def _in_own_folder(config: Config) -> Config:
     return config
 
 
-def _explicit(config: Config, base: Config, argv: Sequence[str]) -> dict[str, Any]:
+def explicit_fields(config: Config, base: Config, argv: Sequence[str]) -> dict[str, Any]:
     """Returns the fields that the flags set, by name.
 
     Args:

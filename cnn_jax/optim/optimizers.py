@@ -55,12 +55,14 @@ class Method:
         reference: the paper.
         learning_rate: default peak rate; None if there is no usual one.
         values: keyword arguments that differ from the factory's defaults.
+        ready_made: whether the factory returns a finished transformation, which sets its own rate.
     """
 
     factory: Callable[..., optax.GradientTransformation]
     reference: str
     learning_rate: float | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    ready_made: bool = False
 
 
 def weights_only(params: Tree) -> Tree:
@@ -176,7 +178,7 @@ def _own_factory(name: str) -> Method:
     """The user's own factory, named `package.module:attribute`."""
     factory: Any = load_attribute(name)
     if isinstance(factory, optax.GradientTransformation):
-        return Method(lambda: factory, "a ready-made transformation")
+        return Method(lambda: factory, "a ready-made transformation", ready_made=True)
     if not callable(factory) or "learning_rate" not in inspect.signature(factory).parameters:
         raise UserError(
             f"{name} is not an optimizer: name an Optax transformation, or a factory that takes learning_rate"

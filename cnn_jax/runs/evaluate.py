@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cnn_jax.arguments import naming
-from cnn_jax.config import Config, DataConfig
+from cnn_jax.config import NO_TEST, Config, DataConfig
 from cnn_jax.data import Source, default_splits, make_pipeline, open_source
 from cnn_jax.data.channels import KINDS
 from cnn_jax.data.sources import DerivedSource, Example
@@ -228,7 +228,8 @@ def _open(data: DataConfig, split: str, trained: Trained) -> Source:
     """Opens a split as the model's training data were read."""
     if split in ("train", "validation", "test"):
         usual = getattr(default_splits(data.dataset, data.data_dir, data.group_by), split)
-        split = getattr(data, f"{split}_split") or usual
+        chosen = getattr(data, f"{split}_split")
+        split = usual if chosen in (None, NO_TEST) else chosen
     return open_source(
         data.dataset,
         split,

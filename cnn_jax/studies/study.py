@@ -1,12 +1,16 @@
 """What a comparison is: candidates, the trials that were run for each, and what came out."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cnn_jax.optim.spaces import Parameter
 from cnn_jax.report.metric import Metric
 from cnn_jax.tasks import Selection
+
+__all__ = ["Candidate", "Parameter", "Study", "Table", "Trial"]
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,6 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """The range of a hyperparameter that is searched.
-
-    Attributes:
-        low: its smallest value.
-        high: its largest value.
-        log: whether it is drawn uniformly in its logarithm.
-        complement: whether `low` and `high` are bounds of 1 − value, as for the decay rates of moving averages.
-    """
-
-    low: float
-    high: float
-    log: bool = True
-    complement: bool = False
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One of the things that are compared.
 
@@ -80,7 +67,7 @@ class Candidate:
     space: Mapping[str, Parameter]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """A comparison and the trials finished so far.
 
@@ -109,3 +96,37 @@ class Study:
     trials: Sequence[Trial]
     facts: Mapping[str, str]
     warnings: Sequence[str] = ()
+
+    @property
+    def table(self) -> "Table":
+        """A row for each candidate, best first, as shown on the page: a list of dicts that prints as a table."""
+        from cnn_jax.studies.tables import table  # it needs this module
+
+        return Table(table(self))
+
+    def plot(self) -> Any:
+        """Plots the study; returns a matplotlib `Figure`, which notebooks show."""
+        from cnn_jax.studies.figures import overview
+
+        return overview(self)
+
+    def __repr__(self) -> str:
+        labels = ", ".join(candidate.label for candidate in self.candidates)
+        return f"<Study of {labels}: {len(self.trials)} trials; {self.folder}>"
+
+
+class Table(list[dict[str, str]]):
+    """Rows of text that print as a table, also in a notebook."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "(no rows)"
+        rows = [list(self[0]), *(list(row.values()) for row in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip() for row in rows)
+
+    def _repr_html_(self) -> str:
+        """Shows the rows in a notebook."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in (self[0] if self else ()))
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(v)}</td>' for v in row.values())}</tr>" for row in self)
+        return f"<table><tr>{head}</tr>{rows}</table>"

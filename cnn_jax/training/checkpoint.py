@@ -51,7 +51,12 @@ class Checkpoints:
     Args:
         folder: created if absent; the checkpoint of step s is `folder/s`.
         selection: the validation metric that decides which is best.
+
+    Attributes:
+        resumable: whether another process can go on from what is saved.
     """
+
+    resumable = True
 
     def __init__(self, folder: str | Path, selection: Selection):
         # Orbax logs every phase of every save, and the traceback of every error that it raises anyway.
@@ -245,6 +250,66 @@ class Checkpoints:
                 durable.set_aside(self.folder / str(step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints")
+
+
+class InMemory:
+    """The latest state and the best one by validation, in memory: a run that is killed starts over.
+
+    Has what the loop needs of `Checkpoints`. A step's state counts as saved, but `steps` lists nothing on disk.
+
+    Args:
+        folder: of the run's checkpoints, for messages.
+        selection: the validation metric that decides which is best.
+    """
+
+    resumable = False
+
+    def __init__(self, folder: str | Path, selection: Selection):
+        self.folder, self.selection = Path(folder), selection
+        self._kept: dict[int, tuple[Any, dict[str, float] | None]] = {}  # step → state on the host, validation
+
+    def prepare(self) -> None:
+        """Does nothing: no library is needed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._kept.clear()
+
+    def save(self, step: int, state: TrainState, validation: dict[str, float] | None) -> None:
+        """Copies the state to the host; see `Checkpoints.save`."""
+        best = self.best_step()
+        self._kept = {kept: of for kept, of in self._kept.items() if kept == best}
+        self._kept[step] = jax.tree.map(np.array, jax.device_get(state)), validation
+
+    def check(self) -> None:
+        """Does nothing: there is nothing that could have failed."""
+
+    def wait(self) -> None:
+        """Does nothing."""
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint on disk: none."""
+        return []
+
+    def best_step(self) -> int | None:
+        """Returns the step of the state that is best by validation; of equal ones, the latest."""
+        scored = {step: self.selection.key(metrics) for step, (_, metrics) in self._kept.items() if metrics}
+        return max(scored, key=lambda step: (scored[step], step), default=None)
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """Returns the validation metrics of a state that is kept."""
+        return self._kept[step][1] if step in self._kept else None
+
+    def restore(
+        self, like: TrainState, sharding: Any, step: int | None = None, *, finite: bool = True
+    ) -> tuple[int, TrainState] | None:
+        """Puts the state of a step, or the latest, on the devices; None if there is none. See `Checkpoints.restore`."""
+        if not self._kept:
+            return None
+        chosen = max(self._kept) if step is None else step
+        return chosen, jax.device_put(self._kept[chosen][0], sharding)
 
 
 def _is_finite(state: TrainState) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from cnn_jax.arguments import naming
-from cnn_jax.config import Config
+from cnn_jax.config import NO_TEST, Config
 from cnn_jax.data import (
     Pipeline,
     Preprocess,
@@ -170,7 +170,7 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     optim = config.optim
     parallel = make_parallel(config.train.parallel, config.train.devices, config.data.batch_size, optim.accumulate)
     check_names(config, given)
-    sources = given.sources or open_sources(config, "in use" if resumed is None else resumed.levels)
+    sources = sources_of(config, given, "in use" if resumed is None else resumed.levels)
     train = sources["train"]
     _check_class_names(train)
     _check_memory(config, parallel, train)
@@ -368,6 +368,16 @@ def _optimizer(
     return replace(optimizer, description=optimizer.description + also)
 
 
+def sources_of(
+    config: Config, given: Given, levels: Levels | Literal["in use"] | None = "in use"
+) -> Mapping[str, Source]:
+    """Returns the run's splits: those that are given, or else opened; without the test set if it must not be read."""
+    sources = given.sources or open_sources(config, levels)
+    if config.data.test_split == NO_TEST:
+        return {name: source for name, source in sources.items() if name != "test"}
+    return sources
+
+
 def open_sources(config: Config, levels: Levels | Literal["in use"] | None = "in use") -> dict[str, Source]:
     """Opens the run's splits: "train", "validation" and, if there is one, "test".
 
@@ -382,6 +392,8 @@ def open_sources(config: Config, levels: Levels | Literal["in use"] | None = "in
     chosen = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     usual = Splits() if all(chosen.values()) else default_splits(data.dataset, data.data_dir, data.group_by)
     every = {name: split or getattr(usual, name) for name, split in chosen.items()}
+    if data.test_split == NO_TEST:
+        del every["test"]
     splits = {name: split for name, split in every.items() if split is not None}
     opened = partial(
         open_source,

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from cnn_jax.config import Config
-from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.errors import Diverged, TrainingStopped, UserError
 from cnn_jax.interrupts import quit_at_once
 from cnn_jax.tasks import Selection
 from cnn_jax.training.callbacks import Callback
-from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.checkpoint import Checkpoints, InMemory
 from cnn_jax.training.state import TrainState
 
 # Dispatch about 0.1 s of calls before blocking on the metrics of an earlier one: waking after each short call costs a
@@ -94,7 +94,7 @@ def run_loop(
     train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
     items: Iterator[Any],
     validate: Callable[[TrainState], Sequence[dict[str, float]]],
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | InMemory,
     recorder: Recorder,
     stop: "StopRequest",
     callbacks: Sequence[Callback] = (),
@@ -119,7 +119,8 @@ def run_loop(
             the best member.
 
     Raises:
-        TrainingStopped: asked to stop (state saved), or a loss is not finite (last good checkpoint kept).
+        TrainingStopped: asked to stop; the state is saved.
+        Diverged: a loss is not finite; the last good checkpoint is kept.
     """
     step, pending, ahead, settled = first_step, [], 1, time.perf_counter()
     recorder.training_clock(True)
@@ -160,7 +161,7 @@ def _validate(
     state: TrainState,
     step: int,
     validate: Callable[[TrainState], Sequence[dict[str, float]]],
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | InMemory,
     recorder: Recorder,
 ) -> dict[str, float]:
     each = validate(state)
@@ -182,14 +183,19 @@ def best_of(each: Sequence[dict[str, float]], selection: Selection) -> dict[str,
     return each[best] | ({"member": best} if len(each) > 1 else {})
 
 
-def _stopped(step: int, state: TrainState, checkpoints: Checkpoints, recorder: Recorder) -> TrainingStopped:
+def _stopped(step: int, state: TrainState, checkpoints: Checkpoints | InMemory, recorder: Recorder) -> TrainingStopped:
     checkpoints.wait()
     recorder.flush(step)
-    saved = "state saved: the same command resumes from here" if step else "before the first: there is nothing to save"
+    if step == 0:
+        saved = "before the first: there is nothing to save"
+    elif checkpoints.resumable:
+        saved = "state saved: the same command resumes from here"
+    else:
+        saved = "nothing saved, as `checkpoints` is off: the same command starts over"
     return TrainingStopped(f"stopped at step {step}, {saved}", STOP_CODE, state)
 
 
-def _settle(recorder: Recorder, pending: Sequence[tuple[int, int, Any]], checkpoints: Checkpoints) -> None:
+def _settle(recorder: Recorder, pending: Sequence[tuple[int, int, Any]], checkpoints: Checkpoints | InMemory) -> None:
     """Waits for the metrics of calls and records them in order; stops the run if no member's loss is finite."""
     if not pending:
         return
@@ -208,14 +214,14 @@ def _settle(recorder: Recorder, pending: Sequence[tuple[int, int, Any]], checkpo
         raise _diverged("loss", float(losses[good]), first + good, checkpoints)
 
 
-def _diverged(what: str, value: float, step: int, checkpoints: Checkpoints) -> TrainingStopped:
+def _diverged(what: str, value: float, step: int, checkpoints: Checkpoints | InMemory) -> Diverged:
     checkpoints.wait()
     saved = checkpoints.steps()
     good = f"last good checkpoint: step {saved[-1]} in {checkpoints.folder}" if saved else "no checkpoint yet"
-    return TrainingStopped(
+    return Diverged(
         f"error: the {what} is {value} at step {step} ({good}): lower `learning_rate`, or set `clip_norm` or "
         "`warmup_epochs` to 1",
-        1,
+        step,
     )
 
 

@@ -129,21 +129,27 @@ def write_results(
     about = {name: summary[name] for name in ("experiment", "model", "dataset", "seed", "best_step", "commit")}
     about["classes"] = parts.class_names
     durable.write_checked(run / files.WEIGHTS, to_bytes(variables, {"cnn_jax": json.dumps(about, sort_keys=True)}))
-    found = task.findings(collected, Images(parts.sources[split]), split)
-    write_report(
-        run,
-        summary=summary,
-        metrics=task.metrics,
-        rates=rates,
-        split=split,
-        tiles=found.tiles,
-        found=found.sections,
-        pictures=found.pictures,
-        filters=_filters(parts, variables.get("params", {})),
-        classes=parts.class_names,
-    )
+    if parts.config.train.report:
+        found = task.findings(collected, Images(parts.sources[split]), split)
+        write_report(
+            run,
+            summary=summary,
+            metrics=task.metrics,
+            rates=rates,
+            split=split,
+            tiles=found.tiles,
+            found=found.sections,
+            pictures=found.pictures,
+            filters=_filters(parts, variables.get("params", {})),
+            classes=parts.class_names,
+        )
     # Last: a folder with a summary counts as a finished run.
     files.write_text(run / files.SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def results_in(run: Path, config: Config) -> Path:
+    """Where a finished run's results are shown: its report, or else its folder."""
+    return run / files.REPORT if config.train.report else run
 
 
 def _filters(parts: Parts, params: Any) -> Filters | None:

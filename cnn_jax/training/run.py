@@ -2,9 +2,10 @@
 
 import itertools
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from cnn_jax.storage.lock import locked
 from cnn_jax.storage.weights_file import to_bytes
 from cnn_jax.training import runtime
 from cnn_jax.training.callbacks import Callback, EarlyStopping
-from cnn_jax.training.checkpoint import Checkpoints
+from cnn_jax.training.checkpoint import Checkpoints, InMemory
 from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import Experiment, Given, check_names, make_experiment
 from cnn_jax.training.gauging import GaugeReader
 from cnn_jax.training.loggers import check_loggers, make_loggers
 from cnn_jax.training.loop import STOP_CODE, StopRequest, best_of, run_loop
-from cnn_jax.training.outcome import is_finished, open_folder, write_results
+from cnn_jax.training.outcome import is_finished, open_folder, results_in, write_results
 from cnn_jax.training.progress import Display
 from cnn_jax.training.record import Recorder, rates_of
 from cnn_jax.training.solved import for_solving, is_solved_by, set_by_solving, solve_in
@@ -43,6 +44,8 @@ def train(
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
     tell: Callable[[str], None] = print,
+    *,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains or resumes the run in `config.train.workdir`; returns the summary written there.
 
@@ -54,6 +57,7 @@ def train(
         callbacks: called after each validation; True asks to stop.
         command: how the run was started, for the record; default: the command line.
         tell: prints a message that names config fields in backticks.
+        quiet: print nothing but warnings.
 
     Raises:
         UserError: a mistake in the config, or the folder holds another run.
@@ -70,7 +74,7 @@ def train(
     family, _, path = config.data.dataset.partition(":")
     if family == "folder":
         check_outside_of_classes(path, run)
-    with locked(run) if jax.process_index() == 0 else nullcontext():
+    with locked(run) if jax.process_index() == 0 else nullcontext(), _muted() if quiet else nullcontext():
         if jax.process_index() == 0:
             files.bring_back(run)  # undo what a killed start had set aside
             files.remove_partial(run)
@@ -78,11 +82,18 @@ def train(
         if solved:
             config = for_solving(config, tell)
         if not config.train.fresh and is_finished(run, config, set_by_solving(config, given) if solved else ()):
-            tell(f"finished already: {run / files.REPORT}; set `fresh` to start over, or another `workdir`")
+            tell(f"finished already: {results_in(run, config)}; set `fresh` to start over, or another `workdir`")
             return files.read_json(run, files.SUMMARY)
         if solved:
             return solve_in(run, config, given, command, tell)
         return _train_in(run, config, given, callbacks, command)
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Context in which nothing reaches stdout."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _train_in(run: Path, config: Config, given: Given, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
@@ -121,7 +132,8 @@ def _start(
     if jax.process_count() > 1:  # no process may look for checkpoints before `fresh` has removed them
         multihost_utils.sync_global_devices("run folder")
     _banner(experiment, facts, run)
-    with Checkpoints(run / files.CHECKPOINTS, experiment.task.selection) as checkpoints:
+    make_checkpoints = Checkpoints if experiment.config.train.checkpoints else InMemory
+    with make_checkpoints(run / files.CHECKPOINTS, experiment.task.selection) as checkpoints:
         with StopRequest() as stop:
             last_step, seconds = _train(experiment, run, checkpoints, stop, callbacks)
         best, state = _selected(experiment, checkpoints, last_step)
@@ -135,7 +147,7 @@ def _start(
             ) from error
 
 
-def _selected(experiment: Experiment, checkpoints: Checkpoints, last_step: int) -> tuple[int, TrainState]:
+def _selected(experiment: Experiment, checkpoints: Checkpoints | InMemory, last_step: int) -> tuple[int, TrainState]:
     """Restores the checkpoint that is best by validation, or the last one; returns its step and state."""
     config, replicated = experiment.config, experiment.parallel.replicated
     step = checkpoints.best_step() if config.train.select == "best" else last_step
@@ -191,7 +203,11 @@ def _banner(experiment: Experiment, facts: dict[str, Any], run: Path) -> None:
 
 
 def _train(
-    experiment: Experiment, run: Path, checkpoints: Checkpoints, stop: StopRequest, callbacks: Sequence[Callback]
+    experiment: Experiment,
+    run: Path,
+    checkpoints: Checkpoints | InMemory,
+    stop: StopRequest,
+    callbacks: Sequence[Callback],
 ) -> tuple[int, float]:
     """Runs the loop; returns the last step and the duration of the run in seconds."""
     config, parallel, plan = experiment.config, experiment.parallel, experiment.plan
@@ -303,14 +319,14 @@ def _warn_of_lost(run: Path, step: int) -> None:
 def _finish(
     experiment: Experiment,
     run: Path,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | InMemory,
     facts: dict[str, Any],
     last_step: int,
     seconds: float,
     step: int,
     state: TrainState,
 ) -> dict[str, Any]:
-    """Evaluates the test set once with the selected state, and writes weights, summary and report."""
+    """Evaluates the test set once with the selected state, if it may be read; writes weights, summary and report."""
     config, plan, task = experiment.config, experiment.plan, experiment.task
     every = variables_for_evaluation(state)
     validated = checkpoints.metrics(step) or best_of(experiment.validator().each(every), task.selection)
@@ -356,7 +372,7 @@ def _finish(
     which = f" and learning rate {summary['learning_rate']:g}, the best by validation" if config.compares_rates else ""
     print(
         f"finished   {', '.join(shown)} ({counted(summary[f'{split}_count'], 'image')}) with the weights of step "
-        f"{step}{which}; {run / files.REPORT}",
+        f"{step}{which}; {results_in(run, config)}",
         flush=True,
     )
     return summary

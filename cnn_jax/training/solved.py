@@ -22,8 +22,8 @@ from cnn_jax.storage import run_folder as files
 from cnn_jax.tasks import Task, check_labelled, make_task
 from cnn_jax.training import runtime
 from cnn_jax.training.evaluation import Evaluator
-from cnn_jax.training.experiment import Given, open_sources
-from cnn_jax.training.outcome import open_folder, write_results
+from cnn_jax.training.experiment import Given, sources_of
+from cnn_jax.training.outcome import open_folder, results_in, write_results
 from cnn_jax.training.parallel import make_parallel
 from cnn_jax.training.step import make_eval_step
 
@@ -67,7 +67,7 @@ def solve_in(run: Path, config: Config, given: Given, command: str, tell: Callab
         UserError: a mistake in the config or the data; nothing has been written then.
     """
     print("preparing  data …", flush=True)
-    sources = given.sources or open_sources(config)
+    sources = sources_of(config, given)
     train = sources["train"]
     task = given.task or make_task(config.optim, train.class_names)
     for source in sources.values():
@@ -120,7 +120,7 @@ def _solve(
     name, metric = parts.task.selection.metric, parts.task.metrics[parts.task.selection.metric]
     shown = ", ".join(f"{of} {name} {metric.text(summary[f'{of}_{name}'])}" for of in sorted(found, reverse=True))
     times = f"solved in {seconds:.1f} s, evaluated in {summary['evaluation_seconds']:.1f} s"
-    say(f"finished   {shown} ({summary[f'{split}_count']:,} images); {times}; {run / files.REPORT}")
+    say(f"finished   {shown} ({summary[f'{split}_count']:,} images); {times}; {results_in(run, config)}")
     return summary
 
 

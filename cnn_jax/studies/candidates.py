@@ -1,0 +1,233 @@
+"""What is compared: optimizers with their search spaces, or the values of a config field; and the points to try."""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
+
+from cnn_jax.config import DEPENDENT, Config, as_field, field_types
+from cnn_jax.errors import UserError, nearest
+from cnn_jax.optim.optimizers import get_optimizer_spec, optax_factories
+from cnn_jax.optim.spaces import SPACES, sobol_points, space_of
+from cnn_jax.studies.study import Candidate
+
+# Fields that a comparison sets itself, or that would make its figures incomparable, and why they cannot be varied.
+_NOT_VARIED = {
+    **dict.fromkeys(("epochs", "steps"), "the length of a trial is the `budget`"),
+    "seed": "`seeds` says how often the best are repeated",
+    **dict.fromkeys(("workdir", "fresh", "report", "checkpoints", "logger"), "it changes no result"),
+    **dict.fromkeys(
+        ("dataset", "data_dir", "validation_split", "test_split", "task"), "figures on other data are not comparable"
+    ),
+    **dict.fromkeys(("members", "member_learning_rates", "distributed"), "a trial is one network on one host"),
+}
+
+
+def optimizer_candidates(names: Sequence[Any], base: Config, explicit: Collection[str]) -> list[Candidate]:
+    """Returns a candidate for each optimizer, with its search space.
+
+    Args:
+        names: of optimizers, see `get_optimizer_spec`; or Optax factories, or functions of a module like these.
+        base: the config of all.
+        explicit: fields that the user set: they hold for every candidate and are not searched.
+
+    Raises:
+        UserError: an unknown optimizer, or one named twice.
+    """
+    found = []
+    for name in map(_name_of, names):
+        get_optimizer_spec(name)
+        found.append(_candidate(name, "optimizer", name, base, explicit))
+    return _distinct(found, "optimizers")
+
+
+def field_candidates(field: str, values: Sequence[Any], base: Config, explicit: Collection[str]) -> list[Candidate]:
+    """Returns a candidate for each value of a config field; the search space is that of the optimizer.
+
+    Raises:
+        UserError: an unknown field, one that cannot be varied, no values, or a value of the wrong type.
+    """
+    if field not in field_types():
+        hint = " or ".join(nearest(field, field_types())) or "model, schedule, augment or batch_size"
+        raise UserError(f"`vary` names {field!r}, which is no config field: perhaps you meant {hint}")
+    if field in _NOT_VARIED:
+        raise UserError(f"`vary` names {field}, but {_NOT_VARIED[field]}: vary another field")
+    if field in explicit:
+        raise UserError(f"`{field}` is varied and set: drop one")
+    if not values:
+        raise UserError(f"`vary` gives no values of {field}: write {field}=VALUE,VALUE, or a list in Python")
+    values = [as_field(field, value) for value in values]
+    return _distinct([_candidate(_label(field, value), field, value, base, explicit) for value in values], "vary")
+
+
+def parse_vary(text: str) -> tuple[str, list[Any]]:
+    """Parses the values of a field as `--vary` takes them.
+
+    Values are separated by commas. "none" is an empty list, or no value; the parts of a list are joined by "+"; the
+    arguments of an augmentation stay together.
+
+    Raises:
+        UserError: it is not FIELD=VALUE,VALUE.
+
+    >>> parse_vary("augment=none,flip+affine:degrees=10,translate=0.1")
+    ('augment', [(), ('flip', 'affine:degrees=10,translate=0.1')])
+    >>> parse_vary("batch_size=64,128")
+    ('batch_size', [64, 128])
+    """
+    field, equals, rest = text.partition("=")
+    field = field.strip().replace("-", "_")
+    if not equals:
+        raise UserError(f"`vary` is {text!r}: write FIELD=VALUE,VALUE, such as schedule=constant,cosine")
+    if field not in field_types():
+        return field, [rest]  # `field_candidates` names the nearest
+    words: list[str] = []
+    for word in filter(None, rest.split(",")):
+        if words and "=" in word and ":" in words[-1] and ":" not in word:
+            words[-1] += f",{word}"
+        else:
+            words.append(word)
+    return field, [_read(field, word.strip()) for word in words]
+
+
+def draw_points(candidates: Sequence[Candidate], trials: int, seed: int) -> dict[str, list[dict[str, float]]]:
+    """Draws the hyperparameters to try, by label of the candidate: `trials` for each.
+
+    All candidates share the points of one Sobol sequence, of which each takes as many coordinates as it has parameters:
+    their first one, the learning rate, is tried at the same places. A candidate with nothing to search is tried once,
+    with the values that are set, or else the optimizer's own.
+    """
+    dimensions = max(1, *(len(candidate.space) for candidate in candidates))
+    points = sobol_points(dimensions, trials, seed).tolist()
+    return {
+        candidate.label: [
+            {name: of.at(share) for (name, of), share in zip(candidate.space.items(), point, strict=False)}
+            for point in (points if candidate.space else points[:1])
+        ]
+        for candidate in candidates
+    }
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Returns the config with hyperparameters set: fields by name, and other names as arguments of the optimizer.
+
+    >>> with_settings(Config(), {"learning_rate": 0.1, "b1": 0.8}).optim.optimizer_args
+    ('b1=0.8',)
+    """
+    fields = {name: value for name, value in settings.items() if name in field_types()}
+    others = {name: value for name, value in settings.items() if name not in fields}
+    kept = [text for text in config.optim.optimizer_args if text.partition("=")[0].strip() not in others]
+    args = (*kept, *(f"{name}={value!r}" for name, value in others.items()))
+    return config.override(**fields, optimizer_args=args)
+
+
+def warnings_of(candidates: Sequence[Candidate], base: Config, trials: int) -> list[str]:
+    """Returns what a reader must know about the search spaces: sentences."""
+    if trials == 1:
+        return []
+    said = []
+    for candidate in candidates:
+        name = candidate.fields.get("optimizer", base.optim.optimizer)
+        if not candidate.space:
+            said.append(f"{candidate.label} has nothing to search: it is tried once.")
+        elif name not in SPACES:
+            searched = " and ".join(
+                f"{of} from {range.low:g} to {range.high:g}" for of, range in candidate.space.items()
+            )
+            said.append(f"{name} has no declared search space: only {searched} is searched.")
+    return list(dict.fromkeys(said))
+
+
+def _candidate(label: str, field: str, value: Any, base: Config, explicit: Collection[str]) -> Candidate:
+    """A candidate with one value of a field."""
+    kept = {name: base.flat()[name] for name in DEPENDENT.get(field, ()) if name in explicit}
+    fields = {field: value, **kept}
+    config = base.override(**fields)
+    config.check_types()
+    fixed = {*explicit, *fields, *(text.partition("=")[0].strip() for text in config.optim.optimizer_args)}
+    space = {name: of for name, of in space_of(config.optim.optimizer).items() if name not in fixed}
+    return Candidate(label, fields, space)
+
+
+def _distinct(candidates: list[Candidate], parameter: str) -> list[Candidate]:
+    labels = [candidate.label for candidate in candidates]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"`{parameter}` names {label} twice: drop one")
+    return candidates
+
+
+def _label(field: str, value: Any) -> str:
+    """A value's name: names speak for themselves, other values need that of the field."""
+    if isinstance(value, str):
+        return value
+    text = ("+".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
+    return text if field == "augment" else f"{field}={text}"
+
+
+def _name_of(optimizer: Any) -> str:
+    """The name of an optimizer: of Optax, or package.module:attribute.
+
+    Raises:
+        UserError: it is no function that can be imported again.
+    """
+    if isinstance(optimizer, str):
+        return optimizer
+    for name, factory in optax_factories().items():
+        if factory is optimizer:
+            return name
+    module, name = getattr(optimizer, "__module__", None), getattr(optimizer, "__qualname__", "<")
+    if not isinstance(optimizer, Callable) or not inspect.isfunction(optimizer) or "<" in name:
+        raise UserError(
+            f"`optimizers` has {optimizer!r}, which cannot be imported: pass names, Optax factories such as "
+            "optax.adam, or functions of a module"
+        )
+    return f"{module}:{name}"
+
+
+def _read(field: str, word: str) -> Any:
+    """Reads a value of a field from the command line."""
+    hint = field_types()[field]
+    choices = _options(hint)
+    if word.lower() == "none" and type(None) in choices and "none" not in choices:
+        return None
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        return () if word.lower() == "none" else tuple(_scalar(part, {kind}) for part in word.split("+"))
+    return _scalar(word, choices)
+
+
+def _scalar(word: str, choices: Collection[Any]) -> Any:
+    for choice in choices:
+        if not isinstance(choice, type) and str(choice) == word:
+            return choice
+    if bool in choices and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        if kind in choices:
+            try:
+                return kind(word)
+            except ValueError:
+                continue
+    return word  # of the wrong type if the field takes no text: `Config.check_types` says so
+
+
+def _options(hint: Any) -> list[Any]:
+    """The types and literals that a field takes, such as [int, NoneType] of `int | None`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [option for arg in args for option in _options(arg)]
+    return list(args) if origin is Literal else [hint]
+
+
+def folder_names(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Returns a file name for each label.
+
+    >>> folder_names([Candidate("mine:sgd", {}, {}), Candidate("adam", {}, {})])
+    {'mine:sgd': 'mine-sgd', 'adam': 'adam'}
+    """
+    names = [re.sub(r"[^\w.+=]+", "-", candidate.label)[:60] for candidate in candidates]
+    if len({name.lower() for name in names}) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names)]
+    return {candidate.label: name for candidate, name in zip(candidates, names, strict=True)}

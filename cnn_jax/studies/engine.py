@@ -1,0 +1,115 @@
+"""Runs a study: the search of every candidate, then the best of each on fresh seeds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cnn_jax.config import NO_TEST, Config
+from cnn_jax.errors import TrainingStopped
+from cnn_jax.storage.lock import locked
+from cnn_jax.studies import record as record_file
+from cnn_jax.studies.budget import usual_eval_every
+from cnn_jax.studies.candidates import with_settings
+from cnn_jax.studies.page import write_page
+from cnn_jax.studies.plan import planned_finals, planned_searches, read_study, total_trials
+from cnn_jax.studies.prepare import check_data, prepare
+from cnn_jax.studies.progress import Progress
+from cnn_jax.studies.question import Question, check
+from cnn_jax.studies.record import Record
+from cnn_jax.studies.study import Study, Trial
+from cnn_jax.studies.trials import Planned, read_trial, run_trial
+from cnn_jax.training import runtime
+from cnn_jax.training.loop import STOP_CODE
+
+
+def run_study(question: Question, tell: Callable[[str], None] = print) -> Study:
+    """Runs a study, or goes on with it; writes the tables after each trial.
+
+    Args:
+        question: what is asked.
+        tell: prints a message that names config fields in backticks.
+
+    Returns:
+        The finished study.
+
+    Raises:
+        UserError: a mistake in what is asked, or the folder holds something else.
+        TrainingStopped: Ctrl-C; the trials that are over are saved.
+    """
+    folder = question.folder
+    check(question)
+    record_file.check_folder(folder)
+    runtime.prepare(question.base.train)
+    with locked(folder):
+        found = record_file.read_record(folder)
+        if found is not None:
+            record_file.check_same(folder, question.settings, found.settings)
+            study = read_study(question.folder, found)
+            if len(study.trials) == total_trials(found, study):
+                tell(f"finished already: {_publish(study)}; set another `workdir` for another study")
+                return study
+        print("preparing  data and candidates …", flush=True)
+        prepared = prepare(question) if found is None else found
+        if found is None:
+            record_file.write_record(folder, prepared)
+        else:
+            check_data(question, found)
+        for text in prepared.warnings:
+            print(f"warning    {text}", flush=True)
+        try:
+            study = _run_all(question, prepared)
+            print(f"finished   {_publish(study)}", flush=True)
+            return study
+        except (TrainingStopped, KeyboardInterrupt) as stop:
+            if isinstance(stop, TrainingStopped) and stop.code != STOP_CODE:
+                raise
+            study = read_study(folder, prepared)
+            done = f"{len(study.trials)} of {total_trials(prepared, study)} trials"
+            raise TrainingStopped(f"stopped after {done}, all saved: the same command goes on", STOP_CODE) from stop
+
+
+def _publish(study: Study) -> Path:
+    """Writes the tables and the page, unless they are there; returns the page."""
+    page = study.folder / record_file.PAGE
+    if not page.exists():
+        record_file.write_tables(study)
+        write_page(study)
+    return page
+
+
+def _trial_config(question: Question, record: Record, planned: Planned) -> Config:
+    """The config of a trial. The search never sees the test set, and needs no report."""
+    candidate = next(of for of in question.candidates if of.label == planned.candidate)
+    config, steps = question.config(candidate), record.steps[planned.candidate]
+    fields: dict[str, Any] = {"workdir": str(planned.folder), "seed": planned.seed, "epochs": None, "steps": steps}
+    if "eval_every" not in {*question.explicit, *candidate.fields}:
+        fields["eval_every"] = usual_eval_every(steps, record.steps_per_epoch[planned.candidate])
+    if "checkpoints" not in question.explicit:
+        fields["checkpoints"] = False  # writing them takes longer than many a trial, which then starts over
+    if planned.phase == "search":
+        fields |= {"test_split": NO_TEST, "report": False, "logger": ()}
+    return with_settings(config, planned.settings).override(**fields).resolve()
+
+
+def _run_all(question: Question, record: Record) -> Study:
+    """Runs the trials that are not over: the search first, then the finals, which depend on it."""
+    folder, known = question.folder, {}
+
+    def read(planned: Planned) -> Trial | None:
+        if planned.folder not in known and (trial := read_trial(planned)) is not None:
+            known[planned.folder] = trial
+        return known.get(planned.folder)
+
+    progress = Progress(record)
+    study = read_study(folder, record, read)
+    for phase in ("search", "final"):
+        searched = [trial for trial in study.trials if trial.phase == "search"]
+        every = planned_searches(folder, record) if phase == "search" else planned_finals(folder, record, searched)
+        for planned in every:
+            if read(planned) is None:
+                progress.start()
+                run_trial(planned, _trial_config(question, record, planned), question.given, record.selection)
+                study = read_study(folder, record, read)
+                record_file.write_tables(study)
+                progress.tell(planned, study)
+    return study
