@@ -64,7 +64,7 @@ def start_of(name: str, preset: str | None, request: pytest.FixtureRequest) -> t
     return ("--init-from", request.getfixturevalue("pretrained")) if transfers else ()
 
 
-@pytest.mark.parametrize("name", [*NAMES, *STUDIES])
+@pytest.mark.parametrize("name", [*NAMES, *sorted(STUDIES)])
 def test_file_is_small_documented_and_named_as_its_config(name):
     module = importlib.import_module(f"experiments.{name}")
     if hasattr(module, "__path__"):  # a package: its command is in __main__
