@@ -259,6 +259,7 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
         "evaluate",
         "predict",
         "committee",
+        "compare",
         "models",
         "data",
         "weights",
