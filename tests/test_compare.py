@@ -379,6 +379,7 @@ def test_undeclared_spaces_are_searched_by_rate_and_said():
         ("--optimizers sgd --model mpl", "unknown model 'mpl'; perhaps you meant mlp"),
         ("--optimizers sgd --optimizer-args b1=0.9", "--optimizer-args: optimizer sgd has no argument 'b1'"),
         ("--optimizers sgd --test-split tset", "unknown split 'tset'; perhaps you meant test"),
+        ("--optimizers sgd --model cnn_jax.classical:knn", "cnn_jax.classical:knn is solved for, not trained"),
         ("--optimizers lamb --trials 1", "lamb has no usual learning rate: set --learning-rate"),
     ],
 )

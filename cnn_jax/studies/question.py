@@ -11,6 +11,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.studies.budget import parse_budget
 from cnn_jax.studies.study import Candidate
 from cnn_jax.training.experiment import Given, check_names
+from cnn_jax.training.solved import is_solved_by
 
 FOLDER = "runs/compare"
 
@@ -93,3 +94,5 @@ def check(question: Question) -> None:
     for candidate in question.candidates:
         config = question.config(candidate).resolve()
         check_names(config, question.given)
+        if is_solved_by(config, question.given):
+            raise UserError(f"{config.model.model} is solved for, not trained, so no trial has steps: compare networks")
