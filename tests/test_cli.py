@@ -358,10 +358,9 @@ def test_a_signal_while_a_command_is_imported_ends_it_with_130(module, number, t
 def test_a_signal_while_the_report_is_written_ends_with_130_and_the_command_goes_on(tmp_path):
     code = (
         "import sys, time; from cnn_jax.commands import experiment as cli; from experiments import digits_lenet5 as e\n"
-        "import cnn_jax.training.run as run\n"
-        "write = run.write_report\n"
+        "from cnn_jax.training import outcome\n"
         "def slow(*a, **k): print('ready', flush=True); time.sleep(30)\n"
-        "run.write_report = slow\n"
+        "outcome.write_report = slow\n"
         "cli.run(e.CONFIG, e.__doc__)"
     )
     flags = ["--model", "softmax_regression", "--steps", "1", "--workdir", str(tmp_path / "run"), "--logger", "csv"]

@@ -89,7 +89,17 @@ def test_the_recipe_of_an_experiment_for_any_folder_is_no_surprise(capsys):
 @pytest.mark.parametrize(("name", "preset"), VARIANTS)
 def test_two_steps_on_offline_data(name, preset, tmp_path, request):
     dataset = OFFLINE.get(name, "digits")
-    argv = ("--dataset", dataset, "--steps", "2", "--workdir", str(tmp_path / "run"), "--batch-size", "16")
+    argv = (
+        "--dataset",
+        dataset,
+        "--steps",
+        "2",
+        "--workdir",
+        str(tmp_path / "run"),
+        "--batch-size",
+        "16",
+        "--no-report",
+    )
     summary = run.train(config_of(name, preset, *argv, *start_of(name, preset, request), "--devices", "1"))
     assert summary["steps"] == 2 and 0 <= summary.get("test_accuracy", 0) <= 1 and math.isfinite(summary["test_loss"])
 

@@ -26,8 +26,7 @@ from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.tasks import Classification, Reconstruction
-from cnn_jax.training import compiled, loop
-from cnn_jax.training import run as run_module
+from cnn_jax.training import compiled, loop, outcome
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.labels import label
 
@@ -310,7 +309,7 @@ def test_ctrl_c_during_the_final_test_returns_a_usable_run(monkeypatch, tmp_path
     def interrupted(*arguments, **values):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run_module, "write_report", interrupted)
+    monkeypatch.setattr(outcome, "write_report", interrupted)
     stopped = cnn_jax.fit("mlp", "digits", **FIELDS)
     assert stopped.interrupted and stopped.folder.exists() and stopped.predict(IMAGES[:3]).shape == (3, 10)
     monkeypatch.undo()

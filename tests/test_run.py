@@ -41,6 +41,7 @@ CONFIG = Config("small").override(
     steps=20,
     eval_every=0.7,  # every 5 steps (16 of 120 images each)
     log_every=4,
+    report=False,  # it takes as long as the training
 )
 
 
@@ -48,7 +49,7 @@ CONFIG = Config("small").override(
 def finished(tmp_path_factory):
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run.train(CONFIG.override(workdir=str(folder)))
+    run.train(CONFIG.override(workdir=str(folder), report=True))
     return folder
 
 
@@ -141,7 +142,7 @@ def test_signal_handlers_are_restored(finished):
 
 def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
     before = (finished / files.WEIGHTS).stat().st_mtime_ns
-    config, told = CONFIG.override(workdir=str(finished)), []
+    config, told = CONFIG.override(workdir=str(finished), report=True), []
     summary = run.train(config)
     assert summary["finished"] and "finished already" in capsys.readouterr().out
     assert run.train(config, tell=told.append) == summary
