@@ -33,6 +33,7 @@ from cnn_jax.training.step import make_train_step
 CONFIG = Config("devices").override(
     dataset="synthetic:8x8x3:4:100",
     model="resnet20",
+    model_args=("blocks=1/1/1", "width=8"),
     optimizer="nesterov",
     learning_rate=0.05,
     batch_size=16,

@@ -31,6 +31,7 @@ from cnn_jax.training.experiment import make_experiment
 CONFIG = Config("small").override(
     dataset="synthetic:8x8x1:3:120",
     model="resnet20",
+    model_args=("blocks=1/1", "width=8"),
     optimizer="momentum",
     learning_rate=0.05,
     ema_decay=0.9,
