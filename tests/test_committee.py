@@ -19,7 +19,14 @@ from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.run import train
 
 CONFIG = Config("members").override(
-    dataset="synthetic:8x8x1:3:40", model="mlp", model_args=("hidden=8",), batch_size=16, steps=2, epochs=None, seed=4
+    dataset="synthetic:8x8x1:3:40",
+    model="mlp",
+    model_args=("hidden=8",),
+    batch_size=16,
+    steps=2,
+    epochs=None,
+    seed=4,
+    report=False,
 )
 
 

@@ -41,6 +41,7 @@ FIELDS: dict[str, Any] = {
     "steps": 8,
     "learning_rate": 1e-2,
     "devices": 1,
+    "report": False,
 }
 
 
@@ -172,7 +173,7 @@ def test_interrupt_returns_a_usable_run_and_the_same_call_resumes(run, tmp_path)
 
     seen: list[int] = []
     fields = {**FIELDS, "eval_every": 0.1}
-    whole = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "whole", **fields)
+    whole = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "whole", **{**fields, "report": True})
     stopped = cnn_jax.fit("mlp", "digits", workdir=tmp_path / "run", callbacks=[Interrupt()], **fields)
     assert stopped.interrupted and seen == [4]
     assert stopped.predict(IMAGES[:3]).shape == (3, 10) and "accuracy" in str(stopped.summary)
@@ -309,11 +310,12 @@ def test_ctrl_c_during_the_final_test_returns_a_usable_run(monkeypatch, tmp_path
     def interrupted(*arguments, **values):
         os.kill(os.getpid(), signal.SIGINT)
 
+    fields = {**FIELDS, "report": True}
     monkeypatch.setattr(outcome, "write_report", interrupted)
-    stopped = cnn_jax.fit("mlp", "digits", **FIELDS)
+    stopped = cnn_jax.fit("mlp", "digits", **fields)
     assert stopped.interrupted and stopped.folder.exists() and stopped.predict(IMAGES[:3]).shape == (3, 10)
     monkeypatch.undo()
-    finished = cnn_jax.fit("mlp", "digits", workdir=stopped.folder, **FIELDS)
+    finished = cnn_jax.fit("mlp", "digits", workdir=stopped.folder, **fields)
     assert not finished.interrupted and same(finished.variables, stopped.variables)
 
 

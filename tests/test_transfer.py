@@ -38,6 +38,7 @@ CONFIG = Config("transfer").override(
     batch_size=16,
     steps=4,
     epochs=None,
+    report=False,
 )
 
 
@@ -189,7 +190,7 @@ def test_accuracy_against_labels_is_written_and_drawn(tmp_path, monkeypatch, cap
     """Runs on the digits as an image folder, which is written once and has the same pixels."""
     pretrained = str(tmp_path / "pretrained")
     run.train(digits_lenet5.CONFIG.override(steps=1, epochs=None, devices=1, workdir=pretrained))
-    short = {way: config.override(steps=1, devices=1) for way, config in transfer_labels.WAYS.items()}
+    short = {way: config.override(steps=1, devices=1, report=False) for way, config in transfer_labels.WAYS.items()}
     monkeypatch.setattr(transfer_labels, "WAYS", short)
     monkeypatch.setattr(transfer_labels, "LABELS", (10, 5000))
     monkeypatch.setenv("CNN_JAX_CACHE", str(tmp_path / "cache"))
