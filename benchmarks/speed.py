@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cnn_jax.commands.parser import ArgumentParser, guard
 from cnn_jax.errors import UserError
+from cnn_jax.report.markdown import markdown_table
 from cnn_jax.runs.results import with_section
 from cnn_jax.storage import durable
 
@@ -154,8 +155,7 @@ def markdown(rows: Iterable[Row]) -> str:
     for benchmark, group in groupby(rows, key=lambda row: row["benchmark"]):
         figures = list(group)
         head = ("Case", "Measure", "Value", "Range", "n", "Device", "Commit")
-        lines = [head, tuple("---:" if 2 <= i <= 4 else "---" for i in range(len(head))), *map(_cells, figures)]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = markdown_table(head, map(_cells, figures), range(2, 5))
         parts.append(f"### {benchmark}\n\n`{figures[0]['command']}`\n\n{table}")
     return "\n\n".join(parts)
 
@@ -163,8 +163,7 @@ def markdown(rows: Iterable[Row]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     value = f"{row['value']} {row['unit']}"
     spread = f"{row['low']} to {row['high']}" if row["low"] else ""
-    cells = (row["case"], row["measure"], value, spread, row["n"], row["device"], row["commit"])
-    return tuple(cell.replace("|", "\\|") for cell in cells)
+    return (row["case"], row["measure"], value, spread, row["n"], row["device"], row["commit"])
 
 
 def _key(row: Row) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from cnn_jax.errors import UserError
+from cnn_jax.report.markdown import markdown_table
 
 _OPEN = re.compile(r"^<!-- table: ", re.MULTILINE)
 _MARKED = re.compile(r"(^<!-- table: (\S+\.csv) -->\n).*?(^<!-- /table -->$)", re.DOTALL | re.MULTILINE)
@@ -43,9 +44,7 @@ def csv_table(path: Path) -> str:
             head, *rows = csv.reader(file, strict=True)
     except (OSError, ValueError, csv.Error) as error:  # ValueError: nothing in it, or not UTF-8
         raise UserError(f"cannot read the table {path} ({error}): correct the name, or make the file again") from error
-    numbers = [all(_is_number(row[i]) for row in rows) for i in range(len(head))]
-    lines = [head, ["---:" if number else "---" for number in numbers], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return markdown_table(head, rows, [i for i in range(len(head)) if all(_is_number(row[i]) for row in rows)])
 
 
 def _is_number(cell: str) -> bool:

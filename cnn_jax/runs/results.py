@@ -19,6 +19,7 @@ from typing import Any
 
 from cnn_jax.config import TRANSIENT, Config
 from cnn_jax.errors import UserError
+from cnn_jax.report.markdown import markdown_table
 from cnn_jax.storage import run_folder as files
 
 COLUMNS: tuple[str, ...] = (
@@ -186,9 +187,7 @@ def table(rows: Sequence[Row]) -> str:
     if rates:
         head = (*head[:3], "Rate", *head[3:])
     words = 4 if rates else 3
-    lines = [head, tuple("---:" if 3 <= i < words + 7 else "---" for i in range(len(head)))]
-    lines += [_cells(row, rates) for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, [_cells(row, rates) for row in rows], range(3, words + 7))
 
 
 def _cells(row: Row, rates: bool) -> tuple[str, ...]:
@@ -203,7 +202,7 @@ def _cells(row: Row, rates: bool) -> tuple[str, ...]:
         f"{int(row['parameters']):,}",
         _mega(float(row["flops_per_image"])),
     )
-    return tuple(cell.replace("|", "\\|") for cell in (*words, *numbers, *where))
+    return (*words, *numbers, *where)
 
 
 def _mean_std(row: Row, name: str) -> str:
@@ -260,8 +259,8 @@ def models_table() -> str:
     """Returns the models of `cnn_jax.models` as a Markdown table, with their input, size and source."""
     from cnn_jax.models.catalogue import read_table, si, source
 
-    lines = ["| Model | Input | Parameters | FLOPs | Source |", "| --- | --- | ---: | ---: | --- |"]
-    for row in read_table():
-        cells = (f"`{row['model']}`", row["input"], f"{int(row['parameters']):,}", si(int(row["flops"])))
-        lines.append(f"| {' | '.join(cells)} | {source(row)} |")
-    return "\n".join(lines)
+    rows = [
+        (f"`{row['model']}`", row["input"], f"{int(row['parameters']):,}", si(int(row["flops"])), source(row))
+        for row in read_table()
+    ]
+    return markdown_table(("Model", "Input", "Parameters", "FLOPs", "Source"), rows, (2, 3))

@@ -11,6 +11,7 @@ from cnn_jax.errors import UserError, unknown
 from cnn_jax.report import curves, lines
 from cnn_jax.report.figures import QUIET, new_axes
 from cnn_jax.report.metric import Metric
+from cnn_jax.runs.listing import ACCURACY
 from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.file_names import readable
 
@@ -63,7 +64,7 @@ def _result(name: str, value: Any) -> str:
     if value is None:
         return "–"
     if name.endswith("accuracy"):
-        return Metric("accuracy", percent=True).text(value)
+        return ACCURACY.text(value)
     if isinstance(value, float):
         return f"{value:.1f}" if name == "seconds" else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

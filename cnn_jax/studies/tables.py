@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 
+from cnn_jax.report.markdown import markdown_table
 from cnn_jax.report.metric import Metric
 from cnn_jax.studies.outcome import Outcome, best_trial, outcomes, shown, validation
 from cnn_jax.studies.statistics import Interval
@@ -44,9 +45,8 @@ def markdown(study: Study) -> str:
     """Returns the table in Markdown, without the columns that are empty."""
     rows = table(study)
     used = [column for column in rows[0] if any(row[column] != "–" for row in rows)]
-    lines = [used, ["---" if column in ("candidate", "its settings") else "---:" for column in used]]
-    lines += [[row[column].replace("|", "\\|") for column in used] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    numbers = [i for i, column in enumerate(used) if column not in ("candidate", "its settings")]
+    return markdown_table(used, [[row[column] for column in used] for row in rows], numbers) + "\n"
 
 
 def csv_text(study: Study) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jax.report.figures import BLUE, ORANGE, QUIET, new_axes, png, style
+from cnn_jax.report.markdown import markdown_table
 from cnn_jax.storage import durable
 from experiments.mnist_table.measure import Result
 from experiments.mnist_table.rows import Row
@@ -76,16 +77,14 @@ def read_records(path: Path) -> list[Record]:
 def markdown(records: Sequence[Record]) -> str:
     """Returns the records as a Markdown table: test errors in %, ours as mean ± standard deviation over the seeds."""
     head = ("Classifier", "Published (%)", "Ours (%)", "Seeds", "Time", "Parameters", "Setting", "Device", "Notes")
-    rule = ("---", "---:", "---:", "---:", "---:", "---:", "---", "---", "---")
-    lines = [head, rule, *map(_cells, records)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, map(_cells, records), range(1, 6))
 
 
 def _cells(row: Record) -> tuple[str, ...]:
     measured = bool(row["error_mean"])
     error = f"{float(row['error_mean']):.2f}" if measured else "not run"
     error += f" ± {float(row['error_std']):.2f}" if row["error_std"] else ""
-    cells = (
+    return (
         f"{row['title']} (`{row['row']}`)",
         f"{row['published']} ({row['source']})",
         error,
@@ -96,7 +95,6 @@ def _cells(row: Record) -> tuple[str, ...]:
         row["device"] or "–",
         row["note"],
     )
-    return tuple(cell.replace("|", "\\|") for cell in cells)
 
 
 def _time(seconds: float) -> str:
