@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cnn_jax.commands.experiment import explicit_fields, peek, plain_switches
 from cnn_jax.commands.parser import with_flags
 from cnn_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from cnn_jax.native import build
 
 if TYPE_CHECKING:
     from cnn_jax.studies.question import Question
@@ -86,6 +87,7 @@ def parse(argv: Sequence[str]) -> "Question":
     comparison: Comparison = arguments.comparison
     chosen = Config(base.experiment, arguments.data, arguments.model, arguments.optim, arguments.train)
     explicit = explicit_fields(chosen, base, argv)
+    build.start()
     from cnn_jax.studies.compare import ask  # imports JAX
 
     return ask(
@@ -102,10 +104,8 @@ def parse(argv: Sequence[str]) -> "Question":
 
 def run(question: "Question") -> None:
     """Runs the study and prints its table."""
-    from cnn_jax.native import build
     from cnn_jax.studies.engine import run_study
     from cnn_jax.training.checkpoint import quiet_failures
 
-    build.start()
     quiet_failures()
     print(run_study(question, tell=lambda message: print(with_flags(message), flush=True)).table)
