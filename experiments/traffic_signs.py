@@ -2,6 +2,7 @@ r"""German traffic signs (GTSRB, 43 classes): a folder PATH with train/CLASS/TRA
 
     python -m experiments.traffic_signs --dataset folder:PATH
     python -m experiments.traffic_signs --dataset folder:PATH --preset multiscale    # Sermanet and LeCun 2011, grey
+    python -m experiments.traffic_signs --dataset folder:PATH --preset hog           # HOG features and a linear SVM
     python -m experiments.traffic_signs --dataset folder:PATH --balance loss         # or sampling
 
 A track is the frames of one physical sign, which are nearly equal, so whole tracks validate (`--group-by`), never
@@ -14,10 +15,8 @@ images. docs/signs.md has the data, sources and a table.
 from cnn_jax.commands.experiment import run
 from cnn_jax.config import Config
 
-CONFIG = Config("traffic_signs").override(
-    dataset="folder:",
-    group_by=r"^(\d+)_",
-    image_size=32,
+SIGNS = Config("traffic_signs").override(dataset="folder:", group_by=r"^(\d+)_", image_size=32)
+CONFIG = SIGNS.override(
     model="pattern",
     model_args=(
         "pattern=[conv3-32 bn]*2 pool [conv3-64 bn]*2 pool [conv3-128 bn]*2 pool drop0.3 fc256 bn drop0.5 fc43",
@@ -43,7 +42,8 @@ PRESETS = {
         label_smoothing=0.0,
         augment=("affine:degrees=15,scale=0.9/1.1,translate=0.0625", "color_jitter:brightness=0.5,contrast=0.5"),
         epochs=10,
-    )
+    ),
+    "hog": SIGNS.override(model="cnn_jax.classical:hog_svm", normalize="none"),
 }
 
 if __name__ == "__main__":

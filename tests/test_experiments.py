@@ -20,14 +20,18 @@ from cnn_jax.training.experiment import make_experiment
 
 STUDIES = {"cifar10_speedrun", "mnist_table"}  # separate programs with their own flags
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
-SOLVED = {"classical"}  # without steps: tests/test_classical.py
 OFFLINE = {"xo_cnn": "xo:train=64", "traffic_signs": "folder:"}
-VARIANTS = [
-    (name, preset)
-    for name in NAMES
-    if name not in SOLVED
-    for preset in (None, *getattr(importlib.import_module(f"experiments.{name}"), "PRESETS", {}))
-]
+
+
+def variants(name: str) -> list[tuple[str, str | None]]:
+    """The recipe of an experiment and its presets that train step by step; the others: tests/test_classical.py."""
+    module = importlib.import_module(f"experiments.{name}")
+    presets = getattr(module, "PRESETS", {})
+    chosen = {preset: module.CONFIG if preset is None else presets[preset] for preset in (None, *presets)}
+    return [(name, preset) for preset, of in chosen.items() if not of.model.model.startswith("cnn_jax.classical:")]
+
+
+TRAINED = [variant for name in NAMES for variant in variants(name)]
 
 
 @functools.cache
@@ -86,7 +90,13 @@ def test_the_recipe_of_an_experiment_for_any_folder_is_no_surprise(capsys):
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "preset"), VARIANTS)
+def test_the_baseline_of_traffic_signs_is_solved(tmp_path):
+    argv = ("--workdir", str(tmp_path), "--model-args", "refit=true", "--no-report")
+    summary = run.train(config_of("traffic_signs", "hog", *argv))
+    assert 0 <= summary["test_accuracy"] <= 1 and summary["test_count"] == 20
+
+
+@pytest.mark.parametrize(("name", "preset"), TRAINED)
 def test_two_steps_on_offline_data(name, preset, tmp_path, request):
     dataset = OFFLINE.get(name, "digits")
     argv = ["--dataset", dataset, "--steps", "2", "--workdir", str(tmp_path / "run"), "--batch-size", "16"]
@@ -102,7 +112,7 @@ def reads_tfds(name: str, preset: str | None) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "preset"), [pytest.param(*v, marks=[pytest.mark.tfds] if reads_tfds(*v) else []) for v in VARIANTS]
+    ("name", "preset"), [pytest.param(*v, marks=[pytest.mark.tfds] if reads_tfds(*v) else []) for v in TRAINED]
 )
 def test_step_has_the_right_shapes_on_its_own_data(name, preset, request):
     if reads_tfds(name, preset):

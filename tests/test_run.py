@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.tasks import Selection
-from cnn_jax.training import experiment, loop, run
+from cnn_jax.training import experiment, loop, run, runtime
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import make_experiment
@@ -82,6 +83,13 @@ def interrupted(monkeypatch, config, at: int, said: str = "state saved"):
         with pytest.raises(TrainingStopped, match=said) as stopped:
             run.train(config)
     assert stopped.value.code == 130 and at < done < 20
+
+
+def test_the_command_of_a_package_can_be_typed_again(monkeypatch):
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="cnn_jax.__main__"))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["…/cnn_jax/__main__.py", "compare", "--vary", "seed=1, 2"])
+    assert runtime.command_line() == "python -m cnn_jax compare --vary 'seed=1, 2'"
 
 
 def test_a_run_leaves_a_complete_folder(finished):

@@ -134,7 +134,7 @@ def _commit() -> str | None:
 def command_line() -> str:
     """Returns the command line in a form that can be typed again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    start = f"python -m {spec.name}" if spec is not None else f"python {sys.argv[0]}"
+    start = f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None else f"python {sys.argv[0]}"
     return f"{start} {shlex.join(sys.argv[1:])}".strip()
 
 
