@@ -28,13 +28,21 @@ class Metric(NamedTuple):
         return 100.0 if self.percent else 1.0
 
     def text(self, value: float) -> str:
-        """Formats a value."""
-        return f"{value:.2%}" if self.percent else f"{value:.4f}"
+        """Formats a value.
+
+        >>> Metric("cross-entropy (nats)").text(691788812992.5175)  # of a network that diverges
+        '6.918e+11'
+        """
+        return f"{value:.2%}" if self.percent else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
     def cell(self, value: float) -> str:
-        """Formats a value, always as wide for usual values: six characters.
+        """Formats a value that is not negative in six characters.
 
         >>> [Metric("accuracy", percent=True).cell(value) for value in (0.0712, 0.5, 1.0)]
         [' 7.12%', '50.00%', '100.0%']
+        >>> [Metric("cross-entropy (nats)").cell(value) for value in (0.02, 2.3026, 1420.1639, 6.9e11)]
+        ['0.0200', '2.3026', '1420.2', ' 7e+11']
         """
-        return f"{f'{100 * value:5.2f}'[:5]}%" if self.percent else f"{value:6.4f}"
+        if self.percent:
+            return f"{f'{100 * value:5.2f}'[:5]}%"
+        return f"{value:#6.5g}" if 1 <= value < 99999.5 else f"{value:6.0e}" if value > 1 else f"{value:6.4f}"
