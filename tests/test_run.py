@@ -18,6 +18,7 @@ from PIL import Image
 import cnn_jax
 from cnn_jax.config import Config
 from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.optim.spaces import SPACES
 from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
@@ -26,8 +27,10 @@ from cnn_jax.storage.weights_file import load_weights
 from cnn_jax.tasks import Selection
 from cnn_jax.training import experiment, loop, run, runtime
 from cnn_jax.training.checkpoint import Checkpoints
-from cnn_jax.training.compiled import TrainStep
+from cnn_jax.training.compiled import TrainStep, call_once
 from cnn_jax.training.experiment import make_experiment
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 CONFIG = Config("small").override(
     dataset="synthetic:8x8x1:3:120",
@@ -83,6 +86,19 @@ def interrupted(monkeypatch, config, at: int, said: str = "state saved"):
         with pytest.raises(TrainingStopped, match=said) as stopped:
             run.train(config)
     assert stopped.value.code == 130 and at < done < 20
+
+
+def test_outputs_that_are_nested_in_another_way_are_another_program():
+    assert call_once(lambda x: (2 * x,), np.float32(1)) == (2,)
+    assert call_once(lambda x: (2 * x, ()), np.float32(1)) == (2, ())
+
+
+def test_the_state_of_every_optimizer_is_its_own():
+    small = CONFIG.override(model="softmax_regression", model_args=(), ema_decay=None)
+    for name in [*SPACES, *reversed(SPACES)]:  # the programs that make them are kept
+        made = make_experiment(small.override(optimizer=name, learning_rate=0.01))
+        own = jax.eval_shape(made.optimizer.tx.init, made.state.params)
+        assert jax.tree.structure(made.state.opt_state) == jax.tree.structure(own), name
 
 
 def test_the_command_of_a_package_can_be_typed_again(monkeypatch):

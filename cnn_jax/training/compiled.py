@@ -192,7 +192,9 @@ def _compile(
 def _program(lowered: Any, where: str, options: Mapping[str, Any] | None = None) -> Any:
     """Compiles a lowered function, or returns the program already compiled from the same text for the same devices."""
     # The text leaves out arguments that are not used, but a program is only called with those that it was compiled for.
-    key = hashlib.sha256(f"{where} {options} {lowered.args_info} {lowered.as_text()}".encode()).hexdigest()
+    # It leaves out how the outputs are nested, too: the states of adam and adamw hold the same arrays.
+    nested = f"{lowered.args_info} {lowered.out_tree}"
+    key = hashlib.sha256(f"{where} {options} {nested} {lowered.as_text()}".encode()).hexdigest()
     if key not in _programs:
         _programs[key] = lowered.compile(compiler_options=None if options is None else dict(options))
         while len(_programs) > KEPT:
