@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax  # noqa: E402  (after the settings above)
 import pytest  # noqa: E402
 
+from cnn_jax.ops import conv, norm  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -62,6 +64,18 @@ def signal_handlers() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Convolves as on a machine with one device, by compiled code: the eight simulated ones leave it to XLA.
+
+    Files whose networks use one device ask for it: their programs are compiled and run in less time, and as for users.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (conv, norm):
+            patch.setattr(module, "on_one_cpu", lambda: True)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from cnn_jax.runs.results import collect
 from cnn_jax.storage import run_folder as files
 from cnn_jax.tasks import Classification, Reconstruction
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (9, 7, 3), (8, 8, 1), (1, 2, 1)])
 def test_outputs_have_the_size_of_the_inputs(shape):

@@ -16,6 +16,8 @@ from cnn_jax.storage import run_folder as files
 from cnn_jax.storage.lock import LOCK
 from experiments import digits_lenet5
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMALL = ["--model", "softmax_regression", "--image-size", "8", "--epochs", "2", "--eval-every", "0.5", "--workdir"]
 COMMAND = [sys.executable, "-m", "experiments.digits_lenet5", *SMALL]
 

@@ -21,6 +21,8 @@ from cnn_jax.tasks import Classification
 from cnn_jax.tasks.losses import cross_entropy, inverse_frequency
 from cnn_jax.training.experiment import Given, make_experiment
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 COUNTS = {0: 12, 1: 5, 3: 1}  # class 2 has no images
 LABELS = np.repeat(list(COUNTS), list(COUNTS.values()))[np.random.default_rng(0).permutation(18)].astype(np.int32)
 NAMES = ("a", "b", "c", "d")

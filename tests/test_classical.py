@@ -29,6 +29,8 @@ from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.training.run import train
 from experiments.classical import CONFIG, PRESETS
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 hog = jax.jit(hog_features, static_argnames=("cell", "block", "bins"))
 lbp = jax.jit(lbp_codes, static_argnames="form")
 

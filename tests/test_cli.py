@@ -21,6 +21,8 @@ from cnn_jax.config import Config
 from cnn_jax.errors import UserError
 from cnn_jax.runs.results import write_rows
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 BASE = Config("digits_lenet5").override(
     optimizer="momentum", optimizer_args=("decay=0.8",), learning_rate=0.1, train_split="train[:50%]"
 )

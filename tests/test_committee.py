@@ -18,6 +18,8 @@ from cnn_jax.runs.evaluate import evaluate, member_predictions
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.run import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = Config("members").override(
     dataset="synthetic:8x8x1:3:40",
     model="mlp",

@@ -33,6 +33,8 @@ from cnn_jax.studies.study import Candidate, Study, Table, Trial
 from cnn_jax.training import experiment as experiments
 from cnn_jax.training.compiled import TrainStep
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMALL: dict[str, Any] = {
     "model_args": "hidden=8",
     "devices": 1,

@@ -23,6 +23,8 @@ from cnn_jax.training import run
 from cnn_jax.training.checkpoint import Checkpoints
 from cnn_jax.training.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SELECTION = Selection("accuracy", True)
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

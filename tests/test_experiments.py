@@ -18,6 +18,8 @@ from cnn_jax.errors import UserError
 from cnn_jax.training import run
 from cnn_jax.training.experiment import make_experiment
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 STUDIES = {"cifar10_speedrun", "mnist_table"}  # separate programs with their own flags
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - STUDIES)
 OFFLINE = {"xo_cnn": "xo:train=64", "traffic_signs": "folder:"}

@@ -30,6 +30,8 @@ from cnn_jax.training import compiled, loop, outcome
 from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.labels import label
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SOURCE = open_source("digits", "train[:256]")
 IMAGES, LABELS = (
     np.asarray([SOURCE[i]["image"] for i in range(256)]),

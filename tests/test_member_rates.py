@@ -25,6 +25,8 @@ from cnn_jax.training.experiment import make_experiment
 from cnn_jax.training.run import train
 from cnn_jax.weights.sources import load_run
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = Config("rates").override(
     dataset="synthetic:8x8x1:3:40", model="mlp", model_args=("hidden=8",), batch_size=16, steps=3, epochs=None, seed=4
 )

@@ -34,6 +34,8 @@ from cnn_jax.models.speednet import SpeedNet
 from cnn_jax.models.vgg import VGG
 from cnn_jax.models.zfnet import ZFNet
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 # Not plain imports: the package re-exports functions of the same names.
 googlenet, inception_v3 = (importlib.import_module(f"cnn_jax.models.{name}") for name in ("googlenet", "inception_v3"))
 

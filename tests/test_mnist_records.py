@@ -11,6 +11,8 @@ from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.models.named import make_model, variable_shapes
 from experiments.mnist_records import CONFIG, PRESETS, SharedCnn
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.mark.parametrize(
     ("preset", "parameters"),

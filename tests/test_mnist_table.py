@@ -20,6 +20,8 @@ from experiments.mnist_table import data, run, table
 from experiments.mnist_table.measure import Result, classifier, committee
 from experiments.mnist_table.rows import ROWS, Row
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = Path(__file__).parent.parent
 # As printed in the lectures; the second linear row and HOG are not there.
 PUBLISHED = {

@@ -19,6 +19,8 @@ from cnn_jax.models.catalogue import SOURCES, read_table
 from cnn_jax.models.lenet import C3_TABLE, PartialConv, RbfOutput, prototypes
 from cnn_jax.models.resnet import ResNet
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMALL = [
     *("softmax_regression", "mlp", "mlp_500_500", "lenet5", "lenet5_1998"),
     *("mnist_cnn", "tf_cnn", "keras_cifar_cnn", "kaggle_lenet", "xo_cnn"),

@@ -18,6 +18,8 @@ from cnn_jax.models import stages
 from cnn_jax.models.alexnet import AlexNet
 from cnn_jax.models.zfnet import ZFNet, zfnet
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 alexnets = importlib.import_module("cnn_jax.models.alexnet")  # the package re-exports a function of this name
 
 WIDTHS: Any = {"num_classes": 3, "features": (4, 8, 12, 8, 4), "dense": (16, 10)}

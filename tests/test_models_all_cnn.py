@@ -15,6 +15,8 @@ from cnn_jax.inspect.summary import count_parameters, layer_table
 from cnn_jax.models import all_cnn, stages
 from cnn_jax.models.all_cnn import AllCnn, all_cnn_c
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY = AllCnn(3, sizes=(3, 1), features=(6, 8))
 
 

@@ -11,6 +11,8 @@ from cnn_jax.layers import initializer
 from cnn_jax.models import convnext
 from cnn_jax.models.convnext import ConvNeXt, ConvNeXtBlock
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY = ConvNeXt(3, blocks=(1, 2), widths=(4, 8), drop_path=0.6)
 
 

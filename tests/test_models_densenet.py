@@ -15,6 +15,8 @@ from cnn_jax.inspect.summary import layer_table
 from cnn_jax.models import densenet, stages
 from cnn_jax.models.densenet import DenseNet
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY = DenseNet(3, blocks=(1, 2), growth=4)
 
 

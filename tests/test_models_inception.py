@@ -26,6 +26,8 @@ from cnn_jax.models.googlenet import (
 from cnn_jax.models.inception_bn import bn_inception
 from cnn_jax.models.inception_v3 import inception_v3
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 v3 = importlib.import_module("cnn_jax.models.inception_v3")  # the package re-exports a function of this name
 
 FACTORIES = {

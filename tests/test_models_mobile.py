@@ -11,6 +11,8 @@ from cnn_jax.inspect.summary import count_parameters
 from cnn_jax.models.efficientnet import efficientnet_b0
 from cnn_jax.models.mobilenet import InvertedResidualNet, Stage, mobilenet_v2, scaled_width
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 # Parameter counts for 1000 classes, from torchvision and timm.
 SCALED = {
     "mobilenet_v2, width 0.5": (partial(mobilenet_v2, width=0.5), 1_968_680),

@@ -13,6 +13,8 @@ from cnn_jax.models.catalogue import read_table
 from cnn_jax.models.preact_resnet import PreActResNet
 from cnn_jax.models.resnet import ResNet
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def wide(depth: int, k: int) -> int:
     """Parameter count of WRN-depth-k for CIFAR-10, layer by layer from table 1 of the paper."""

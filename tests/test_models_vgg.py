@@ -15,6 +15,8 @@ from cnn_jax.layers.pooling import adaptive_avg_pool
 from cnn_jax.models import vgg as vggs
 from cnn_jax.models.vgg import VGG
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 # Layers with weights in configurations A, B, D and E of table 1.
 LAYERS = {"vgg11": 11, "vgg13": 13, "vgg16": 16, "vgg19": 19}
 TINY = VGG(3, convolutions=(1, 2), features=(4, 6), dense=(8, 10))

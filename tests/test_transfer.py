@@ -30,6 +30,8 @@ from cnn_jax.weights.preprocess import PublishedPreprocess
 from cnn_jax.weights.pretrained import Pretrained
 from experiments import digits_lenet5
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = Config("transfer").override(
     dataset="synthetic:16x16x1:3:64",
     model="lenet5",
