@@ -102,7 +102,7 @@ def test_each_member_matches_a_run_with_its_arguments():
         "weight_decay": pytest.approx([0.1, 0, 0.3]),
     }
     assert experiment.optimizer.description.endswith(
-        "momentum=0; weight_decay=0.1; other networks: 0.1 momentum=0.9 weight_decay=0, 0.01 momentum=0.5 "
+        "momentum=0, weight_decay=0.1; other networks: 0.1 momentum=0.9 weight_decay=0, 0.01 momentum=0.5 "
         "weight_decay=0.3"
     )
     for number, (rate, momentum, decay) in enumerate(EACH):

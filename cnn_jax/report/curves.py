@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]  # of metrics.jsonl
+LONG = 32  # letters of a name in a legend
 SMOOTHING_WINDOWS = 25  # a smoothed point is the mean of 1/25 of the rows
 
 
@@ -76,7 +77,10 @@ def _draw(
         log_axis(axes)
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric.axis)
-    axes.legend(loc="best")
+    if max(map(len, names.values()), default=0) <= LONG:
+        axes.legend(loc="best")
+    else:  # it would cover the curves
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=7)
 
 
 def _draw_one(axes: "Axes", rows: Sequence[Row], name: str, metric: Metric) -> list[np.ndarray]:

@@ -373,8 +373,8 @@ def _optimizer(
     if not compared:
         return optimizer
     first, *others = compared
-    also = "; ".join([*first.args, f"other networks: {', '.join(map(str, others))}"])
-    return replace(optimizer, description=f"{optimizer.description}; {also}")
+    first_one = ", ".join([optimizer.description, *first.args])
+    return replace(optimizer, description=f"{first_one}; other networks: {', '.join(map(str, others))}")
 
 
 def sources_of(
