@@ -46,7 +46,7 @@ EACH = [(0.1, 0, 0.1), (0.1, 0.9, 0), (0.01, 0.5, 0.3)]  # rate, momentum, weigh
 
 def descend(optimizer, rate, *hyperparameters):
     """The weights of a softmax regression after five steps on the first digits."""
-    digits = open_source("digits", "train[:200]")
+    digits: Any = open_source("digits", "train[:200]")
     images, labels = jnp.asarray(digits.images.reshape(-1, 64), jnp.float32) / 255, jnp.asarray(digits.labels)
 
     def loss(params):
