@@ -6,6 +6,7 @@ is the help text, and its value goes into `config.json`. Imports no JAX, to keep
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from cnn_jax.errors import UserError, nearest
 
@@ -91,6 +92,9 @@ class OptimConfig:
     """Peak rate; default: that of the optimizer's paper."""
     member_learning_rates: tuple[float, ...] = ()
     """Peak rates to compare, one network each, all from one seed, trained at once; the best by validation is kept."""
+    member_optimizer_args: tuple[str, ...] = ()
+    """Other numbers to compare, each key=value,value with a value for every member's rate, such as momentum=0.5,0.9;
+    arguments of the optimizer, or weight_decay."""
     schedule: str = "constant"
     """constant, step, cosine, one_cycle (or triangular) or exponential."""
     schedule_args: tuple[str, ...] = ()
@@ -191,7 +195,7 @@ TRANSIENT = frozenset(
 
 # Fields that are chosen for the value of another field, see `Config.override`.
 DEPENDENT = {
-    "optimizer": ("learning_rate", "head_learning_rate", "optimizer_args", "weight_decay"),
+    "optimizer": ("learning_rate", "head_learning_rate", "optimizer_args", "member_optimizer_args", "weight_decay"),
     "schedule": ("schedule_args",),
     "model": ("model_args",),
     "dataset": ("train_split", "validation_split", "test_split"),
@@ -204,6 +208,26 @@ _MORE_THAN_0 = (
     *("learning_rate", "head_learning_rate", "layer_decay", "image_size", "devices", "log_every", "clip_norm"),
     "patience",
 )
+
+
+class Member(NamedTuple):
+    """What one of several networks that are compared has of its own.
+
+    Attributes:
+        learning_rate: its peak rate.
+        args: its other hyperparameters, each key=value, as in `optimizer_args`.
+    """
+
+    learning_rate: float
+    args: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Says what it has.
+
+        >>> str(Member(0.1, ("momentum=0.9",)))
+        '0.1 momentum=0.9'
+        """
+        return " ".join([f"{self.learning_rate:g}", *self.args])
 
 
 @dataclass(frozen=True)
@@ -225,6 +249,34 @@ class Config:
     def compares_rates(self) -> bool:
         """Whether the members have learning rates of their own: then the best by validation is the run's result."""
         return len(self.optim.member_learning_rates) > 1
+
+    @property
+    def compared(self) -> tuple[Member, ...]:
+        """What each member has of its own if they are compared; () otherwise.
+
+        Raises:
+            UserError: `member_optimizer_args` has not one value for each of several rates.
+
+        >>> rates = Config().override(member_learning_rates=(0.1, 0.2))
+        >>> rates.override(member_optimizer_args=("b1=0,0.9", "eps=0.1,0.2")).compared[1]
+        Member(learning_rate=0.2, args=('b1=0.9', 'eps=0.2'))
+        """
+        rates, columns = self.optim.member_learning_rates, []
+        if self.optim.member_optimizer_args and not self.compares_rates:
+            raise UserError("`member_optimizer_args` needs two or more `member_learning_rates`: set these, too")
+        for text in self.optim.member_optimizer_args:
+            name, _, values = (part.strip() for part in text.partition("="))
+            each = [f"{name}={value.strip()}" for value in values.split(",")]
+            if not values or len(each) != len(rates):
+                raise UserError(
+                    f"`member_optimizer_args` has {text!r} for {len(rates)} rates: write "
+                    f"{name or 'NAME'}=VALUE,VALUE,… with a value for each"
+                )
+            columns.append(each)
+        if not self.compares_rates:
+            return ()
+        args = zip(*columns, strict=True) if columns else itertools.repeat(())
+        return tuple(map(Member, rates, args))
 
     @property
     def committee(self) -> int:
@@ -354,6 +406,7 @@ class Config:
         require("seed", lambda value: value < 2**32, "less than 2**32")
         if "epochs" not in values and "steps" not in values:
             raise UserError("set `epochs` or `steps`")
+        _ = self.compared  # raises its own error
         if self.data.batch_size % self.optim.accumulate:
             raise UserError(
                 f"`batch_size` is {self.data.batch_size} and `accumulate` is {self.optim.accumulate}: "

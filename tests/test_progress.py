@@ -8,7 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
-from cnn_jax.config import Config
+from cnn_jax.config import Config, Member
 from cnn_jax.storage.run_folder import read_metrics
 from cnn_jax.tasks import Metric
 from cnn_jax.training import compiled, progress
@@ -40,7 +40,7 @@ def display(monkeypatch, columns=None, rates=(), steps=10_000, per_epoch=250.0):
         batch_size=200,
         flops=0.0,
         devices=1,
-        rates=rates,
+        compared=tuple(map(Member, rates)),
     )
     made.clock.start()
     return made, shown, now

@@ -51,8 +51,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(Column("network", overflow="fold"), *columns, box=None, pad_edge=False)
     for row in rows:
         shares = [f"{row[name]:.2%}" for name in ("accuracy", "committee_accuracy", "agreement")]
-        rate = "" if row["learning_rate"] is None else f", rate {row['learning_rate']:g}"
-        table.add_row(f"{row['run']} #{row['member']}{rate}", shares[0], str(row["committee_of"]), *shares[1:])
+        rate = "" if row["learning_rate"] is None else f", rate {row['learning_rate']:g} {row['optimizer_args'] or ''}"
+        table.add_row(f"{row['run']} #{row['member']}{rate}".strip(), shares[0], str(row["committee_of"]), *shares[1:])
     output = console()
     output.print(table)
     alone = [100 * row["accuracy"] for row in rows]

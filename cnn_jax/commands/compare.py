@@ -11,7 +11,7 @@ study.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cnn_jax.commands.experiment import explicit_fields, peek, plain_switches
 from cnn_jax.commands.parser import with_flags
@@ -38,6 +38,8 @@ class Comparison:
     """Length of a trial: 3epochs, 500steps or 60seconds."""
     target: float | None = None
     """Validation metric whose time is measured; default: what the best trial of the first candidate reached."""
+    together: Literal["auto", "yes", "no"] = "auto"
+    """Train the search trials of a candidate at once, with the same results up to rounding; auto: on GPU and TPU."""
     config: str | None = None
     """config.json of a run, for the defaults of the flags below."""
 
@@ -99,6 +101,7 @@ def parse(argv: Sequence[str]) -> "Question":
         comparison.seeds,
         comparison.budget,
         comparison.target,
+        comparison.together,
     )
 
 

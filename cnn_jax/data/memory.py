@@ -11,6 +11,10 @@ _SYSTEM = Path("/proc/meminfo")  # Linux
 _CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # its limit
 
 
+class DoesNotFit(UserError):
+    """Something needs more memory than there is."""
+
+
 def free_memory() -> int | None:
     """Returns the bytes of memory that are not in use on this machine, within the limit of its container.
 
@@ -37,16 +41,16 @@ def check_memory(needed: int, what: str, advice: str, memory: int | None = None)
       memory: bytes of memory; default: what is free on the machine.
 
     Raises:
-      UserError: it does not fit.
+      DoesNotFit: it does not.
 
     >>> check_memory(3 * 10**9, "a batch", "lower `batch_size`", memory=2 * 10**9)
     Traceback (most recent call last):
         ...
-    cnn_jax.errors.UserError: a batch takes at least 3 GB of memory, and 2 GB are free: lower `batch_size`
+    cnn_jax.data.memory.DoesNotFit: a batch takes at least 3 GB of memory, and 2 GB are free: lower `batch_size`
     """
     memory = free_memory() if memory is None else memory
     if memory is not None and needed > memory:
-        raise UserError(f"{what} takes at least {_gb(needed)} of memory, and {_gb(memory)} are free: {advice}")
+        raise DoesNotFit(f"{what} takes at least {_gb(needed)} of memory, and {_gb(memory)} are free: {advice}")
 
 
 def _gb(count: int) -> str:

@@ -9,7 +9,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,9 @@ class Optimizer:
         tx: the complete transformation; its state holds only arrays, none shared with the parameters.
         schedule: step → learning rate, for logging; None for a ready-made transformation, which sets its own.
         learning_rate: the peak rate; None for a ready-made transformation.
-        at: maps a peak rate, which may be traced, to the same transformation with that rate.
+        at: maps a peak rate, which may be traced, to the same transformation with that rate. A second argument sets
+            other hyperparameters by name, arguments of the factory or "weight_decay", which may be traced, too; they
+            are kept in the state, see `Compared`.
         frozen: rules that select frozen parameters; BatchNorm layers among them keep their running statistics.
         description: a one-line summary.
     """
@@ -41,9 +43,23 @@ class Optimizer:
     tx: optax.GradientTransformation
     schedule: Schedule | None
     learning_rate: float | None
-    at: Callable[[Any], optax.GradientTransformation]
+    at: Callable[..., optax.GradientTransformation]
     frozen: tuple[Rule, ...]
     description: str
+
+
+class Compared(NamedTuple):
+    """State of an optimizer with hyperparameters of its own, so that one program serves networks with any values.
+
+    Computed with in float32, 1 minus a value close to 1, such as b2, is rounded: of 1 − 0.9999, by 0.02 %.
+
+    Attributes:
+        hyperparameters: by name, float32 scalars.
+        state: that of the optimizer.
+    """
+
+    hyperparameters: dict[str, Any]
+    state: Tree
 
 
 @dataclass(frozen=True)
@@ -130,15 +146,16 @@ REFUSED: dict[str, str] = {
     "schedule_free_sgd": _SCHEDULE_FREE,
 }
 
-_OWN_DECAY = ("weight_decay", "weight_decay_rate")
+DECAY = "weight_decay"  # the config field, as a hyperparameter
+_OWN_DECAY = (DECAY, "weight_decay_rate")
 _OWN_MASK = ("mask", "weight_decay_mask")
 # Set by `make_optimizer`, or impossible to write as text.
-_HIDDEN = ("learning_rate", *_OWN_DECAY, *_OWN_MASK, "adam_weight_decay", "trust_ratio_mask", "base_optimizer")
+HIDDEN = ("learning_rate", *_OWN_DECAY, *_OWN_MASK, "adam_weight_decay", "trust_ratio_mask", "base_optimizer")
 
 # Ranges of arguments by their usual names; others are not checked.
 _SHARES = ("b1", "b2", "b3", "beta", "decay", "momentum", "rho")  # in [0, 1): the decay rates of moving averages
 _POSITIVE = ("eps",)
-_NOT_NEGATIVE = ("eps_root", "initial_accumulator_value", "initial_scale")
+_NOT_NEGATIVE = ("eps_root", "initial_accumulator_value", "initial_scale", DECAY)
 
 
 @functools.cache
@@ -236,23 +253,28 @@ def make_optimizer(
             )
 
     rate = scheduled(peak)
-    own = _own_decay(name, method, config.weight_decay, config.decay_all)
     fixed = config.schedule == "constant" and not warmup_steps
-    l2 = config.weight_decay if config.weight_decay and not own else None
+    kind = "built in, not L2" if _own_decay(name, method, config.weight_decay, config.decay_all) else "L2"
     told = [
         f"{name} ({method.reference})",
         *args,
         f"learning rate {peak:g}",
         " ".join(["schedule", config.schedule, *config.schedule_args]),
         counted(warmup_steps, "warm-up step") if warmup_steps else "",
-        f"weight decay {config.weight_decay:g} ({'L2' if l2 else 'built in, not L2'})" if config.weight_decay else "",
+        f"weight decay {config.weight_decay:g} ({kind})" if config.weight_decay else "",
         *_restrictions(config, until, groups),
     ]
 
-    def at(peak: Any) -> optax.GradientTransformation:
-        optimizer = _build(name, method, args, own, peak if fixed else scheduled(peak))
-        mask = functools.partial(decay_mask, decay_all=config.decay_all)
-        return _contain(_chain(optimizer, frozen, groups, config.clip_norm, l2, mask))
+    def at(peak: Any, hyperparameters: Mapping[str, Any] = {}) -> optax.GradientTransformation:
+        def build(hyperparameters: Mapping[str, Any]) -> optax.GradientTransformation:
+            values = dict(hyperparameters)
+            decay = values.pop(DECAY, config.weight_decay or None)
+            own = _own_decay(name, method, 0.0 if decay is None else decay, config.decay_all)
+            optimizer = _build(name, method, args, {**values, **own}, peak if fixed else scheduled(peak))
+            mask = functools.partial(decay_mask, decay_all=config.decay_all)
+            return _contain(_chain(optimizer, frozen, groups, config.clip_norm, None if own else decay, mask))
+
+        return _keeping(build, hyperparameters)
 
     return Optimizer(at(peak), rate, peak, at, frozen, ", ".join(filter(None, told)))
 
@@ -275,38 +297,56 @@ def from_transformation(
         raise UserError(f"optimizer {name} is already built and ignores {names}: set them where you build it")
     whole = _contain(_chain(tx, frozen, groups, config.clip_norm, None, decay_mask))
     told = [name, *_restrictions(config, (), groups)]
-    return Optimizer(whole, None, None, lambda rate: whole, tuple(frozen), ", ".join(told))
+    return Optimizer(whole, None, None, lambda *_: whole, tuple(frozen), ", ".join(told))
 
 
 def is_gradient_descent(config: OptimConfig) -> bool:
     """Whether every parameter that is not frozen moves by the learning rate times its gradient, weight decay aside."""
-    usual, scaled = OptimConfig(), ("optimizer_args", "clip_norm", "rate_groups", "layer_decay", "head_learning_rate")
+    usual, scaled = OptimConfig(), ("clip_norm", "rate_groups", "layer_decay", "head_learning_rate")
+    scaled += ("optimizer_args", "member_optimizer_args")
     return METHODS.get(config.optimizer) is _DESCENT and all(
         getattr(config, field) == getattr(usual, field) for field in scaled
     )
 
 
-def check_update(optimizer: Optimizer, params: Tree) -> None:
+def check_update(optimizer: Optimizer, params: Tree, hyperparameters: Mapping[str, Any] = {}) -> None:
     """Traces one update without computing it.
 
+    Args:
+        optimizer: from `make_optimizer` or `from_transformation`.
+        params: the parameters, or their shapes.
+        hyperparameters: those in which networks differ, float32 scalars; see `Optimizer.at`.
+
     Raises:
-        UserError: the transformation needs more than gradients and parameters, or does not fit these parameters.
+        UserError: the transformation needs more than gradients and parameters, does not fit these parameters, or
+            decides by the value of a hyperparameter.
     """
 
-    def once(params: Tree) -> Tree:
-        return optimizer.tx.update(params, optimizer.tx.init(params), params)
+    def once(params: Tree, hyperparameters: Mapping[str, Any]) -> Tree:
+        tx = optimizer.at(optimizer.learning_rate, hyperparameters)
+        return tx.update(params, tx.init(params), params)
 
     try:
-        jax.eval_shape(once, params)
-    except UserError:
-        raise
+        jax.eval_shape(once, params, dict(hyperparameters))
     except (TypeError, ValueError) as error:
+        if hyperparameters and _comes_from(error, jax.errors.ConcretizationTypeError):
+            raise UserError(
+                f"{optimizer.description.partition(',')[0]} decides by the value of {' or '.join(hyperparameters)} "
+                "what to compute, so networks trained at once cannot differ in it: start a run for each value"
+            ) from error
+        if isinstance(error, UserError):
+            raise
         reason = " ".join(str(error).split())[:200]
         needs = "it needs the loss value, not only gradients" if "argument" in reason else "it does not fit the model"
         raise UserError(
             f"{optimizer.description.partition(',')[0]} cannot be used here, as {needs} ({reason}): use another "
             "optimizer, such as adam"
         ) from error
+
+
+def _comes_from(error: BaseException | None, kind: type[Exception]) -> bool:
+    """Whether an exception, or one that it was raised from, is of a kind."""
+    return error is not None and (isinstance(error, kind) or _comes_from(error.__cause__, kind))
 
 
 def _restrictions(config: OptimConfig, until: Sequence[tuple[str, int]], groups: Sequence[Rule]) -> list[str]:
@@ -353,8 +393,8 @@ def _build(
     if callable(rate) and not takes_schedule:
         raise UserError(f"{name} takes a constant rate: leave out the schedule and the warm-up")
     with naming("`optimizer_args`"):
-        given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=_HIDDEN)
-        _check_ranges(name, given)
+        given = parse_arguments(f"optimizer {name}", method.factory, args, hidden=HIDDEN)
+        check_ranges(name, given)
         try:
             made = method.factory(learning_rate=rate, **{**method.values, **given, **own})
         except (TypeError, ValueError) as error:
@@ -366,8 +406,12 @@ def _build(
     return made
 
 
-def _check_ranges(name: str, given: Mapping[str, Any]) -> None:
-    """Rejects values of common arguments that no optimizer accepts, such as a decay rate of 2 or an epsilon of -1."""
+def check_ranges(name: str, given: Mapping[str, Any]) -> None:
+    """Rejects values of common arguments that no optimizer accepts, such as a decay rate of 2 or an epsilon of -1.
+
+    Raises:
+        UserError: names the argument and the allowed range.
+    """
     for key, value in given.items():
         if value is None:
             continue
@@ -416,6 +460,25 @@ def decay_mask(params: Tree, decay_all: bool = False) -> Tree:
     {'bias': False, 'kernel': True}
     """
     return jax.tree.map(lambda p: decay_all or p.ndim > 1, params)
+
+
+def _keeping(
+    build: Callable[[Mapping[str, Any]], optax.GradientTransformation], hyperparameters: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """Builds a transformation that keeps its hyperparameters, if there are any, in its state, and reads them there."""
+    first = build(hyperparameters)
+
+    def init(params: Tree) -> Tree:
+        state = first.init(params)
+        return Compared(dict(hyperparameters), state) if hyperparameters else state
+
+    def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
+        if not isinstance(state, Compared):
+            return first.update(updates, state, params)
+        updates, inner = build(state.hyperparameters).update(updates, state.state, params)
+        return updates, state._replace(state=inner)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _contain(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]  # of metrics.jsonl
+LONG = 32  # letters of a name in a legend
 SMOOTHING_WINDOWS = 25  # a smoothed point is the mean of 1/25 of the rows
 
 
@@ -60,12 +61,12 @@ def curve(rows: Sequence[Row], name: str, metric: Metric, best_step: int | None,
 def _draw(
     axes: "Axes", rows: Sequence[Row], name: str, metric: Metric, best_step: int | None, member: int | None
 ) -> None:
-    rates = {row["member"]: row["peak_learning_rate"] for row in rows if "member" in row}
-    if rates:
-        shown = _draw_members(axes, rows, name, metric, rates)
+    names = {row["member"]: _name(row) for row in rows if "member" in row}
+    if names:
+        shown = _draw_members(axes, rows, name, metric, names)
     else:
         shown = _draw_one(axes, rows, name, metric)
-    colour = ORANGE if member is None else scale_colour(member, len(rates))
+    colour = ORANGE if member is None else scale_colour(member, len(names))
     for row in rows:
         if row["kind"] == "validation" and row["step"] == best_step and row.get("member") == member:
             star = {"marker": "*", "markersize": 13, "markeredgecolor": INK, "linestyle": "none"}
@@ -76,7 +77,10 @@ def _draw(
         log_axis(axes)
     axes.set_xlabel("epoch")
     axes.set_ylabel(metric.axis)
-    axes.legend(loc="best")
+    if max(map(len, names.values()), default=0) <= LONG:
+        axes.legend(loc="best")
+    else:  # it would cover the curves
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=7)
 
 
 def _draw_one(axes: "Axes", rows: Sequence[Row], name: str, metric: Metric) -> list[np.ndarray]:
@@ -92,18 +96,23 @@ def _draw_one(axes: "Axes", rows: Sequence[Row], name: str, metric: Metric) -> l
 
 
 def _draw_members(
-    axes: "Axes", rows: Sequence[Row], name: str, metric: Metric, rates: Mapping[int, float]
+    axes: "Axes", rows: Sequence[Row], name: str, metric: Metric, names: Mapping[int, str]
 ) -> list[np.ndarray]:
     """Draws the validation curve of each network; returns their values."""
     shown = []
-    for member, rate in sorted(rates.items()):
+    for member, label in sorted(names.items()):
         own = _series(
             [row for row in rows if row["kind"] == "validation" and row["member"] == member], "validation", name
         )
-        style = {"color": scale_colour(member, len(rates)), "label": f"rate {rate:g}", **_marker(own)}
+        style = {"color": scale_colour(member, len(names)), "label": label, **_marker(own)}
         axes.plot(own.epochs, own.values * metric.scale, **style)
         shown.append(own.values * metric.scale)
     return shown
+
+
+def _name(row: Row) -> str:
+    """What the network of a row has of its own."""
+    return " ".join(filter(None, [f"rate {row['peak_learning_rate']:g}", row.get("optimizer_args")]))
 
 
 def scale_colour(member: int, members: int) -> Any:

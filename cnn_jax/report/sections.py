@@ -55,14 +55,16 @@ def learning_rates(summary: Mapping[str, Any], metrics: Mapping[str, Metric], se
         f"Each network at its {select} step by validation. The best network is the run's result; the others were not "
         "tested."
     )
-    lines = []
+    lines, args = [], ["optimizer_args"] if "optimizer_args" in summary else []
     for row in summary["rates"]:
         found = (row[f"validation_{name}"] for name in metrics)
         cells = (
             "–" if value is None else metric.text(value) for value, metric in zip(found, metrics.values(), strict=True)
         )
-        lines.append((f"{row['learning_rate']:g}", *cells, f"{row['step']:,}", "kept" if row["kept"] else ""))
-    header = ("learning rate", *(f"validation {name.replace('_', ' ')}" for name in metrics), "step", "")
+        own = [f"{row['learning_rate']:g}", *(row[name] for name in args)]
+        lines.append((*own, *cells, f"{row['step']:,}", "kept" if row["kept"] else ""))
+    own = ["learning rate", *(name.replace("_", " ") for name in args)]
+    header = (*own, *(f"validation {name.replace('_', ' ')}" for name in metrics), "step", "")
     return html.section("Learning rates", said, html.table(header, lines))
 
 

@@ -27,9 +27,9 @@ def committee_table(
     A run that compares learning rates has a member per rate, with the weights of the step at which the best was best.
 
     Returns:
-        One row per member: "run", "member" (its number in the run), "learning_rate" (None if the run has one for
-        all), "accuracy" of this member, "committee_of" k, "committee_accuracy" of the first k members, "agreement"
-        (share of images on which all k predict the same class), "count" of images.
+        One row per member: "run", "member" (its number in the run), "learning_rate" and "optimizer_args" (None if the
+        run has the same for all), "accuracy" of this member, "committee_of" k, "committee_accuracy" of the first k
+        members, "agreement" (share of images on which all k predict the same class), "count" of images.
 
     Raises:
         UserError: the runs differ in classes or examples, or one is named twice.
@@ -42,12 +42,12 @@ def committee_table(
     first: Any = None
     for run in runs:
         logits_MxNxK, labels_N, classes = member_predictions(run, split, views=views)
-        rates = read_config(run).optim.member_learning_rates or [None] * len(logits_MxNxK)
+        compared = read_config(run).compared or [None] * len(logits_MxNxK)
         if first is None:
             first = (classes, labels_N)
         if classes != first[0] or not np.array_equal(labels_N, first[1]):
             raise UserError(f"{runs[0]} and {run} have different classes or test images: drop one of them")
-        for number, (rate, logits_NxK) in enumerate(zip(rates, logits_MxNxK, strict=True)):
+        for number, (own, logits_NxK) in enumerate(zip(compared, logits_MxNxK, strict=True)):
             seen.append(logits_NxK)
             votes_MxN = np.stack(seen).argmax(axis=-1)
             together = np.asarray(average(np.stack(seen))).argmax(axis=-1)
@@ -55,7 +55,8 @@ def committee_table(
                 {
                     "run": str(run),
                     "member": number,
-                    "learning_rate": rate,
+                    "learning_rate": None if own is None else own.learning_rate,
+                    "optimizer_args": None if own is None else " ".join(own.args) or None,
                     "accuracy": float(np.mean(votes_MxN[-1] == labels_N)),
                     "committee_of": len(seen),
                     "committee_accuracy": float(np.mean(together == labels_N)),

@@ -41,7 +41,7 @@ COLUMNS: tuple[str, ...] = (
     "jax",
     "command",
 )
-RATE = "learning_rate"  # one more column, if a run compares learning rates: each rate has a row
+OWN = ("learning_rate", "optimizer_args")  # more columns, if a run compares these: each network has a row
 # Fields of summary.json from which a row is made.
 _NEEDED = {"experiment", "model", "dataset", "commit", "seed", "test_accuracy", "validation_accuracy", "epochs"} | {
     *("seconds", "parameters", "flops_per_image", "device", "command")
@@ -54,7 +54,7 @@ def collect(runs: Iterable[str | Path]) -> list[Row]:
     """Returns one row per group of runs with the same config, commit, device and JAX version, sorted by these.
 
     Accuracies are in per cent; the standard deviation is that of a sample (n - 1), empty for a single seed. A run that
-    compares learning rates has a row per rate; only a rate that was the best in every seed has a test accuracy.
+    compares learning rates has a row per network; only one that was the best in every seed has a test accuracy.
 
     Raises:
         UserError: a folder is not a finished run, or a group has a seed twice.
@@ -74,18 +74,21 @@ def collect(runs: Iterable[str | Path]) -> list[Row]:
                 "and repeat the command of the run, or leave it out"
             )
         facts = (config_hash(config), str(summary["commit"] or ""), summary["device"], environment["jax"])
-        for rate, of_rate in _by_rate(summary):
-            groups.setdefault((summary["experiment"], *facts, rate), []).append((str(run), of_rate))
+        for own, of_one in _by_network(summary):
+            groups.setdefault((summary["experiment"], *facts, own), []).append((str(run), of_one))
     return [_row(key, members) for key, members in sorted(groups.items())]
 
 
-def _by_rate(summary: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
-    """Returns (rate, summary) of each learning rate that a run compares; (0, the summary) of other runs."""
+def _by_network(summary: dict[str, Any]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Returns (its values of `OWN`, summary) of each network that a run compares; ((), the summary) of other runs."""
     tested = ("test_accuracy", "test_loss")
     return [
-        (row["learning_rate"], summary | ({} if row["kept"] else dict.fromkeys(tested)) | row)
+        (
+            tuple(row[name] for name in OWN if name in row),
+            summary | ({} if row["kept"] else dict.fromkeys(tested)) | row,
+        )
         for row in summary.get("rates", [])
-    ] or [(0.0, summary)]
+    ] or [((), summary)]
 
 
 def config_hash(config: Config) -> str:
@@ -108,7 +111,7 @@ def _row(key: tuple[Any, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
             raise UserError(f"seed {seed} appears more than once ({', '.join(names)}): keep one run per seed")
     summaries = [summary for _, summary in members]
     first = summaries[0]
-    experiment, config, commit, device, jax, rate = key
+    experiment, config, commit, device, jax, own = key
     values = {
         "experiment": experiment,
         "model": first["model"],
@@ -126,7 +129,8 @@ def _row(key: tuple[Any, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
         "jax": jax,
         "command": first["command"],
     }
-    return {column: str(values[column]) for column in COLUMNS} | ({RATE: f"{rate:g}"} if rate else {})
+    compared = {name: of if isinstance(of, str) else f"{of:g}" for name, of in zip(OWN, own, strict=False)}
+    return {column: str(values[column]) for column in COLUMNS} | compared
 
 
 def _shared_name(dataset: str) -> str:
@@ -150,11 +154,16 @@ def _spread(name: str, summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
 def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
     """Writes the rows as CSV with a header; creates the folder if absent."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    columns = (*COLUMNS, RATE) if any(RATE in row for row in rows) else COLUMNS
+    columns = (*COLUMNS, *_used(rows))
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _used(rows: Sequence[Row]) -> list[str]:
+    """The columns of `OWN` that a table needs."""
+    return [name for name in OWN if any(row.get(name) for row in rows)]
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
@@ -174,7 +183,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
                 header = tuple(reader.fieldnames or ())
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"cannot read results {path} ({error}): collect them again") from error
-        if header not in (COLUMNS, (*COLUMNS, RATE)):
+        if header not in [(*COLUMNS, *OWN[:more]) for more in range(len(OWN) + 1)]:
             raise UserError(f"results {path} do not have the columns {', '.join(COLUMNS)}: collect them again")
     return rows
 
@@ -183,15 +192,13 @@ def table(rows: Sequence[Row]) -> str:
     """Returns the rows as a Markdown table, with accuracies in per cent: mean ± standard deviation over the seeds."""
     head = ("Experiment", "Model", "Data", "Test accuracy (%)", "Validation (%)", "Seeds", "Epochs", "Time")
     head += ("Parameters", "MFLOP/image", "Device", "JAX", "Commit", "Command")
-    rates = any(row.get(RATE) for row in rows)
-    if rates:
-        head = (*head[:3], "Rate", *head[3:])
-    words = 4 if rates else 3
-    return markdown_table(head, [_cells(row, rates) for row in rows], range(3, words + 7))
+    used = _used(rows)
+    head = (*head[:3], *[{"learning_rate": "Rate", "optimizer_args": "Arguments"}[name] for name in used], *head[3:])
+    return markdown_table(head, [_cells(row, used) for row in rows], range(3, 3 + len(used) + 7))
 
 
-def _cells(row: Row, rates: bool) -> tuple[str, ...]:
-    words = (row["experiment"], row["model"], row["dataset"], *([row.get(RATE) or ""] if rates else []))
+def _cells(row: Row, used: Sequence[str]) -> tuple[str, ...]:
+    words = (row["experiment"], row["model"], row["dataset"], *(row.get(name) or "" for name in used))
     where = (row["device"], row["jax"], row["commit"] or "–", f"`{row['command']}`")
     numbers = (
         _mean_std(row, "test_accuracy"),

@@ -199,8 +199,8 @@ def write_metrics(file: BinaryIO, row: Mapping[str, Any]) -> None:
         file: from `open_metrics`.
         row: `kind` ("train", "validation", "test" or "gauges"), `step`, `epoch`, `loss`, `accuracy`, `seconds` since
             the start of training, and for "train" `learning_rate` and `images_per_second`; if learning rates are
-            compared, also `member` (0, 1, …) and `peak_learning_rate`. Non-finite numbers are written as null, since
-            JSON has no NaN.
+            compared, also `member` (0, 1, …), `peak_learning_rate` and `optimizer_args`, if these are, too. Then a row
+            of kind "diverged" has no metrics. Non-finite numbers are written as null, since JSON has no NaN.
             "crc" is added, the CRC-32 of the line without it.
     """
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}

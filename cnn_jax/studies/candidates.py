@@ -21,7 +21,10 @@ _NOT_VARIED = {
     **dict.fromkeys(
         ("dataset", "data_dir", "validation_split", "test_split", "task"), "figures on other data are not comparable"
     ),
-    **dict.fromkeys(("members", "member_learning_rates", "distributed"), "a trial is one network on one host"),
+    **dict.fromkeys(
+        ("members", "member_learning_rates", "member_optimizer_args", "distributed"),
+        "a trial is one network on one host",
+    ),
 }
 
 

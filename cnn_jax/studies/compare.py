@@ -31,6 +31,7 @@ def compare(
     seeds: int = 5,
     budget: str = "3epochs",
     target: float | None = None,
+    together: str = "auto",
     validation: OwnData | str | float | None = None,
     test: OwnData | str | None = None,
     task: Task | str | None = None,
@@ -56,6 +57,8 @@ def compare(
         budget: length of a trial, such as "3epochs", "500steps" or "60seconds".
         target: the value of the validation metric whose time is measured; default: what the best point of the first
             candidate reached at its end.
+        together: whether the search trials of a candidate are trained at once: "yes", "no" or "auto", which means on
+            GPU and TPU.
         validation: see `fit`.
         test: see `fit`.
         task: see `fit`.
@@ -73,7 +76,9 @@ def compare(
     chosen, given = with_objects(
         base, model, train, validation=validation, test=test, task=task, classes=classes, **fields
     )
-    question = ask(chosen, set(fields), optimizers, vary, trials, seeds, budget, target, given, "cnn_jax.compare(…)")
+    question = ask(
+        chosen, set(fields), optimizers, vary, trials, seeds, budget, target, together, given, "cnn_jax.compare(…)"
+    )
     try:
         return run_study(question)
     except TrainingStopped as stop:
@@ -92,6 +97,7 @@ def ask(
     seeds: int,
     budget: str,
     target: float | None,
+    together: str = "auto",
     given: Given = Given(),
     command: str | None = None,
 ) -> Question:
@@ -131,6 +137,7 @@ def ask(
         target,
         given,
         command,
+        together,
     )
 
 

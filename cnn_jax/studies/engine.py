@@ -1,8 +1,12 @@
 """Runs a study: the search of every candidate, then the best of each on fresh seeds."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from cnn_jax.config import NO_TEST, Config
 from cnn_jax.errors import TrainingStopped
@@ -17,6 +21,7 @@ from cnn_jax.studies.progress import Progress
 from cnn_jax.studies.question import Question, check
 from cnn_jax.studies.record import Record
 from cnn_jax.studies.study import Study, Trial
+from cnn_jax.studies.together import apart_because, is_over, run_together
 from cnn_jax.studies.trials import Planned, read_trial, run_trial
 from cnn_jax.training import runtime
 from cnn_jax.training.loop import STOP_CODE
@@ -57,7 +62,7 @@ def run_study(question: Question, tell: Callable[[str], None] = print) -> Study:
         for text in prepared.warnings:
             print(f"warning    {text}", flush=True)
         try:
-            study = _run_all(question, prepared)
+            study = _run_all(question, prepared, tell)
             print(f"finished   {_publish(study)}", flush=True)
             return study
         except (TrainingStopped, KeyboardInterrupt) as stop:
@@ -70,6 +75,7 @@ def run_study(question: Question, tell: Callable[[str], None] = print) -> Study:
 
 def _publish(study: Study) -> Path:
     """Writes the tables and the page, unless they are there; returns the page."""
+    shutil.rmtree(study.folder / record_file.TOGETHER, ignore_errors=True)  # left by a process that was killed
     page = study.folder / record_file.PAGE
     if not page.exists():
         record_file.write_tables(study)
@@ -91,7 +97,7 @@ def _trial_config(question: Question, record: Record, planned: Planned) -> Confi
     return with_settings(config, planned.settings).override(**fields).resolve()
 
 
-def _run_all(question: Question, record: Record) -> Study:
+def _run_all(question: Question, record: Record, tell: Callable[[str], None]) -> Study:
     """Runs the trials that are not over: the search first, then the finals, which depend on it."""
     folder, known = question.folder, {}
 
@@ -102,14 +108,59 @@ def _run_all(question: Question, record: Record) -> Study:
 
     progress = Progress(record)
     study = read_study(folder, record, read)
+    groups = _together(question, record, tell)
     for phase in ("search", "final"):
         searched = [trial for trial in study.trials if trial.phase == "search"]
-        every = planned_searches(folder, record) if phase == "search" else planned_finals(folder, record, searched)
-        for planned in every:
-            if read(planned) is None:
-                progress.start()
-                run_trial(planned, _trial_config(question, record, planned), question.given, record.selection)
-                study = read_study(folder, record, read)
-                record_file.write_tables(study)
-                progress.tell(planned, study)
+        every = groups if phase == "search" else [[of] for of in planned_finals(folder, record, searched)]
+        waiting = every[::-1]
+        while waiting:
+            group = waiting.pop()
+            todo = [planned for planned in group if read(planned) is None]
+            if not todo:
+                continue
+            progress.start()
+            if not _run(question, record, group, whole=len(todo) == len(group)):
+                middle = len(group) // 2
+                waiting += [group[middle:], group[:middle]]
+                continue
+            study = read_study(folder, record, read)
+            record_file.write_tables(study)
+            progress.tell(todo, study)
     return study
+
+
+def _together(question: Question, record: Record, tell: Callable[[str], None]) -> list[list[Planned]]:
+    """The trials of the search, in groups of those that are trained at once."""
+    planned = planned_searches(question.folder, record)
+    if question.together == "no" or (question.together == "auto" and jax.default_backend() == "cpu"):
+        return [[of] for of in planned]
+    groups, apart = [], {}
+    for label, own in groupby(planned, key=lambda of: of.candidate):
+        group = list(own)
+        if why := apart_because(group, _trial_config(question, record, group[0])):
+            groups += [[of] for of in group]
+            apart.setdefault(why, []).append(label)
+        else:
+            groups.append(group)
+    if question.together == "yes":
+        for why, labels in apart.items():
+            tell(f"one by one {', '.join(labels)}: {why}")
+    return groups
+
+
+def _run(question: Question, record: Record, group: Sequence[Planned], whole: bool) -> bool:
+    """Runs trials; False if they must be run in smaller groups.
+
+    Smaller groups are always halves, so that a study that is interrupted trains the same trials at once.
+
+    Args:
+        question: what is asked.
+        record: of the study.
+        group: trials, of which some are not over.
+        whole: none of them is.
+    """
+    configs = [_trial_config(question, record, planned) for planned in group]
+    if len(group) == 1:
+        run_trial(group[0], configs[0], question.given, record.selection)
+        return True
+    return (whole or is_over(group)) and run_together(group, configs, question.given, record)

@@ -68,7 +68,7 @@ def outcomes(study: Study) -> list[Outcome]:
     for label, p_value in zip(labels, [math.nan, *p_values], strict=True):
         search, final = trials(study, label, "search"), trials(study, label, "final")
         finished = [trial for trial in final if trial.status == "finished"]
-        every = [trial for trial in (final or search) if trial.steps and trial.seconds]
+        every = [trial for trial in (final or search) if trial.steps and trial.seconds and trial.together == 1]
         outcome = Outcome(
             candidate=label,
             searched=len(search),

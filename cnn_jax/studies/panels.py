@@ -64,7 +64,8 @@ def training(axes: "Axes", study: Study, kind: str, name: str, metric: Metric, a
 def _averaged(study: Study, label: str, kind: str, name: str, against: str) -> np.ndarray | None:
     """Returns time, lowest, mean and highest value over the final runs at each step that all of them have: (4, N)."""
     runs = [trial for trial in trials(study, label, "final") if trial.status == "finished"]
-    if not runs and (best := best_trial(study, label)) is not None:
+    best = best_trial(study, label)
+    if not runs and best is not None and (against == "steps" or best.together == 1):
         runs = [best]
     series = [
         {

@@ -1,8 +1,11 @@
 """A line for each trial of a study: its number of all, what came out, and the time that is left."""
 
 import time
+from collections.abc import Sequence
 
-from cnn_jax.studies.plan import total_trials
+import numpy as np
+
+from cnn_jax.studies.plan import planned_searches, total_trials
 from cnn_jax.studies.record import Record
 from cnn_jax.studies.study import Study, Trial
 from cnn_jax.studies.trials import Planned
@@ -17,34 +20,37 @@ class Progress:
 
     def __init__(self, record: Record):
         self._record, self._width = record, max(len(candidate.label) for candidate in record.candidates)
-        self._seconds, self._steps, self._since = 0.0, 0, 0.0  # of the trials of this process
+        self._since = 0.0
+        # Of the trials of this process, by phase: seconds, steps, and steps if those trained at once counted as one.
+        self._spent = {"search": np.zeros(3), "final": np.zeros(3)}
 
     def start(self) -> None:
-        """Starts the clock of a trial."""
+        """Starts the clock of the next trials."""
         self._since = time.perf_counter()
 
-    def tell(self, planned: Planned, study: Study) -> None:
-        """Prints the line of a trial that is over.
+    def tell(self, done: Sequence[Planned], study: Study) -> None:
+        """Prints the lines of trials that are over.
 
         Args:
-            planned: the trial.
-            study: what is known, the trial included.
+            done: the trials, which were trained at once.
+            study: what is known, the trials included.
         """
-        seconds = time.perf_counter() - self._since
-        self._seconds, self._steps = self._seconds + seconds, self._steps + self._record.steps[planned.candidate]
-        key = (planned.candidate, planned.phase, planned.number, planned.seed)
-        trial = next(of for of in study.trials if (of.candidate, of.phase, of.number, of.seed) == key)
-        total = total_trials(self._record, study)
-        which = f"{planned.number:02d}" if planned.phase == "search" else f"seed {planned.seed}"
-        parts = [
-            f"trial {len(study.trials):{len(str(total))}d} of {total}",
-            f"{planned.candidate:{self._width}} {which}",
-            " ".join(f"{name} {value:.5g}" for name, value in planned.settings.items()),
-            self._result(trial, study),
-            f"{seconds:.1f} s",
-            f"left {_in_words(self._left(study, total))}",
-        ]
-        print("  ".join(filter(None, parts)), flush=True)
+        seconds, steps = time.perf_counter() - self._since, self._record.steps[done[0].candidate]
+        self._spent[done[0].phase] += (seconds, steps * len(done), steps)
+        left, total = self._left(study), total_trials(self._record, study)
+        for number, planned in enumerate(done, len(study.trials) - len(done) + 1):
+            key = (planned.candidate, planned.phase, planned.number, planned.seed)
+            trial = next(of for of in study.trials if (of.candidate, of.phase, of.number, of.seed) == key)
+            which = f"{planned.number:02d}" if planned.phase == "search" else f"seed {planned.seed}"
+            parts = [
+                f"trial {number:{len(str(total))}d} of {total}",
+                f"{planned.candidate:{self._width}} {which}",
+                " ".join(f"{name} {value:.5g}" for name, value in planned.settings.items()),
+                self._result(trial, study),
+                f"{seconds:.1f} s" + (f" for {len(done)}" if len(done) > 1 else ""),
+                f"left {_in_words(left)}",
+            ]
+            print("  ".join(filter(None, parts)), flush=True)
 
     def _result(self, trial: Trial, study: Study) -> str:
         if trial.status == "diverged":
@@ -59,11 +65,17 @@ class Progress:
             parts.append("target missed" if reached is None else f"target at step {reached}")
         return ", ".join(parts)
 
-    def _left(self, study: Study, total: int) -> float:
-        """Seconds, if a step takes as long as before."""
-        steps = self._record.steps
-        mean = sum(steps.values()) / len(steps)
-        return (total - len(study.trials)) * mean * self._seconds / self._steps
+    def _left(self, study: Study) -> float:
+        """Seconds, if a step takes as long as before. Before the first final run, one takes as long as the search."""
+        searches = len(planned_searches(study.folder, self._record))
+        searched = sum(trial.phase == "search" for trial in study.trials)
+        finals = total_trials(self._record, study) - searches - (len(study.trials) - searched)
+        every = self._spent["search"] + self._spent["final"]
+        seconds, steps, _ = self._spent["search"] if searched < searches else every
+        own, made, _ = self._spent["final"]
+        pace = own / made if made else every[0] / every[2]
+        mean = sum(self._record.steps.values()) / len(self._record.steps)
+        return mean * ((searches - searched) * seconds / steps + finals * pace)
 
 
 def _in_words(seconds: float) -> str:

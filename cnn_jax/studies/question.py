@@ -14,6 +14,7 @@ from cnn_jax.training.experiment import Given, check_names
 from cnn_jax.training.solved import is_solved_by
 
 FOLDER = "runs/compare"
+TOGETHER = ("auto", "yes", "no")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Question:
             the baseline reached at its end.
         given: objects that replace names in the config.
         command: how the study was started, for the record; default: the command line.
+        together: whether the search trials of a candidate are trained at once: "yes" (if they can be), "no", or "auto":
+            on GPU and TPU. It changes results by rounding only, so a study may go on the other way.
     """
 
     base: Config
@@ -42,6 +45,7 @@ class Question:
     target: float | None = None
     given: Given = Given()
     command: str | None = None
+    together: str = "auto"
 
     @property
     def folder(self) -> Path:
@@ -80,6 +84,8 @@ def check(question: Question) -> None:
     for name in ("trials", "seeds"):
         if getattr(question, name) < 1:
             raise UserError(f"`{name}` is {getattr(question, name)}: set 1 or more")
+    if question.together not in TOGETHER:
+        raise UserError(f"`together` is {question.together!r}: choose {', '.join(TOGETHER[:-1])} or {TOGETHER[-1]}")
     parse_budget(question.budget)
     for name, advice in (
         ("epochs", "set `budget` instead"),

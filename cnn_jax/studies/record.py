@@ -3,6 +3,7 @@
     .cnn_jax.lock    one process at a time works on a study, see `cnn_jax.storage.lock`
     study.json       what is compared and how, the length of trials, device and versions
     trials/          a run folder for each trial of the search, without weights
+    together/        runs of several trials at once, until each trial has a folder of its own
     finals/          a run folder for each final run
     trials.csv       a row for each trial that is over; the same bytes however often the study was interrupted
     times.csv        the seconds of the same trials
@@ -29,9 +30,9 @@ from cnn_jax.tasks import Selection
 
 STUDY = "study.json"
 TRIALS, TIMES = "trials.csv", "times.csv"
-SEARCHES, FINALS = "trials", "finals"
+SEARCHES, TOGETHER, FINALS = "trials", "together", "finals"
 PAGE = "study.html"
-_OURS = (STUDY, TRIALS, TIMES, SEARCHES, FINALS, PAGE, "plots", "table.csv", "table.md")
+_OURS = (STUDY, TRIALS, TIMES, SEARCHES, TOGETHER, FINALS, PAGE, "plots", "table.csv", "table.md")
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def _times(trial: Trial) -> dict[str, Any]:
         "phase": trial.phase,
         "trial": trial.number,
         "seed": trial.seed,
+        "together": trial.together,
         "seconds": round(trial.seconds, 6),
         "seconds_to_target": None if trial.seconds_to_target is None else round(trial.seconds_to_target, 6),
         "seconds_per_step": round(trial.seconds / trial.steps, 9) if trial.steps else None,

@@ -119,7 +119,7 @@ def _length(trial: Trial, unit: str) -> float | None:
     if unit == "steps":
         return float(trial.steps)
     if unit == "seconds":
-        return trial.seconds
+        return trial.seconds if trial.together == 1 else None
     return float(trial.rows[-1]["epoch"]) if trial.rows and "epoch" in trial.rows[-1] else None
 
 

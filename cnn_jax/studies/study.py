@@ -31,6 +31,8 @@ class Trial:
             trial diverged before it was validated.
         test: likewise on the test set, of final trials; {} for search trials, which never see it.
         steps_to_target: first step whose validation reached the study's target; None if none did.
+        together: number of trials that were trained at once with this one, itself included; their share of the time
+            is not known, so the times are those of all.
         seconds: of training steps, without compilation and validation.
         seconds_to_target: the same clock at `steps_to_target`.
         rows: the rows of the run's metrics.jsonl, kinds "train" and "validation".
@@ -45,6 +47,7 @@ class Trial:
     steps: int
     validation: Mapping[str, float]
     test: Mapping[str, float] = field(default_factory=dict)
+    together: int = 1
     steps_to_target: int | None = None
     seconds: float = 0.0
     seconds_to_target: float | None = None

@@ -81,7 +81,7 @@ def _trial(study: Study, trial: Trial, names: Sequence[str], metric: Metric, nam
         "–" if math.isnan(test) else metric.text(test),
         f"{trial.steps:,}",
         time(math.nan if study.target is None else reached),
-        number(trial.seconds),
+        number(trial.seconds) + (f" for {trial.together}" if trial.together > 1 else ""),
         "diverged" if trial.status == "diverged" else "best" if trial is best_trial(study, trial.candidate) else "",
     ]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,13 +69,32 @@ def run_trial(planned: Planned, config: Config, given: Given, selection: Selecti
         except Diverged as error:
             rows = [row for row in files.read_metrics(folder) if row["kind"] == "validation"]
             names = error.experiment.task.metrics if error.experiment else ()
-            best = {name: rows[selection.best(rows)][name] for name in names if rows}
-            result = {"status": "diverged", "steps": error.step, "validation": best, "test": {}}
-        durable.write(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+            result = diverged(rows, names, error.step, selection)
+        write_result(folder, result)
     _tidy(folder, keep_weights=planned.phase == "final")
     trial = read_trial(planned)
     assert trial is not None
     return trial
+
+
+def diverged(
+    validations: Sequence[Mapping[str, Any]], names: Iterable[str], step: int, selection: Selection
+) -> dict[str, Any]:
+    """Returns what came out of a trial that diverged.
+
+    Args:
+        validations: the rows of its validations before.
+        names: of the task's metrics.
+        step: at which its loss was not finite.
+        selection: the task's.
+    """
+    best = {name: validations[selection.best(validations)][name] for name in names if validations}
+    return {"status": "diverged", "steps": step, "validation": best, "test": {}}
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes what came out of a trial: with that, it is over."""
+    durable.write(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def _tidy(folder: Path, keep_weights: bool) -> None:
@@ -99,13 +118,14 @@ def read_trial(planned: Planned) -> Trial | None:
         batch_size = files.read_config(planned.folder).data.batch_size
         rows = on_training_clock(files.read_metrics(planned.folder), batch_size)
         fields = {name: result[name] for name in ("status", "steps", "validation", "test")}
+        together = result.get("together", 1)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{planned.folder} is damaged ({error}): delete it, and the trial is run again") from error
     seconds = max((row["seconds"] for row in rows), default=0.0)
     about = {
         field.name: getattr(planned, field.name) for field in dataclasses.fields(planned) if field.name != "folder"
     }
-    return Trial(**about, **fields, seconds=seconds, rows=rows)
+    return Trial(**about, **fields, together=together, seconds=seconds, rows=rows)
 
 
 def on_training_clock(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[dict[str, Any]]:

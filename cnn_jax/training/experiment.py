@@ -182,14 +182,18 @@ def make_experiment(config: Config, given: Given = Given(), resumed: Preprocess 
     plan = make_plan(config, len(train), scan=_scans(parallel, is_resident(train, config.data.pipeline)))
     optimizer = _optimizer(config, given, plan, model, train.image_shape)
     hyperparameters = member_hyperparameters(config, optimizer)
+    if given.optimizer is not None or ":" in optim.optimizer or optim.member_optimizer_args:
+        first = {name: of[0] for name, of in hyperparameters[-1].items()}
+        check_update(optimizer, variable_shapes(model, train.image_shape)["params"], first)
 
-    def init(seed: jax.Array, learning_rate: jax.Array, *, variables: Tree = None) -> TrainState:
+    def init(seed: jax.Array, learning_rate: jax.Array, others: Tree, *, variables: Tree = None) -> TrainState:
         return init_state(
             model,
             optimizer,
             train.image_shape,
             seed,
             learning_rate=learning_rate,
+            hyperparameters=others,
             ema=optim.ema_decay is not None,
             variables=variables,
         )
@@ -343,8 +347,12 @@ def _optimizer(
     optim, rates = config.optim, config.optim.member_learning_rates
     if not all(0 < rate < float("inf") for rate in rates):
         raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: they must be finite and above 0")
-    if len(set(rates)) < len(rates):
-        raise UserError(f"`member_learning_rates` are {' '.join(map(str, rates))}: name each once")
+    compared = config.compared
+    if len(set(compared)) < len(compared):
+        fields, gap = "`member_learning_rates`", " "
+        if optim.member_optimizer_args:
+            fields, gap = f"{fields} and `member_optimizer_args`", ", "
+        raise UserError(f"{fields} are {gap.join(map(str, compared))}: name each once")
     if rates and optim.head_learning_rate is not None:
         raise UserError("`member_learning_rates` and `head_learning_rate` cannot be combined: drop one")
     if given.optimizer is not None:
@@ -362,10 +370,11 @@ def _optimizer(
         )
     if rates and optimizer.learning_rate is None:
         raise UserError(f"{optim.optimizer} sets its own learning rate: drop `member_learning_rates`")
-    if given.optimizer is not None or ":" in optim.optimizer:
-        check_update(optimizer, variable_shapes(model, image_shape)["params"])
-    also = f"; other networks: {', '.join(f'{rate:g}' for rate in rates[1:])}" if len(rates) > 1 else ""
-    return replace(optimizer, description=optimizer.description + also)
+    if not compared:
+        return optimizer
+    first, *others = compared
+    first_one = ", ".join([optimizer.description, *first.args])
+    return replace(optimizer, description=f"{first_one}; other networks: {', '.join(map(str, others))}")
 
 
 def sources_of(

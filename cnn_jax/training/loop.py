@@ -77,6 +77,8 @@ def make_plan(config: Config, num_examples: int, scan: bool) -> Plan:
 class Recorder(Protocol):
     """Records metrics; see `cnn_jax.training.record`."""
 
+    def losses(self, step: int, losses: np.ndarray) -> None: ...
+
     def train(self, step: int, metrics: dict[str, np.ndarray]) -> None: ...
 
     def flush(self, step: int) -> None: ...
@@ -166,6 +168,7 @@ def _validate(
 ) -> dict[str, float]:
     each = validate(state)
     metrics = best_of(each, checkpoints.selection)
+    recorder.losses(step, np.array([[of_one["loss"] for of_one in each]]))
     if not math.isfinite(metrics["loss"]):  # only validation computes a loss after the last update
         raise _diverged("validation loss", metrics["loss"], step, checkpoints)
     recorder.validation(step, each)
@@ -209,6 +212,7 @@ def _settle(recorder: Recorder, pending: Sequence[tuple[int, int, Any]], checkpo
     finite = np.isfinite(metrics["loss"][..., 0]).any(axis=1)
     good = len(losses) if finite.all() else int(np.argmin(finite))
     first = last - len(losses) + 1
+    recorder.losses(first, metrics["loss"][..., 0])
     recorder.train(first + good - 1, {name: values[:good] for name, values in metrics.items()})
     if good < len(losses):
         raise _diverged("loss", float(losses[good]), first + good, checkpoints)

@@ -6,29 +6,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cnn_jax.arguments import naming
 from cnn_jax.config import Config
+from cnn_jax.optim.compared import compared_values
 from cnn_jax.optim.optimizers import Optimizer
 from cnn_jax.tasks import Batch, Sums
 from cnn_jax.training.gauges import Gauges
-from cnn_jax.training.state import TrainState
+from cnn_jax.training.state import TrainState, Tree
 from cnn_jax.training.step import EvalStep, Step
 
 
-def member_hyperparameters(config: Config, optimizer: Optimizer) -> tuple[jax.Array, jax.Array]:
-    """Per-member seeds (M,) uint32 and learning rates (M,) float32.
+def member_hyperparameters(config: Config, optimizer: Optimizer) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Per-member seeds (M,) uint32, learning rates (M,) float32, and other hyperparameters that differ, (M,) float32.
 
     With several rates, all members share the run's seed; otherwise they share one rate and take consecutive seeds.
+
+    Raises:
+        UserError: see `compared_values`.
     """
     members, seed, rates = config.train.members, config.train.seed, config.optim.member_learning_rates
     seeds = [seed] * members if len(rates) > 1 else range(seed, seed + members)
     usual = float("nan") if optimizer.learning_rate is None else optimizer.learning_rate
     each = rates if len(rates) > 1 else [usual] * members
-    return jnp.asarray(list(seeds), jnp.uint32), jnp.asarray(each, jnp.float32)
+    with naming("`member_optimizer_args`"):
+        values = compared_values(config.optim, [member.args for member in config.compared])
+    others = {name: jnp.asarray(of, jnp.float32) for name, of in values.items()}
+    return jnp.asarray(list(seeds), jnp.uint32), jnp.asarray(each, jnp.float32), others
 
 
-def stack_members(init: Callable[[jax.Array, jax.Array], TrainState], seeds: jax.Array, rates: jax.Array) -> TrainState:
-    """Initialises the states of M networks, stacked along a new first axis; a single network's state is not stacked."""
-    return jax.vmap(init)(seeds, rates) if len(seeds) > 1 else init(seeds[0], rates[0])
+def stack_members(init: Callable[..., TrainState], *hyperparameters: Tree) -> TrainState:
+    """Initialises the states of M networks, stacked along a new first axis; a single network's state is not stacked.
+
+    Args:
+        init: maps the hyperparameters of a network to its state.
+        hyperparameters: from `member_hyperparameters`.
+    """
+    members = len(hyperparameters[0])
+    return jax.vmap(init)(*hyperparameters) if members > 1 else init(*jax.tree.map(lambda of: of[0], hyperparameters))
 
 
 def train_members(step: Step, *, apart: bool) -> Step:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cnn_jax.config import Member
 from cnn_jax.report.metric import Metric
 from cnn_jax.training.runtime import peak_flops
 
@@ -60,7 +61,7 @@ class Display:
         batch_size: images per step.
         flops: FLOP per step, forward and backward; gives the MFU where the chip's peak is known.
         devices: number of devices that share a step.
-        rates: the learning rates of members that are kept apart, which get lines of their own.
+        compared: what members that are kept apart have of their own; each gets lines of its own.
 
     Attributes:
         clock: seconds of training in this process; started by the recorder.
@@ -76,9 +77,9 @@ class Display:
         batch_size: int,
         flops: float,
         devices: int,
-        rates: Sequence[float] = (),
+        compared: Sequence[Member] = (),
     ):
-        self._metrics, self._rates = metrics, rates
+        self._metrics, self._compared = metrics, compared
         self._total, self._per_epoch, self._from = total_steps, steps_per_epoch, first_step
         self._batch_size, self._flops, self._peak = batch_size, flops, peak_flops(devices)
         self.clock = Clock()
@@ -133,7 +134,7 @@ class Display:
         if images_per_second is not None:
             about.insert(0, f"{images_per_second:9,.0f} images/s")
         width = shutil.get_terminal_size().columns if self._bar else None
-        names = [f"rate {rate:<8g}" for rate in self._rates] or [""]
+        names = [f"rate {name}" for name in aligned(self._compared)] or [""]
         for name, of_train, of_validation in zip(names, train, validation, strict=True):
             start = [f"epoch {self._epoch(step)}", f"step {step:{len(str(self._total))}d}", name]
             means = self._words(of_train) if of_train else ""
@@ -156,6 +157,16 @@ class Display:
             self._bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
         else:
             print(line, flush=True)
+
+
+def aligned(members: Sequence[Member]) -> list[str]:
+    """Says what each of the compared members has, all as wide.
+
+    >>> aligned([Member(1e-05), Member(0.1, ("momentum=0.9",))])
+    ['1e-05           ', '0.1 momentum=0.9']
+    """
+    names = list(map(str, members))
+    return [f"{name:<{max(8, *map(len, names))}}" for name in names]
 
 
 def fitting(start: Sequence[str], train: str, validation: str, about: Sequence[str], width: int | None) -> str:

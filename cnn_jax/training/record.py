@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnn_jax.config import Member
 from cnn_jax.optim.schedules import Schedule
 from cnn_jax.storage.run_folder import open_metrics, read_metrics, write_metrics
 from cnn_jax.training.compiled import call_once
@@ -42,7 +43,8 @@ class Recorder:
         display: the screen, whose clock starts now.
         first_step: number of updates so far; rows of later steps, left by an interrupted run, are ignored.
         loggers: where else rows go; closed with the recorder.
-        rates: the peak rates of members that are kept apart; each gets rows of its own, with its number as "member".
+        compared: what members that are kept apart have of their own; each gets rows of its own, with its number as
+            "member", and a row of kind "diverged" at the first step at which its loss is not finite.
 
     Attributes:
         history: validation rows of earlier processes of this run, in order.
@@ -57,14 +59,15 @@ class Recorder:
         display: Display,
         first_step: int,
         loggers: Sequence[Logger] = (),
-        rates: Sequence[float] = (),
+        compared: Sequence[Member] = (),
     ):
-        self._plan, self._display, self._peaks = plan, display, rates
+        self._plan, self._display, self._compared = plan, display, compared
         # All at once: asking the device for one later would wait for everything queued on it.
         self._rates = None if schedule is None else rates_of(schedule, plan.total_steps)
         self._batch_size = batch_size
         before = [row for row in read_metrics(run) if row["step"] <= first_step] if run and first_step else []
         self.history = [row for row in before if row["kind"] == "validation"]
+        self._diverged = {row["member"] for row in before if row["kind"] == "diverged"}
         self._loggers = loggers
         self._file = open_metrics(run) if run else None
         self._seconds = max((row["seconds"] for row in before), default=0.0)  # spent in earlier processes of this run
@@ -91,6 +94,13 @@ class Recorder:
             self._train_seconds += now - self._running_since
         self._running_since = now if running else None
 
+    def losses(self, step: int, losses: np.ndarray) -> None:
+        """Writes a row for each member that diverges; `losses`: of the steps from `step` on, (steps, members)."""
+        for member in np.flatnonzero(~np.isfinite(losses).all(axis=0)).tolist() if self._compared else ():
+            if member not in self._diverged:
+                self._diverged.add(member)
+                self._write("diverged", step + int(np.argmin(np.isfinite(losses[:, member]))), {}, member)
+
     def train(self, step: int, metrics: dict[str, np.ndarray]) -> None:
         """Adds the metrics of the steps that end at `step`: (sum, count) pairs, (steps, members, 2)."""
         count, done = len(metrics["loss"]), 0
@@ -113,11 +123,14 @@ class Recorder:
         for member, of_one in enumerate(means):
             row = of_one | {"images_per_second": speed}
             if self._rates is not None:
-                share = self._peaks[member] / self._peaks[0] if self._peaks else 1.0
-                row["learning_rate"] = float(self._rates[step - 1] * share)
+                row["learning_rate"] = float(self._rates[step - 1] * self._share(member))
             self._write("train", step, row, member)
         self._display.train(step, min((row["loss"] for row in means), key=_nan_last), speed)
         self._row = _Sums(self._train_seconds)
+
+    def _share(self, member: int) -> float:
+        """The learning rate of a member, as a multiple of that of the schedule."""
+        return self._compared[member].learning_rate / self._compared[0].learning_rate if self._compared else 1.0
 
     def _speed(self, sums: _Sums) -> float:
         """Images per second, of each member."""
@@ -144,10 +157,13 @@ class Recorder:
         if self._file is None:
             return
         row = {"kind": kind, "step": step, "epoch": step / self._plan.steps_per_epoch}
-        if self._peaks:
-            row |= {"member": member, "peak_learning_rate": self._peaks[member]}
+        which = ""
+        if self._compared:
+            of = self._compared[member]
+            row |= {"member": member, "peak_learning_rate": of.learning_rate}
+            row |= {"optimizer_args": " ".join(of.args)} if of.args else {}
+            which = f"/rate_{'_'.join(str(of).split())}"
         write_metrics(self._file, row | values | {"seconds": self.seconds})
-        which = f"/rate_{self._peaks[member]:g}" if self._peaks else ""
         for logger in self._loggers:
             logger.log({f"{kind}/{name}{which}": value for name, value in values.items()}, step)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cnn_jax.config import Config
+from cnn_jax.config import Config, Member
 from cnn_jax.data.folder import check_outside_of_classes
 from cnn_jax.data.image_file import describe
 from cnn_jax.data.sources import describe_contents
@@ -31,7 +31,7 @@ from cnn_jax.training.gauging import GaugeReader
 from cnn_jax.training.loggers import check_loggers, make_loggers
 from cnn_jax.training.loop import STOP_CODE, StopRequest, best_of, run_loop
 from cnn_jax.training.outcome import is_finished, open_folder, results_in, write_results
-from cnn_jax.training.progress import Display
+from cnn_jax.training.progress import Display, aligned
 from cnn_jax.training.record import Recorder, rates_of
 from cnn_jax.training.solved import for_solving, is_solved_by, set_by_solving, solve_in
 from cnn_jax.training.state import TrainState, variables_for_evaluation
@@ -224,7 +224,7 @@ def _train(
         batch_size=config.data.batch_size,
         flops=3 * experiment.flops_per_image * config.data.batch_size * config.train.members,
         devices=len(parallel.devices),
-        rates=_compared(config),
+        compared=config.compared,
     )
     pipeline, evaluator = experiment.data["train"], experiment.validator()
     train_step = TrainStep(experiment.train_step, pipeline, parallel, scan=plan.scan_steps > 1, say=display.say)
@@ -249,7 +249,7 @@ def _train(
         with (
             display,
             closing(
-                Recorder(folder, plan, schedule, batch_size, display, first_step, loggers, _compared(config))
+                Recorder(folder, plan, schedule, batch_size, display, first_step, loggers, config.compared)
             ) as recorder,
         ):
             callbacks = [*_early_stopping(experiment), *callbacks]
@@ -297,11 +297,6 @@ def _train(
 def _stays_finite(config: Config) -> bool:
     """Whether a state that is not finite is never saved. In a sweep of rates some networks may diverge."""
     return not config.compares_rates
-
-
-def _compared(config: Config) -> tuple[float, ...]:
-    """The learning rates of members that are kept apart."""
-    return config.optim.member_learning_rates if config.compares_rates else ()
 
 
 def _early_stopping(experiment: Experiment) -> list[Callback]:
@@ -356,7 +351,7 @@ def _finish(
         "finished": True,
     }
     if config.compares_rates:
-        summary |= {"best_member": best, "learning_rate": config.optim.member_learning_rates[best]}
+        summary |= {"best_member": best, **_own(config.compared[best])}
         summary["rates"] = _rates_compared(experiment, run, last_step, best)
     if jax.process_index() == 0:
         if config.compares_rates:
@@ -369,7 +364,7 @@ def _finish(
     _tell_rates(experiment, summary)
     name, metric = task.selection.metric, task.metrics[task.selection.metric]
     shown = [f"{of} {name} {metric.text(summary[f'{of}_{name}'])}" for of in sorted(figures, reverse=True)]
-    which = f" and learning rate {summary['learning_rate']:g}, the best by validation" if config.compares_rates else ""
+    which = f" and learning rate {config.compared[best]}, the best by validation" if config.compares_rates else ""
     print(
         f"finished   {', '.join(shown)} ({counted(summary[f'{split}_count'], 'image')}) with the weights of step "
         f"{step}{which}; {results_in(run, config)}",
@@ -384,7 +379,7 @@ def _rates(experiment: Experiment, steps: int) -> np.ndarray | None:
     if schedule is None:
         return None
     rates = rates_of(schedule, experiment.plan.total_steps)[:steps]
-    peaks = np.array(_compared(experiment.config))
+    peaks = np.array([of.learning_rate for of in experiment.config.compared])
     return np.outer(peaks / peaks[0], rates) if peaks.size else rates
 
 
@@ -393,7 +388,7 @@ def _rates_compared(experiment: Experiment, run: Path, last_step: int, best: int
     config, key = experiment.config, experiment.task.selection.key
     rows = [row for row in files.read_metrics(run) if row["kind"] == "validation"]
     found = []
-    for number, rate in enumerate(config.optim.member_learning_rates):
+    for number, of in enumerate(config.compared):
         own = [row for row in rows if row.get("member") == number]
         if config.train.select == "last":
             own = [row for row in own if row["step"] == last_step]
@@ -401,8 +396,13 @@ def _rates_compared(experiment: Experiment, run: Path, last_step: int, best: int
             continue
         row = max(own, key=lambda row: (key(row), row["step"]))
         values = {f"validation_{name}": _or_none(row[name]) for name in experiment.task.metrics}
-        found.append({"learning_rate": rate, "step": row["step"], **values, "kept": number == best})
+        found.append({**_own(of), "step": row["step"], **values, "kept": number == best})
     return found
+
+
+def _own(of: Member) -> dict[str, Any]:
+    """What a network that is compared has of its own, for the summary."""
+    return {"learning_rate": of.learning_rate, **({"optimizer_args": " ".join(of.args)} if of.args else {})}
 
 
 def _or_none(value: float) -> float | None:
@@ -411,10 +411,12 @@ def _or_none(value: float) -> float | None:
 
 def _tell_rates(experiment: Experiment, summary: dict[str, Any]) -> None:
     """Prints a line for each of the networks whose learning rates are compared."""
-    for row in summary.get("rates", ()):
+    rows = summary.get("rates", ())
+    names = aligned([Member(row["learning_rate"], tuple(row.get("optimizer_args", "").split())) for row in rows])
+    for own, row in zip(names, rows, strict=True):
         values = [
             f"{name} {'–' if (value := row[f'validation_{name}']) is None else metric.text(value)}"
             for name, metric in experiment.task.metrics.items()
         ]
         kept = "  kept" if row["kept"] else ""
-        print(f"rate       {row['learning_rate']:<8g}  validation {'  '.join(values)}  step {row['step']}{kept}")
+        print(f"rate       {own}  validation {'  '.join(values)}  step {row['step']}{kept}")

@@ -1,6 +1,7 @@
 """The train state: a frozen dataclass that holds only arrays."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -51,6 +52,7 @@ def init_state(
     seed: int | jax.Array,
     *,
     learning_rate: float | jax.Array | None = None,
+    hyperparameters: Mapping[str, jax.Array] = {},
     ema: bool = False,
     variables: Tree = None,
 ) -> TrainState:
@@ -62,6 +64,7 @@ def init_state(
         input_shape: shape of one input of the model, such as (H, W, C).
         seed: the run's seed.
         learning_rate: peak rate; default: the optimizer's.
+        hyperparameters: of the optimizer, in which networks trained at once differ; see `Optimizer.at`.
         ema: whether the state has a moving average of the weights.
         variables: initial variables; default: drawn at random.
     """
@@ -72,7 +75,7 @@ def init_state(
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     # Copy: no two leaves of a donated state may share a buffer.
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else {}
-    opt_state = optimizer.at(rate).init(params)
+    opt_state = optimizer.at(rate, hyperparameters).init(params)
     return TrainState(
         jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), rate, params, batch_stats, opt_state, average
     )

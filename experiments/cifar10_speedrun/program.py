@@ -188,7 +188,7 @@ class SummedLoss(Classification):
 
 def _bare(tx: optax.GradientTransformation) -> Optimizer:
     """Wraps a transformation that has its rates built in."""
-    return Optimizer(tx, None, None, lambda rate: tx, (), "speed run")
+    return Optimizer(tx, None, None, lambda *_: tx, (), "speed run")
 
 
 def make_step(recipe: Recipe, plan: Plan, seed: jax.Array, *, train_whitening_bias: bool) -> Step:
