@@ -199,10 +199,20 @@ def test_classifier_is_run_once_per_seed_and_its_runs_are_found_again(tmp_path, 
     summaries = [json.loads((tmp_path / f"seed{seed}" / "summary.json").read_text()) for seed in (0, 1)]
     assert result.errors == tuple(100 - 100 * summary["test_accuracy"] for summary in summaries)
     assert [summary["seed"] for summary in summaries] == [0, 1] and result.parameters == 650
-    assert result.seconds == pytest.approx(sum(summary["seconds"] for summary in summaries) / 2)
+    times = [summary[name] for summary in summaries for name in ("seconds", "evaluation_seconds")]
+    assert result.seconds == pytest.approx(sum(times) / 2) and min(times) > 0
     capsys.readouterr()
     assert classifier(TINY | {"dataset": "digits", "seeds": 2}, tmp_path) == result
     assert capsys.readouterr().out.count("finished already") == 2
+
+
+def test_nearest_neighbours_take_the_time_of_testing_and_have_no_parameters(tmp_path):
+    settings = {"dataset": "digits", "model": "cnn_jax.classical:knn", "normalize": "none"}
+    result = classifier(settings, tmp_path)
+    summary = json.loads((tmp_path / "seed0" / "summary.json").read_text())
+    assert result.seconds == summary["seconds"] + summary["evaluation_seconds"] > summary["evaluation_seconds"] > 0
+    assert result.parameters is None
+    assert "| – | " in table.markdown([table.record(row(), "quick", settings, result)]).splitlines()[2]
 
 
 def test_committee_decides_by_the_mean_probability_of_all_columns(tmp_path, monkeypatch):
