@@ -141,7 +141,7 @@ def test_brighter_or_more_contrast_leaves_lbp_unchanged():
 
 
 def near_ties() -> np.ndarray:
-    """Images of 3x3 bytes whose corners, interpolated, are nearly as bright as the pixel in the middle, (N, 3, 3, 1)."""
+    """Images of 3x3 bytes whose interpolated corners are nearly as bright as the middle, (N, 3, 3, 1)."""
     found = []
     for middle in range(0, 256, 5):
         for corner in range(256):

@@ -133,7 +133,7 @@ def test_table_of_hand_made_results():
 ADAM = "Adam, one-cycle rate, batches of 128"
 LEVENBERG = "stochastic Levenberg–Marquardt, single images"
 ONLINE = "published: gradient descent"
-# As read off the rows, so that a change of settings is seen here; the notes of quick rows that are smaller than full ones.
+# With the quick and the full budget, as written in the papers and the rows; of what quick has fewer than full.
 SETTINGS = {
     "linear": (f"{ADAM}, 10 epochs", f"{ADAM}, 50 epochs", "epochs"),
     "logistic": (f"{ADAM}, 10 epochs", f"{ADAM}, 50 epochs", "epochs"),

@@ -177,24 +177,30 @@ def test_the_caption_says_what_the_stars_are(name: str, said: str):
     figure = picture(race(name, ["sgd"], {"sgd": 0.01}, steps=3))
     assert said in words(figure)
     stars: list[Any] = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
-    filled = {tuple(point): sum(to_rgb(star.get_markerfacecolor())) < 1 for star in stars for point in star.get_xydata()}
+    filled = {
+        tuple(point): sum(to_rgb(star.get_markerfacecolor())) < 1 for star in stars for point in star.get_xydata()
+    }
     surface = SURFACES[name]
     assert filled == dict.fromkeys(surface.minima, True) | dict.fromkeys(surface.local_minima, False)
 
 
 def test_columns_of_the_table_are_apart():
-    """With the widest entries: the longest name, a rate of eight and a height of seven characters, a late divergence."""
-    wide = replace(QUADRATIC, value=lambda x, y: 1e-11 * (x**2 + y**2))
-    shown = race(wide, ["gradient_descent", "sgd", "adam"], {"gradient_descent": 1.33e-5, "sgd": 0.00316}, steps=3)
+    """With the widest entries: a long name, a rate of eight and heights of seven characters, a late divergence."""
     late = np.where(np.arange(1001) < 999, 1.0, np.nan)
-    path = replace(shown.paths[0], points=np.stack([late, late], axis=1), values=late)
-    figure = picture(replace(shown, steps=1000, paths=[path, *shown.paths[1:]]))
+    low = np.full(1001, 1e-13)
+    (own,) = race("bowl", ["sgd"], {"sgd": 1.33e-5}, steps=1).paths
+    paths = [
+        replace(own, optimizer="gradient_descent", points=np.stack([each, each], axis=1), values=each)
+        for each in (late, low, low + 5.5e-4)
+    ]
+    figure = picture(replace(race("bowl", [], steps=1000), paths=paths))
     figure.canvas.draw()
     rows: dict[float, list[Any]] = {}
     for text in figure.axes[2].texts:
         if text.get_text():
             rows.setdefault(text.get_position()[1], []).append(text)
-    assert [text.get_text() for text in rows[0]] == ["gradient_descent", "1.33e-05", "–", "diverged at 999"]
+    cells = [[text.get_text() for text in row][2:] for row in rows.values()]
+    assert cells == [["last f"], ["–", "diverged at 999"], ["< 1e-12"], ["0.00055"]]
     for row in rows.values():
         boxes = [text.get_window_extent() for text in row]
         assert all(left.x1 + 0.08 * figure.dpi < right.x0 for left, right in zip(boxes, boxes[1:]))  # inches

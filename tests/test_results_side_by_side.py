@@ -148,7 +148,9 @@ def test_plot_draws_gauges(tmp_path, capsys):
         values = {"sharpness": sharpness, "dead_units/block1_conv": 0.25, "update_ratio/block1_conv": 0.5**epoch}
         if epoch == 2:  # no update follows the last step
             del values["update_ratio/block1_conv"]
-        files.append_metrics(run, {"kind": "gauges", "step": 10 * epoch, "epoch": float(epoch), "seconds": 1.0} | values)
+        files.append_metrics(
+            run, {"kind": "gauges", "step": 10 * epoch, "epoch": float(epoch), "seconds": 1.0} | values
+        )
     expected = {
         "sharpness": ("sharpness", [[0, 8], [1, 4], [2, 2]]),
         "update_ratio/block1_conv": ("update ratio of block1_conv", [[0, 1], [1, 0.5]]),

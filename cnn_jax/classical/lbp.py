@@ -1,6 +1,7 @@
 """Uniform local binary patterns (Ojala, Pietikäinen and Mäenpää 2002) of 8 neighbours at distance 1.
 
-Codes of 8-bit images are those of scikit-image's `local_binary_pattern` with P=8, R=1 and the methods "uniform" and "nri_uniform".
+Codes of 8-bit images are those of scikit-image's `local_binary_pattern` with P=8, R=1 and the methods "uniform" and
+"nri_uniform".
 """
 
 from typing import Literal

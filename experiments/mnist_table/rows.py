@@ -29,8 +29,8 @@ class Row:
         measure: `(settings, folder) -> Result`; resumes in `folder`.
         quick: settings for two CPU cores.
         full: settings for an accelerator.
-        recipe: the published optimizer, schedule, batch size, number of epochs or columns, as settings or in words; only
-            those that the source states. The table's column "Setting" names what differs.
+        recipe: the published optimizer, schedule, batch size, epochs and columns, as settings or in words, as far as
+            the source states them. The table's column "Setting" names what differs.
         note: what a reader should know about the published figure, and what of our reading is a guess.
         needs: a module that is not always installed, and without which the row is left out.
         lacks: what to do without it.
@@ -99,8 +99,8 @@ _ROWS = (
         classifier,
         _LINEAR | _ADAM | {"seeds": 3, "loss": "mse", "learning_rate": 3e-3, "epochs": 10},
         _LINEAR | _ADAM | {"seeds": 5, "loss": "mse", "learning_rate": 3e-3, "epochs": 50},
-        note="squared error on linear outputs converges to least squares, which solved exactly makes 13.96 %; the paper "
-        "does not say how it got 12",
+        note="squared error on linear outputs converges to least squares, which solved exactly makes 13.96 %; the "
+        "paper does not say how it got 12",
     ),
     Row(
         "logistic",
@@ -162,7 +162,7 @@ _ROWS = (
         classifier,
         _classical("hog_svm"),
         _classical("hog_svm"),
-        note="may be worse: the quoted figure comes without sizes; ours are a guess, 4×4 cells, 2×2 blocks, 9 bins: 1,296 "
+        note="may be worse: the quoted figure comes without sizes; guess: 4×4 cells, 2×2 blocks, 9 bins, 1,296 "
         "features; the cost is chosen on validation images",
     ),
     Row(
@@ -203,7 +203,7 @@ _ROWS = (
             "epochs": 500,
         },
         recipe=_ONLINE | {"schedule": "step"},
-        note="guesses: the activation (1.7159·tanh), the number of epochs, that the displacement field is not normalised",
+        note="guesses: the activation (1.7159·tanh), the number of epochs, that displacements are not normalised",
     ),
     Row(
         "mlp6",
@@ -216,8 +216,8 @@ _ROWS = (
         | _online(1e-3, 16)
         | {"schedule": "exponential", "schedule_args": ("final=0.001",), "seeds": 3, "epochs": 800},
         recipe=_ONLINE | {"schedule": "exponential"},
-        note="guesses: the number of epochs; 1 and 7 are turned by up to 15°, too (paper: 7.5°); sigma 6 and alpha 38 of "
-        "the paper's ranges",
+        note="guesses: the number of epochs; 1 and 7 are turned by up to 15°, too (paper: 7.5°); sigma 6 and alpha 38 "
+        "of the paper's ranges",
     ),
     Row(
         "large_cnn",
