@@ -20,6 +20,7 @@ from cnn_jax.runs.results import with_section
 from experiments.mnist_table import data, run, table
 from experiments.mnist_table.measure import Result, classifier, committee
 from experiments.mnist_table.rows import ROWS, Row
+from experiments.mnist_table.setting import setting
 
 ROOT = Path(__file__).parent.parent
 # As printed in the lectures; the second linear row and HOG are not there.
@@ -187,6 +188,13 @@ def test_table_says_how_each_row_differs_from_the_published_recipe(name):
     assert records["quick"]["note"] == why + row.note and records["full"]["note"] == row.note
     read_back = json.loads(json.dumps(row.settings("quick")))
     assert table.record(row, "quick", read_back, made(1.0)) == records["quick"]
+
+
+def test_setting_leaves_out_what_is_as_published():
+    recipe = {"optimizer": "gradient_descent", "epochs": 20}
+    assert setting(recipe | {"learning_rate": 0.1}, recipe) == "as published"
+    assert setting(recipe | {"epochs": 5}, recipe) == "5 epochs (published: 20 epochs)"
+    assert setting({"model_args": ["k=3", "refit=true"]}, {}) == "k=3" and setting({}, {}) == ""
 
 
 @pytest.mark.tfds

@@ -105,8 +105,8 @@ def test_table_shows_mean_std_and_count(runs):
 
 def test_time_is_that_of_solving_and_evaluating(tmp_path):
     """Nearest neighbours take their time when they are evaluated, and the images they keep are not parameters."""
-    seconds = {"seconds": 0.4, "evaluation_seconds": 38.2}
-    (row,) = results.collect([make_run(tmp_path / "run", **seconds, parameters=None)])
+    run = make_run(tmp_path / "run", seconds=0.4, evaluation_seconds=38.2, parameters=None)
+    (row,) = results.collect([run])
     assert (row["seconds_mean"], row["parameters"]) == ("38.6", "")
     results.write_rows(tmp_path / "x.csv", [row])
     assert "| 39 s | – | 0.0013 |" in results.table(results.read_rows([tmp_path / "x.csv"]))

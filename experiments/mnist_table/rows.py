@@ -80,7 +80,7 @@ def _first(count: int) -> dict[str, Any]:
 # Published recipes.
 _LEVENBERG = {"optimizer": "stochastic Levenberg–Marquardt", "batch_size": 1}  # LeCun et al. 1998, Appendix C
 _ONLINE = {"optimizer": "gradient_descent", "batch_size": 1}
-_SVM = {"needs": "sklearn", "lacks": "needs scikit-learn: pip install 'cnn_jax[classical]'"}
+_SVM: dict[str, Any] = {"needs": "sklearn", "lacks": "needs scikit-learn: pip install 'cnn_jax[classical]'"}
 _LINEAR = {"dataset": "mnist", "model": "softmax_regression", "normalize": "none"}
 _NET300 = {"dataset": "mnist", "model": "mlp_300", "loss": "mse", "normalize": "half"}
 _LENET5 = {"dataset": "mnist", "model": "lenet5", "optimizer": "nesterov", "learning_rate": 0.05, "weight_decay": 5e-4}

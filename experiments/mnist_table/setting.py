@@ -52,7 +52,8 @@ def smaller(settings: Settings, full: Settings) -> str:
 
 def _words(settings: Settings) -> dict[str, str]:
     """Each of the settings that the table names, in words."""
-    words = {name: _NAMES.get(settings[name], settings[name]) for name in ("optimizer", "schedule") if name in settings}
+    named = {name: str(settings[name]) for name in ("optimizer", "schedule") if name in settings}
+    words = {name: _NAMES.get(value, value) for name, value in named.items()}
     if (size := settings.get("batch_size")) is not None:
         words["batch_size"] = "single images" if size == 1 else f"batches of {size}"
     if "epochs" in settings:
