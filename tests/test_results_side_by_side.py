@@ -99,8 +99,8 @@ def test_no_result_has_the_name_of_a_config_field(runs):
     found = results(runs)
     assert found["steps done"] == ["40", "40"] and found["epochs done"] == ["4", "4"]
     assert not set(found) & set(CONFIG.flat()) and {"steps", "epochs"} <= set(SUMMARY)
-    done = results([make_run(runs[0].parent / "third", evaluation_seconds=38.25)])
-    assert done["evaluation_seconds"] == ["38.2"]
+    done = [make_run(runs[0].parent / str(seconds), evaluation_seconds=seconds) for seconds in (38.25, 0.04567)]
+    assert results(done)["evaluation_seconds"] == ["38.2", "0.04567"]
 
 
 def test_compare_prints_both(runs, capsys):

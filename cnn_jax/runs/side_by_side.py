@@ -72,7 +72,7 @@ def _result(name: str, value: Any) -> str:
     if name.endswith("accuracy"):
         return ACCURACY.text(value)
     if isinstance(value, float):
-        return f"{value:.1f}" if name.endswith("seconds") else f"{value:.4g}"
+        return f"{value:.1f}" if name.endswith("seconds") and value >= 10 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
