@@ -142,6 +142,44 @@ def test_brighter_or_more_contrast_leaves_lbp_unchanged():
     assert len(np.unique(inside)) > 5
 
 
+def near_ties() -> np.ndarray:
+    """Images of 3x3 bytes whose interpolated corners are nearly as bright as the middle, (N, 3, 3, 1)."""
+    found = []
+    for middle in range(0, 256, 5):
+        for corner in range(256):
+            even = round(-70_711 * (corner - middle) / 29_289)  # sum of two neighbours, less the pixel, for a tie
+            for total in range(2 * middle + even - 1, 2 * middle + even + 2):
+                if 0 <= total <= 510:
+                    a, b = total // 2, total - total // 2
+                    found.append([[corner, a, corner], [b, middle, b], [corner, a, corner]])
+    return np.array(found, np.uint8)[..., None]
+
+
+def exact_lbp(images: np.ndarray) -> np.ndarray:
+    """Rotation-invariant codes in integers, with weights 70711 and 29289."""
+    grey = np.pad(images.astype(np.int64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    inside = grey[:, 1:-1, 1:-1]
+
+    def at(down: int, right: int) -> np.ndarray:
+        return np.roll(grey, (-down, -right), (1, 2))[:, 1:-1, 1:-1] - inside
+
+    ring = [(0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1)]
+    sums = [70_711 * at(i, j) + 29_289 * (at(i, 0) + at(0, j)) if i and j else at(i, j) for i, j in ring]
+    bits = np.stack(sums) >= 0
+    changes = (bits != np.roll(bits, 1, axis=0)).sum(axis=0)
+    return np.where(changes <= 2, bits.sum(axis=0), 9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 255, 1 / 127.5, 0.013, 400.0])
+def test_lbp_of_floats_of_any_range_is_that_of_the_bytes(scale: float):
+    random = np.random.default_rng(2).integers(0, 6, (40, 3, 3, 1), np.uint8) * 43
+    images = np.concatenate([near_ties(), random])
+    assert len(images) > 10_000
+    found = lbp(images * np.float32(scale))
+    np.testing.assert_array_equal(found, exact_lbp(images))
+    np.testing.assert_array_equal(found, lbp(images))
+
+
 def test_lbp_histograms_are_shares_in_each_cell():
     codes = np.asarray(lbp(pattern(), form="oriented"))[0]
     found = np.asarray(classical.lbp_histograms(jnp.asarray(pattern()), cell=7))
@@ -300,8 +338,10 @@ def test_a_solved_run_is_evaluated_and_loaded_like_any_other(tmp_path: Path, cap
         run.plot()
     assert run.config.model.model_args == ("k=3", f"vectors={len(stored)}")
     assert summary["solution"] == {"neighbours": 3, "stored images": len(stored)}
+    assert summary["parameters"] is None and summary["evaluation_seconds"] > 0
     page = (tmp_path / "run/report.html").read_text()
     assert "time to solve" in page and "stored images" in page and ">Training<" not in page
+    assert ">parameters<" not in page and "None" not in page
     capsys.readouterr()
     assert train(config("knn", tmp_path / "run", model_args=("k=3",))) == summary
     assert "finished already" in capsys.readouterr().out
@@ -344,6 +384,8 @@ def test_every_preset_solves_the_digits(name: str, tmp_path: Path):
     summary = train(parse(argv, CONFIG, None, PRESETS))
     assert summary["test_accuracy"] > {"hog_svm": 0.8, "lbp_svm": 0.75}.get(name, 0.94)
     assert summary["steps"] == 0 and summary["solution"]
+    values = {"linear_svm": 65 * 10, "hog_svm": 37 * 10, "lbp_svm": 60 * 10}  # weights and biases of the dense layer
+    assert summary["parameters"] == values.get(name), "training images that are kept are not parameters"
     assert evaluate(tmp_path / "run")["accuracy"] == summary["test_accuracy"]
 
 
@@ -357,6 +399,8 @@ def test_every_preset_names_a_classical_classifier():
     ("model", "fields", "message"),
     [
         ("knn", {"augment": ("flip",)}, "`augment` is for networks, and cnn_jax.classical:knn is solved for: drop it"),
+        ("hog_svm", {"balance": "loss"}, "`balance` is for networks, and cnn_jax.classical:hog_svm is solved for"),
+        ("knn", {"balance": "sampling"}, "`balance` is for networks"),
         ("knn", {"model_args": ("k=2000",)}, "k=2000 for nearest neighbours: set it to 1 to 200"),
         ("knn", {"task": "reconstruction"}, "is a classifier, and `task` is reconstruction: set classification"),
         ("hog_svm", {"model_args": ("cell=5",)}, "smaller than a block of HOG"),

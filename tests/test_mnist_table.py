@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cnn_jax.classical.solved import import_sklearn
 from cnn_jax.config import Config
-from cnn_jax.data import open_source
+from cnn_jax.data import materialize, open_source
 from cnn_jax.data.sources import ArraySource
 from cnn_jax.errors import UserError
 from cnn_jax.models import MODELS
@@ -19,6 +20,7 @@ from cnn_jax.runs.results import with_section
 from experiments.mnist_table import data, run, table
 from experiments.mnist_table.measure import Result, classifier, committee
 from experiments.mnist_table.rows import ROWS, Row
+from experiments.mnist_table.setting import setting
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -83,6 +85,8 @@ def test_rows_have_the_lectures_errors_and_a_source():
 @pytest.mark.parametrize("name", ROWS)
 def test_settings_of_both_budgets_are_a_valid_config(name, budget):
     settings = dict(ROWS[name].settings(budget))
+    if not settings["model"].startswith("cnn_jax.classical:"):  # the table names them, so none is left to its default
+        assert {"optimizer", "schedule", "batch_size", "epochs", "seeds"} <= settings.keys()
     datasets = settings.pop("datasets", None)
     assert settings.pop("seeds", 1) >= 1
     config = Config().override(**settings).resolve()
@@ -123,9 +127,97 @@ def test_table_of_hand_made_results():
     first = "| A \\| B (`linear`) | 12 (Someone 1998) | 2.00 ± 1.00 | 3 | 90 s | 7,850 "
     assert lines[2] == f"{first}| 10 epochs | cpu | alone; guess |"
     second = "| A \\| B (`two`) | 12 (X 2012) | 0.50 | 1 | 10 min | 7,850 "
-    assert lines[3] == f"{second}| 20,000 training images | cpu |  |"
+    note = "may be worse: fewer training images than with the full budget"
+    assert lines[3] == f"{second}| 20,000 training images | cpu | {note} |"
     assert lines[4] == "| A \\| B (`three`) | 12 (Someone 1998) | not run | – | – | – | – | – |  |"
     assert {line.count(" | ") for line in lines} == {8}
+
+
+ADAM = "Adam, one-cycle rate, batches of 128"
+LEVENBERG = "stochastic Levenberg–Marquardt, single images"
+ONLINE = "published: gradient descent"
+# With the quick and the full budget, as written in the papers and the rows; of what quick has fewer than full.
+SETTINGS = {
+    "linear": (f"{ADAM}, 10 epochs", f"{ADAM}, 50 epochs", "epochs"),
+    "logistic": (f"{ADAM}, 10 epochs", f"{ADAM}, 50 epochs", "epochs"),
+    "knn1": ("k=1", "k=1", ""),
+    "knn3": ("k=3", "k=3", ""),
+    "net300": (
+        f"{ADAM}, 10 epochs (published: {LEVENBERG})",
+        f"{ADAM}, 50 epochs (published: {LEVENBERG})",
+        "epochs",
+    ),
+    "svm": ("30,000 training images", "", "training images"),
+    "hog": ("", "", ""),
+    "lenet5": (
+        "Nesterov's momentum, one-cycle rate, batches of 128, 12 epochs "
+        "(published: stochastic Levenberg–Marquardt, stepwise decay, single images, 20 epochs)",
+        "Nesterov's momentum, one-cycle rate, batches of 128 "
+        "(published: stochastic Levenberg–Marquardt, stepwise decay, single images)",
+        "epochs",
+    ),
+    "virtual_svm": ("10,000 training images, shift=1", "shift=2", "training images and shifts"),
+    "simard": (
+        f"{ADAM}, 30 epochs ({ONLINE}, stepwise decay, single images)",
+        "batches of 16, 500 epochs (published: single images)",
+        "epochs",
+    ),
+    "mlp6": (
+        f"{ADAM}, 8 epochs ({ONLINE}, exponential decay, single images)",
+        "batches of 16, 800 epochs (published: single images)",
+        "epochs",
+    ),
+    "large_cnn": (
+        f"{ADAM}, 6 epochs ({ONLINE}, single images)",
+        "exponential decay, batches of 16, 500 epochs (published: single images)",
+        "epochs",
+    ),
+    "committee": (
+        f"{ADAM}, 6 epochs, 7 columns ({ONLINE}, exponential decay, single images, 800 epochs, 35 columns)",
+        "batches of 16 (published: single images)",
+        "epochs and columns",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_table_says_how_each_row_differs_from_the_published_recipe(name):
+    quick, full, fewer = SETTINGS[name]
+    row = ROWS[name]
+    records = {budget: table.record(row, budget, row.settings(budget), made(1.0)) for budget in ("quick", "full")}
+    assert (records["quick"]["setting"], records["full"]["setting"]) == (quick, full)
+    why = f"may be worse: fewer {fewer} than with the full budget; " if fewer else ""
+    assert records["quick"]["note"] == why + row.note and records["full"]["note"] == row.note
+    read_back = json.loads(json.dumps(row.settings("quick")))
+    assert table.record(row, "quick", read_back, made(1.0)) == records["quick"]
+
+
+def test_setting_leaves_out_what_is_as_published():
+    recipe = {"optimizer": "gradient_descent", "epochs": 20}
+    assert setting(recipe | {"learning_rate": 0.1}, recipe) == "as published"
+    assert setting(recipe | {"epochs": 5}, recipe) == "5 epochs (published: 20 epochs)"
+    assert setting({"model_args": ["k=3", "refit=true"]}, {}) == "k=3" and setting({}, {}) == ""
+
+
+@pytest.mark.tfds
+def test_least_squares_makes_the_error_that_the_table_quotes(tfds_dir):
+    """The linear row says where its loss converges to."""
+    train, test = (materialize(open_source("mnist", split, data_dir=tfds_dir)) for split in ("train[:55000]", "test"))
+    x, images = (
+        np.pad(part["image"].reshape(len(part["image"]), -1) / 255.0, ((0, 0), (0, 1)), constant_values=1.0)
+        for part in (train, test)
+    )
+    weights = np.linalg.lstsq(x.T @ x, x.T @ np.eye(10)[train["label"]], rcond=1e-12)[0]
+    error = 100 * np.mean((images @ weights).argmax(axis=1) != test["label"])
+    assert f"makes {error:.2f} %" in ROWS["linear"].note
+
+
+def test_both_messages_of_a_missing_extra_name_the_same_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError) as error:
+        import_sklearn()
+    for name in ("svm", "virtual_svm"):
+        assert ROWS[name].lacks.partition(": ")[2] == str(error.value).partition(": ")[2] != ""
 
 
 def test_csv_gives_the_same_table_back(tmp_path):
@@ -201,10 +293,20 @@ def test_classifier_is_run_once_per_seed_and_its_runs_are_found_again(tmp_path, 
     summaries = [json.loads((tmp_path / f"seed{seed}" / "summary.json").read_text()) for seed in (0, 1)]
     assert result.errors == tuple(100 - 100 * summary["test_accuracy"] for summary in summaries)
     assert [summary["seed"] for summary in summaries] == [0, 1] and result.parameters == 650
-    assert result.seconds == pytest.approx(sum(summary["seconds"] for summary in summaries) / 2)
+    times = [summary[name] for summary in summaries for name in ("seconds", "evaluation_seconds")]
+    assert result.seconds == pytest.approx(sum(times) / 2) and min(times) > 0
     capsys.readouterr()
     assert classifier(TINY | {"dataset": "digits", "seeds": 2}, tmp_path) == result
     assert capsys.readouterr().out.count("finished already") == 2
+
+
+def test_nearest_neighbours_take_the_time_of_testing_and_have_no_parameters(tmp_path):
+    settings = {"dataset": "digits", "model": "cnn_jax.classical:knn", "normalize": "none"}
+    result = classifier(settings, tmp_path)
+    summary = json.loads((tmp_path / "seed0" / "summary.json").read_text())
+    assert result.seconds == summary["seconds"] + summary["evaluation_seconds"] > summary["evaluation_seconds"] > 0
+    assert result.parameters is None
+    assert "| – | " in table.markdown([table.record(row(), "quick", settings, result)]).splitlines()[2]
 
 
 def test_committee_decides_by_the_mean_probability_of_all_columns(tmp_path, monkeypatch):

@@ -169,6 +169,44 @@ def test_the_picture_says_start_steps_and_rates():
     assert "given." in words(picture(race("bowl", ["sgd"], {"sgd": 0.1}, steps=3)))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("bowl", "; minimum ★; 3"), ("saddle", "; minima ★; 3"), ("two_minima", "; minimum ★; local minimum ☆; 3")],
+)
+def test_the_caption_says_what_the_stars_are(name: str, said: str):
+    figure = picture(race(name, ["sgd"], {"sgd": 0.01}, steps=3))
+    assert said in words(figure)
+    stars: list[Any] = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
+    filled = {
+        tuple(point): sum(to_rgb(star.get_markerfacecolor())) < 1 for star in stars for point in star.get_xydata()
+    }
+    surface = SURFACES[name]
+    assert filled == dict.fromkeys(surface.minima, True) | dict.fromkeys(surface.local_minima, False)
+
+
+def test_columns_of_the_table_are_apart():
+    """With the widest entries: a long name, a rate of eight and heights of seven characters, a late divergence."""
+    late = np.where(np.arange(1001) < 999, 1.0, np.nan)
+    low = np.full(1001, 1e-13)
+    (own,) = race("bowl", ["sgd"], {"sgd": 1.33e-5}, steps=1).paths
+    paths = [
+        replace(own, optimizer="gradient_descent", points=np.stack([each, each], axis=1), values=each)
+        for each in (late, low, low + 5.5e-4)
+    ]
+    figure = picture(replace(race("bowl", [], steps=1000), paths=paths))
+    figure.canvas.draw()
+    rows: dict[float, list[Any]] = {}
+    for text in figure.axes[2].texts:
+        if text.get_text():
+            rows.setdefault(text.get_position()[1], []).append(text)
+    cells = [[text.get_text() for text in row][2:] for row in rows.values()]
+    assert cells == [["last f"], ["–", "diverged at 999"], ["< 1e-12"], ["0.00055"]]
+    for row in rows.values():
+        boxes = [text.get_window_extent() for text in row]
+        assert all(left.x1 + 0.08 * figure.dpi < right.x0 for left, right in zip(boxes, boxes[1:]))  # inches
+        assert boxes[-1].x1 < figure.bbox.x1
+
+
 @pytest.mark.parametrize(("rate", "note"), [(0.5, "out at 1"), (0.01, "")])
 def test_a_path_that_leaves_is_marked_where_it_leaves(rate: float, note: str):
     shown = race(QUADRATIC, ["sgd"], {"sgd": rate}, start=(0, 3), steps=30)  # y is multiplied by 1 − 5·rate

@@ -152,6 +152,7 @@ def test_times_leave_out_compilation(tmp_path, monkeypatch, capsys):
     )
     summary = train(config.override(workdir=str(tmp_path / "run")))
     assert summary["seconds"] < 1.5, "two programs were compiled before or while it trained"
+    assert summary["evaluation_seconds"] < 1.5, "the evaluation at the end includes its compilation"
     assert max(row["seconds"] for row in read_metrics(tmp_path / "run")) < 1.5
     first = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch"))
     left = re.search(r"left +(\d+) s", first)

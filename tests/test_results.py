@@ -103,6 +103,15 @@ def test_table_shows_mean_std_and_count(runs):
     assert "`python -m experiments.made_up --seed 3`" in single
 
 
+def test_time_is_that_of_solving_and_evaluating(tmp_path):
+    """Nearest neighbours take their time when they are evaluated, and the images they keep are not parameters."""
+    run = make_run(tmp_path / "run", seconds=0.4, evaluation_seconds=38.2, parameters=None)
+    (row,) = results.collect([run])
+    assert (row["seconds_mean"], row["parameters"]) == ("38.6", "")
+    results.write_rows(tmp_path / "x.csv", [row])
+    assert "| 39 s | – | 0.0013 |" in results.table(results.read_rows([tmp_path / "x.csv"]))
+
+
 def test_readme_is_filled_and_then_agrees(runs, tmp_path):
     readme, path = tmp_path / "README.md", tmp_path / "made_up.csv"
     readme.write_text("# Title\n<!-- results -->\nold\n<!-- /results -->\nend\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_run import CONFIG, make_run, row
+from made_up_run import CONFIG, SUMMARY, make_run, row
 from test_results import refuse
 
 from cnn_jax.commands import results as command
@@ -95,6 +95,14 @@ def test_results_stand_side_by_side(runs, tmp_path):
     assert "test_count" not in found
 
 
+def test_no_result_has_the_name_of_a_config_field(runs):
+    found = results(runs)
+    assert found["steps done"] == ["40", "40"] and found["epochs done"] == ["4", "4"]
+    assert not set(found) & set(CONFIG.flat()) and {"steps", "epochs"} <= set(SUMMARY)
+    done = [make_run(runs[0].parent / str(seconds), evaluation_seconds=seconds) for seconds in (38.25, 0.04567)]
+    assert results(done)["evaluation_seconds"] == ["38.2", "0.04567"]
+
+
 def test_compare_prints_both(runs, capsys):
     command.main(["compare", *map(str, runs)])
     cells = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -132,6 +140,27 @@ def test_plot_of_compared_rates_shows_the_best(tmp_path):
             files.append_metrics(run, row("validation", step, member + step / 100, 0.5, member=member))
     axes = plot([run], "loss", Metric("loss")).axes[0]
     assert points_of(axes.lines[0])[:, 1].tolist() == [1.1, 1.2]
+
+
+def test_plot_draws_gauges(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    for epoch, sharpness in enumerate((8.0, 4.0, 2.0)):
+        values = {"sharpness": sharpness, "dead_units/block1_conv": 0.25, "update_ratio/block1_conv": 0.5**epoch}
+        if epoch == 2:  # no update follows the last step
+            del values["update_ratio/block1_conv"]
+        files.append_metrics(
+            run, {"kind": "gauges", "step": 10 * epoch, "epoch": float(epoch), "seconds": 1.0} | values
+        )
+    expected = {
+        "sharpness": ("sharpness", [[0, 8], [1, 4], [2, 2]]),
+        "update_ratio/block1_conv": ("update ratio of block1_conv", [[0, 1], [1, 0.5]]),
+        "dead_units/block1_conv": ("dead units of block1_conv (%)", [[0, 25], [1, 25], [2, 25]]),
+    }
+    for metric, (label, points) in expected.items():
+        axes = plot([run], metric, how_shown(run, metric)).axes[0]
+        assert points_of(axes.lines[0]).tolist() == points and axes.get_ylabel() == label
+    command.main(["plot", str(run), "--metric", "sharpness", "--output", str(tmp_path / "gauges.png")])
+    assert (tmp_path / "gauges.png").is_file()
 
 
 def test_plot_writes_a_picture(runs, tmp_path, capsys):

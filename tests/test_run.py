@@ -118,6 +118,7 @@ def test_a_run_leaves_a_complete_folder(finished):
     validation = {row["step"]: row["accuracy"] for row in rows if row["kind"] == "validation"}
     assert sorted(validation) == [5, 10, 15, 20]
     assert summary["validation_accuracy"] == pytest.approx(max(validation.values()))
+    assert summary["seconds"] > 0 and summary["evaluation_seconds"] > 0
     assert validation[summary["best_step"]] == max(validation.values())
     assert [row["step"] for row in rows if row["kind"] == "train"] == [4, 5, 8, 10, 12, 15, 16, 20]
     weights, _ = load_weights(finished / files.WEIGHTS)

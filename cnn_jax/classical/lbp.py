@@ -1,6 +1,7 @@
 """Uniform local binary patterns (Ojala, Pietikäinen and Mäenpää 2002) of 8 neighbours at distance 1.
 
-Codes are those of scikit-image's `local_binary_pattern` with P=8, R=1 and the methods "uniform" and "nri_uniform".
+Codes of 8-bit images are those of scikit-image's `local_binary_pattern` with P=8, R=1 and the methods "uniform" and
+"nri_uniform".
 """
 
 from typing import Literal
@@ -16,8 +17,11 @@ CODES: dict[Form, int] = {"rotation_invariant": 10, "oriented": 59}
 
 # (rows down, columns to the right) of the neighbours, counter-clockwise from the right.
 _NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
-# Diagonal neighbours lie at (±√½, ±√½), between four pixels: bilinear weights in units of 10⁻⁵.
-_FAR, _NEAR = 70_711, 29_289
+# Diagonal neighbours lie at (±√½, ±√½), between four pixels: bilinear weights, rounded as in scikit-image.
+_FAR, _NEAR = 0.70711, 0.29289
+# Differences below this share of the image's largest value are rounding: three times that of float32, and a quarter of
+# the smallest difference between a pixel and an interpolated neighbour of 256 levels, 71·10⁻⁵ of them.
+_ROUNDING = 7e-7
 
 
 def lbp(images_BxHxWxC: jax.Array, *, form: Form = "rotation_invariant") -> jax.Array:
@@ -26,12 +30,12 @@ def lbp(images_BxHxWxC: jax.Array, *, form: Form = "rotation_invariant") -> jax.
     Bit p of a pattern says whether neighbour p is at least as bright as the pixel; neighbours on the diagonals are
     interpolated (§2.1), and 0 outside the image. A pattern is uniform if it changes at most twice around the circle.
     Its rotation-invariant code is the number of its ones, 0 to 8, and 9 if it is not uniform (eq. 9). Its oriented
-    code counts the 58 uniform patterns, and is 58 for all others. All comparisons are exact, in integers: neighbours
-    as bright as the pixel never depend on rounding, and codes do not change if a constant is added to the grey levels
-    or they are multiplied by a positive one.
+    code counts the 58 uniform patterns, and is 58 for all others. Neighbours as bright as the pixel never depend on
+    rounding: codes are exact for 256 grey levels, and do not change if these are multiplied by a positive number, such
+    as 1/255, or, but for the border, if a constant is added.
 
     Args:
-        images_BxHxWxC: uint8, or floats in [0, 1], which are rounded to 256 levels.
+        images_BxHxWxC: of any range and type.
         form: "rotation_invariant", 10 codes, or "oriented", 59.
 
     Returns:
@@ -40,20 +44,20 @@ def lbp(images_BxHxWxC: jax.Array, *, form: Form = "rotation_invariant") -> jax.
     >>> int(lbp(jnp.full((1, 3, 3, 1), 7, jnp.uint8))[0, 1, 1, 0])  # constant: all eight are at least as bright
     8
     """
-    grey = images_BxHxWxC
-    grey = (grey if grey.dtype == jnp.uint8 else jnp.round(255.0 * grey)).astype(jnp.int32)
+    grey = images_BxHxWxC.astype(jnp.float32)
+    equal = -_ROUNDING * jnp.abs(grey).max(axis=(1, 2, 3), keepdims=True)
     height, width = grey.shape[1:3]
     padded = jnp.pad(grey, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
     def difference(down: int, right: int) -> jax.Array:
         return padded[:, 1 + down : 1 + down + height, 1 + right : 1 + right + width] - grey
 
-    pattern = jnp.zeros_like(grey)
+    pattern = jnp.zeros(grey.shape, jnp.int32)
     for bit, (down, right) in enumerate(_NEIGHBOURS):
         brighter = difference(down, right)
         if down and right:
             brighter = _FAR * brighter + _NEAR * (difference(down, 0) + difference(0, right))
-        pattern += (brighter >= 0).astype(jnp.int32) << bit
+        pattern += (brighter >= equal).astype(jnp.int32) << bit
     return jnp.asarray(_codes(form))[pattern]
 
 

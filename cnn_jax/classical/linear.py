@@ -64,7 +64,7 @@ class LinearSvm(Solved):
         if self.features == "hog":
             found = hog(images, cell=self.cell, block=self.block, bins=self.bins)
         elif self.features == "lbp":
-            found = lbp_histograms(images / 255.0, cell=self.cell)
+            found = lbp_histograms(images, cell=self.cell)
         else:
             found = images / 255.0
         return found.reshape(len(found), -1)

@@ -35,12 +35,14 @@ def headlines(
     ]
     if "solution" in summary:
         length = [(_duration(summary["seconds"]), "time to solve", "without steps of training")]
+    count = summary["parameters"]  # None of a classifier that keeps training images
+    parameters = [] if count is None else [(f"{count:,}", "parameters", "")]
     return html.tiles(
         [
             *found[:1],
             *losses,
             *length,
-            (f"{summary['parameters']:,}", "parameters", ""),
+            *parameters,
             (_flops(summary["flops_per_image"]), "per image, forward", "2 FLOP per multiply-add"),
             *found[1:],
         ]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def collect(runs: Iterable[str | Path]) -> list[Row]:
     """Returns one row per group of runs with the same config, commit, device and JAX version, sorted by these.
 
     Accuracies are in per cent; the standard deviation is that of a sample (n - 1), empty for a single seed. A run that
-    compares learning rates has a row per network; only one that was the best in every seed has a test accuracy.
+    compares learning rates has a row per network; only one that was the best in every seed has a test accuracy. Time is
+    `total_seconds`. Classifiers that keep training images have no number of parameters.
 
     Raises:
         UserError: a folder is not a finished run, or a group has a seed twice.
@@ -122,8 +123,8 @@ def _row(key: tuple[Any, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
         **_spread("test_accuracy", summaries),
         **_spread("validation_accuracy", summaries),
         "epochs": f"{first['epochs']:.6g}",
-        "seconds_mean": f"{statistics.mean(s['seconds'] for s in summaries):.1f}",
-        "parameters": first["parameters"],
+        "seconds_mean": f"{statistics.mean(map(total_seconds, summaries)):.1f}",
+        "parameters": "" if first["parameters"] is None else first["parameters"],
         "flops_per_image": first["flops_per_image"],
         "device": device,
         "jax": jax,
@@ -131,6 +132,15 @@ def _row(key: tuple[Any, ...], members: Sequence[tuple[str, dict[str, Any]]]) ->
     }
     compared = {name: of if isinstance(of, str) else f"{of:g}" for name, of in zip(OWN, own, strict=False)}
     return {column: str(values[column]) for column in COLUMNS} | compared
+
+
+def total_seconds(summary: Mapping[str, Any]) -> float:
+    """Seconds that a run took to train or solve, and to evaluate in the end; summaries of old runs lack the latter.
+
+    >>> total_seconds({"seconds": 0.5, "evaluation_seconds": 40.0}), total_seconds({"seconds": 75.2})
+    (40.5, 75.2)
+    """
+    return summary["seconds"] + summary.get("evaluation_seconds", 0.0)
 
 
 def _shared_name(dataset: str) -> str:
@@ -206,7 +216,7 @@ def _cells(row: Row, used: Sequence[str]) -> tuple[str, ...]:
         row["seeds"],
         f"{float(row['epochs']):.4g}",
         _time(float(row["seconds_mean"])),
-        f"{int(row['parameters']):,}",
+        f"{int(row['parameters']):,}" if row["parameters"] else "–",
         _mega(float(row["flops_per_image"])),
     )
     return (*words, *numbers, *where)

@@ -18,7 +18,11 @@ from cnn_jax.storage.file_names import readable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULTS = ("steps", "best_step", "epochs", "seconds", "parameters", "flops_per_image", "device", "commit")
+RESULTS = (
+    *("steps", "best_step", "epochs", "seconds", "evaluation_seconds", "parameters", "flops_per_image", "device"),
+    "commit",
+)
+CALLED = {"steps": "steps done", "epochs": "epochs done"}  # config fields have these names, too
 _PLACES = {"kind", "step", "epoch", "seconds", "member", "peak_learning_rate"}  # of a row, not its metrics
 
 
@@ -44,6 +48,8 @@ def differing_fields(runs: Sequence[str | Path]) -> dict[str, list[str]]:
 def results(runs: Sequence[str | Path]) -> dict[str, list[str]]:
     """Returns the results of runs by name: metrics of the selected weights, then what it took; "–" of unfinished runs.
 
+    No name is that of a config field.
+
     Raises:
         UserError: a folder is not a run, or its summary is damaged.
     """
@@ -57,7 +63,7 @@ def results(runs: Sequence[str | Path]) -> dict[str, list[str]]:
         if name.startswith(("test_", "validation_")) and any(isinstance(own.get(name), float) for own in found)
     ]
     rows = {name: [_result(name, own.get(name)) for own in found] for name in (*sorted(measured), *RESULTS)}
-    return {name: values for name, values in rows.items() if set(values) != {"–"}}
+    return {CALLED.get(name, name): values for name, values in rows.items() if set(values) != {"–"}}
 
 
 def _result(name: str, value: Any) -> str:
@@ -66,7 +72,7 @@ def _result(name: str, value: Any) -> str:
     if name.endswith("accuracy"):
         return ACCURACY.text(value)
     if isinstance(value, float):
-        return f"{value:.1f}" if name == "seconds" else f"{value:.4g}"
+        return f"{value:.1f}" if name.endswith("seconds") and value >= 10 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -80,19 +86,22 @@ def how_shown(run: str | Path, metric: str) -> Metric:
     """Returns how the run's task shows a metric; others, or those of a task that is not at hand, by their name."""
     from cnn_jax.tasks import make_task
 
+    name, _, layer = metric.partition("/")
+    label = name.replace("_", " ") + (f" of {layer}" if layer else "")
+    by_name = Metric(label, percent=name == "dead_units")  # of gauges, the share
     try:
         config = files.read_config(run)
-        return make_task(config.optim, ()).metrics.get(metric) or Metric(metric.replace("_", " "))
+        return make_task(config.optim, ()).metrics.get(metric, by_name)
     except (UserError, ImportError):
-        return Metric(metric.replace("_", " "))
+        return by_name
 
 
 def plot(runs: Sequence[str | Path], metric: str, shown: Metric) -> "Figure":
-    """Draws a metric of several runs against the epochs: validation, above the training rows as a thin line.
+    """Draws a metric of several runs against the epochs: validation, above the training rows as a thin line; gauges.
 
     Args:
         runs: the run folders; of a run that compares learning rates, the best one is drawn.
-        metric: its name in metrics.jsonl.
+        metric: its name in metrics.jsonl, such as "accuracy" or, of a gauge, "update_ratio/fc1".
         shown: how it is shown.
 
     Raises:
@@ -105,18 +114,19 @@ def plot(runs: Sequence[str | Path], metric: str, shown: Metric) -> "Figure":
         choices = {key for row in rows for key in row} - _PLACES
         if metric not in choices:
             raise unknown(f"metric of {run},", metric, choices)
-        train, validation = (_series(rows, kind, metric, shown.scale) for kind in ("train", "validation"))
-        only_train = not validation.size
-        both |= bool(train.size and validation.size)
+        # Gauges are measured when the run is validated, and none has the name of a metric.
+        train, points = (_series(rows, kinds, metric, shown.scale) for kinds in (("train",), ("validation", "gauges")))
+        only_train = not points.size
+        both |= bool(train.size and points.size)
         smooth = curves.smooth(train[1]) if train.size else train
         if train.size:
             thin = {} if only_train else {"linewidth": 0.8, "alpha": 0.5, "marker": None, "linestyle": "-"}
             axes.plot(train[0], smooth, **lines.style(index, len(smooth)) | thin)
         if not only_train:
-            axes.plot(*validation, **lines.style(index, validation.shape[1]))
-        last = smooth if only_train else validation[1]
+            axes.plot(*points, **lines.style(index, points.shape[1]))
+        last = smooth if only_train else points[1]
         ends.append((float(last[-1]), name, index))
-        values += [*(smooth if train.size else ()), *(() if only_train else validation[1])]
+        values += [*(smooth if train.size else ()), *(() if only_train else points[1])]
     lines.set_scale(axes, values, shown)
     axes.margins(x=0)
     axes.set_xlim(left=0)
@@ -129,7 +139,7 @@ def plot(runs: Sequence[str | Path], metric: str, shown: Metric) -> "Figure":
 
 
 def read_rows(run: str | Path) -> Sequence[Mapping[str, Any]]:
-    """Returns the train and validation rows of a run; of one that compares learning rates, those of the best.
+    """Returns the rows of a run but those of the test; of one that compares learning rates, those of the best.
 
     Raises:
         UserError: the folder is not a run, or has no rows yet.
@@ -144,7 +154,7 @@ def read_rows(run: str | Path) -> Sequence[Mapping[str, Any]]:
     return chosen
 
 
-def _series(rows: Sequence[Mapping[str, Any]], kind: str, metric: str, scale: float) -> np.ndarray:
-    """Epochs and values of the rows of a kind, (2, N); (0,) if there are none."""
-    found = [(row["epoch"], row[metric] * scale) for row in rows if row["kind"] == kind and metric in row]
+def _series(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str], metric: str, scale: float) -> np.ndarray:
+    """Epochs and values of the rows of some kinds, (2, N); (0,) if there are none."""
+    found = [(row["epoch"], row[metric] * scale) for row in rows if row["kind"] in kinds and metric in row]
     return np.array(found, np.float64).T

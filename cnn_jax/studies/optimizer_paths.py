@@ -27,6 +27,8 @@ HUES = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA
 MARKERS = "os^vD<>Pp"
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 LEVELS = 14  # contour lines
+COLUMNS = ((0.085, "left"), (0.61, "right"), (0.8, "right"), (0.83, "left"))  # of the table: optimizer, rate, f, note
+LONGEST = 16  # letters of an optimizer's name
 FLOOR = 1e-12  # values closer to the minimum are drawn as this
 MOST_FRAMES = 50
 FRAME_MS, LAST_FRAME_MS = 80, 2500
@@ -180,7 +182,10 @@ def _marker(look: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_surface(axes: Any, surface: Surface, start: tuple[float, float]) -> None:
-    """Contours that enclose equal areas, but denser near the minimum; stars at minima and a ring at the start."""
+    """Contours that enclose equal areas, but denser near the minimum; stars at minima and a ring at the start.
+
+    The stars of local minima are hollow.
+    """
     from matplotlib.colors import BoundaryNorm
 
     x, y = np.meshgrid(np.linspace(*surface.x_range, 300), np.linspace(*surface.y_range, 300))
@@ -194,10 +199,10 @@ def _draw_surface(axes: Any, surface: Surface, start: tuple[float, float]) -> No
     axes.set_xlabel("x")
     axes.set_ylabel("y", rotation=0)
     axes.grid(False)
-    star = {"marker": "*", "linestyle": "none", "markersize": 13, "markeredgecolor": INK, "zorder": 3}
-    axes.plot(*np.transpose(surface.minima), color="white", **star)
+    star = {"marker": "*", "linestyle": "none", "markersize": 15, "markeredgecolor": INK, "zorder": 3}
+    axes.plot(*np.transpose(surface.minima), color=INK, **star)
     if surface.local_minima:
-        axes.plot(*np.transpose(surface.local_minima), color="none", **star)
+        axes.plot(*np.transpose(surface.local_minima), color="white", **star)
     ring = {"marker": "o", "markersize": 9, "markeredgecolor": INK, "markerfacecolor": "none", "zorder": 5}
     axes.plot(*start, linestyle="none", **ring)
 
@@ -208,16 +213,16 @@ def _draw_table(axes: Any, race: Race, heights: Sequence[float]) -> None:
     rows = len(race.paths)
     axes.set_xlim(0, 1)
     axes.set_ylim(max(rows, 9) - 0.4, -1.4)
-    size = min(8.5, 8.5 * 11 / max(rows, 1))
-    for x, text, side in ((0.1, "optimizer", "left"), (0.59, "rate", "right"), (0.76, "last f", "right")):
+    size = min(8.0, 8.0 * 11 / max(rows, 1))
+    for (x, side), text in zip(COLUMNS, ("optimizer", "rate", "last f"), strict=False):
         axes.text(x, -1, text, fontsize=size, color=QUIET, ha=side, va="center")
     for i, (path, last) in enumerate(zip(race.paths, heights, strict=True)):
         look = _look(i)
-        axes.plot([0, 0.08], [i, i], **_line(look))
-        axes.plot(0.04, i, markersize=6, **_marker(look))
+        axes.plot([0, 0.07], [i, i], **_line(look))
+        axes.plot(0.035, i, markersize=6, **_marker(look))
         rate = "its own" if path.learning_rate is None else f"{path.learning_rate:.3g}"
-        cells = ((0.1, shorten(path.optimizer), "left"), (0.59, rate, "right"), (0.76, _height(last), "right"))
-        for x, text, side in (*cells, (0.785, _note(race.surface, path), "left")):
+        cells = (shorten(path.optimizer, LONGEST), rate, _height(last), _note(race.surface, path))
+        for (x, side), text in zip(COLUMNS, cells, strict=True):
             axes.text(x, i, text, fontsize=size, ha=side, va="center")
 
 
@@ -278,7 +283,10 @@ def _caption(race: Race) -> str:
     rule = f"Rates: {RULE}" + (f" (given: {', '.join(given)})" if given else "")
     if len(given) == len(race.paths):
         rule = "Rates: given"
+    minima = "minimum ★" if len(race.surface.minima) == 1 else "minima ★"
+    if race.surface.local_minima:
+        minima += "; local minimum ☆"
     return (
-        f"f = {race.surface.formula}.  Start ({x}, {y}), ○; minimum ☆; {race.steps} steps.  "
+        f"f = {race.surface.formula}.  Start ({x}, {y}), ○; {minima}; {race.steps} steps.  "
         f"× the path leaves the picture, at the step in the table.\n{rule}."
     )

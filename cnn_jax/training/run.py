@@ -328,7 +328,7 @@ def _finish(
     best = int(validated.get("member", 0))
     variables = experiment.kept(every, best)
     split = "test" if "test" in experiment.sources else "validation"
-    means, collected = experiment.evaluator(split).predictions(variables)
+    means, collected, evaluation = experiment.evaluator(split).timed_predictions(variables)
     figures = {"validation": validated, split: means}
     summary = {
         "experiment": config.experiment,
@@ -342,6 +342,7 @@ def _finish(
         **{f"{of}_{name}": figures[of][name] for of in sorted(figures, reverse=True) for name in task.metrics},
         **{f"{of}_count": len(experiment.sources[of]) for of in figures},
         "seconds": seconds,
+        "evaluation_seconds": evaluation,
         "parameters": experiment.parameters,
         "flops_per_image": experiment.flops_per_image,
         "device": facts["device"],

@@ -28,7 +28,7 @@ from cnn_jax.training.parallel import make_parallel
 from cnn_jax.training.step import make_eval_step
 
 # Fields that would change what is learned, but that nothing here reads; the others are only of no use.
-_REFUSED = ("augment", "init_from", "freeze", "freeze_until", "members", "precision", "distributed")
+_REFUSED = ("augment", "balance", "init_from", "freeze", "freeze_until", "members", "precision", "distributed")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _solve(
     start = time.perf_counter()
     solution = model.solve(train, held_out, seed=seed, say=say)
     seconds = time.perf_counter() - start
-    validated, seen = _evaluate(parts, solution, "validation")
+    validated, seen, evaluation = _evaluate(parts, solution, "validation")
     if model.refit:
         start = time.perf_counter()
         both = Examples(*(np.concatenate(pair) for pair in zip(train, held_out)))
@@ -106,10 +106,11 @@ def _solve(
         solution = again._replace(facts=solution.facts | again.facts | {"solved again on": f"{len(both.labels):,}"})
         seconds += time.perf_counter() - start
     split = "test" if "test" in parts.sources else "validation"
-    start = time.perf_counter()
-    means, collected = (validated, seen) if split == "validation" else _evaluate(parts, solution, split)
+    means, collected = validated, seen
+    if split == "test":
+        means, collected, evaluation = _evaluate(parts, solution, split)
     found = {"validation": validated, split: means}
-    summary = _summary(parts, solution, facts, found, seconds, time.perf_counter() - start)
+    summary = _summary(parts, solution, facts, found, seconds, evaluation)
     config = parts.config.override(model_args=_arguments(parts.config, model, solution.model))
     parts = replace(parts, config=config)
     open_folder(run, parts, {name: describe_contents(source) for name, source in parts.sources.items()}, facts)
@@ -129,13 +130,15 @@ def _examples(source: Source) -> Examples:
     return Examples(np.asarray(arrays["image"]), np.asarray(arrays["label"]))
 
 
-def _evaluate(parts: SolvedRun, solution: Solution, split: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The means of the task's metrics over a split, and what it collects of each example."""
+def _evaluate(
+    parts: SolvedRun, solution: Solution, split: str
+) -> tuple[dict[str, float], dict[str, np.ndarray], float]:
+    """The means of the task's metrics over a split, what it collects of each example, and the seconds it took."""
     source, data = parts.sources[split], parts.config.data
     step = make_eval_step(solution.model, parts.task, parts.preprocess.normalize_batch)
     pipeline = make_pipeline(source, batch_size=min(data.eval_batch_size, len(source)), seed=0)
     evaluator = Evaluator(step, pipeline, make_parallel("jit", 1, pipeline.batch_size))
-    return evaluator.predictions(jax.device_put(solution.variables))
+    return evaluator.timed_predictions(jax.device_put(solution.variables))
 
 
 def _summary(
@@ -147,7 +150,7 @@ def _summary(
     evaluation: float,
 ) -> dict[str, Any]:
     config, shape = parts.config, parts.preprocess.image_shape
-    stored = getattr(solution.model, "vectors", 0)  # each is compared with the image
+    stored = getattr(solution.model, "vectors", 0)  # training images that are kept: each is compared with the image
     return {
         "experiment": config.experiment,
         "task": parts.task.name,
@@ -161,7 +164,7 @@ def _summary(
         **{f"{of}_count": len(parts.sources[of]) for of in found},
         "seconds": seconds,
         "evaluation_seconds": evaluation,
-        "parameters": count_parameters(solution.variables),
+        "parameters": None if stored else count_parameters(solution.variables),
         "flops_per_image": count_flops(solution.model, shape) + 2 * stored * int(np.prod(shape)),
         "solution": solution.facts,
         **{name: facts[name] for name in ("device", "jax", "command", "commit")},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jax.config import Config
+from cnn_jax.runs.results import total_seconds
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,9 @@ class Result:
 
     Attributes:
         errors: test error in %, one per seed.
-        seconds: training and testing for one seed, on average.
-        parameters: trained numbers of one network or classifier; None if that says nothing, as for nearest neighbours.
+        seconds: training or solving, and testing, for one seed, on average; without compilation.
+        parameters: trained numbers of one network or classifier; None if it keeps training images: nearest neighbours,
+            SVMs with kernels.
         device: where it ran.
         commit: of the code.
         detail: what the reader should know about this measurement: words.
@@ -89,7 +91,7 @@ def _result(errors: Sequence[float], summaries: Sequence[dict[str, Any]], seeds:
     first = summaries[0]
     return Result(
         errors=tuple(errors),
-        seconds=sum(summary["seconds"] for summary in summaries) / seeds,
+        seconds=sum(map(total_seconds, summaries)) / seeds,
         parameters=first["parameters"],
         device=first["device"],
         commit=first["commit"],

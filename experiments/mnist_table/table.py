@@ -12,6 +12,7 @@ from cnn_jax.report.markdown import markdown_table
 from cnn_jax.storage import durable
 from experiments.mnist_table.measure import Result
 from experiments.mnist_table.rows import Row
+from experiments.mnist_table.setting import setting, smaller
 
 Record = dict[str, str]  # a row of the CSV file; error_mean is empty if the row was not measured
 COLUMNS = (
@@ -28,7 +29,7 @@ def record(row: Row, budget: str, settings: Mapping[str, Any], result: Result | 
         "published": f"{row.published:g}",
         "source": row.source,
         "budget": budget,
-        "setting": _setting(settings),
+        "setting": setting(settings, row.recipe),
         "note": lacks or row.note,
     }
     if result is not None:
@@ -41,21 +42,9 @@ def record(row: Row, budget: str, settings: Mapping[str, Any], result: Result | 
             "parameters": "" if result.parameters is None else str(result.parameters),
             "device": result.device,
             "commit": result.commit or "",
-            "note": "; ".join(filter(None, (result.detail, row.note))),
+            "note": "; ".join(filter(None, (result.detail, smaller(settings, row.full), row.note))),
         }
     return {column: known.get(column, "") for column in COLUMNS}
-
-
-def _setting(settings: Mapping[str, Any]) -> str:
-    """Says how large a measurement was.
-
-    >>> _setting({"epochs": 5, "learning_rate": 0.1}), _setting({"train_split": "train[:20000]", "model_args": ["k=3"]})
-    ('5 epochs', '20,000 training images, k=3')
-    """
-    parts = [f"{settings['epochs']} epochs"] if "epochs" in settings else []
-    if "train_split" in settings:
-        parts.append(f"{int(settings['train_split'].strip('train[:]')):,} training images")
-    return ", ".join([*parts, *(arg for arg in settings.get("model_args", ()) if arg != "refit=true")])
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
