@@ -82,7 +82,10 @@ def test_page_of_a_study_that_has_only_begun(tmp_path):
 
 def test_page_without_any_trial(tmp_path):
     study = make_study(tmp_path, labels=SMALL[:2])
-    bare = [Candidate("<b>&", {"model": "lenet5"}, {}), Candidate("plain", {}, {})]
+    bare = [
+        Candidate("<b>&", {"model": "lenet5"}, study.candidates[0].space),
+        replace(study.candidates[1], label="plain"),
+    ]
     text = page.write_page(replace(study, trials=[], candidates=bare, target=None)).read_text()
     check_self_contained(text)
     assert "Unfinished: 0 of 32" in text and "&lt;b&gt;&amp;" in text and "<b>&" not in text
