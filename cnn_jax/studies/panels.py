@@ -105,7 +105,8 @@ def rate_line(axes: "Axes", study: Study, label: str, rated: Sequence[tuple[floa
     if alone is False:
         axes.plot(rates, middle, color=GRID, linewidth=1.0, zorder=1)
         return
-    axes.plot(rates, middle, **lines.style(index) | ({"linestyle": "-"} if alone else {}), clip_on=False)
+    look: dict[str, Any] = lines.style(index) | ({"linestyle": "-"} if alone else {})
+    axes.plot(rates, middle, **look, clip_on=False)  # a line at the edge would lose half its width
     if alone:
         ink, marker = lines.colour(index), lines.style(index, 1)["marker"]
         axes.fill_between(rates, low, high, color=ink, **BAND)

@@ -75,7 +75,7 @@ def _check_losses(question: Question, task: Task) -> None:
     """Rejects candidates that would be judged each by a loss of its own."""
     if task.selection.metric == "loss" and len({str(of.fields.get("loss")) for of in question.candidates}) > 1:
         raise UserError(
-            "`vary` names loss, but this task is judged by its loss, so that each candidate would be judged by another: "
+            "`vary` names loss, but this task is judged by its loss, so each candidate would be judged by another: "
             "vary another field"
         )
 
