@@ -6,8 +6,6 @@ They are drawn in `cnn_jax.report.figures.style`. A candidate has the same colou
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cnn_jax.report import lines
 from cnn_jax.report.figures import new_axes, shorten, style
 from cnn_jax.report.metric import Metric
@@ -114,7 +112,8 @@ def _overview(study: Study) -> "Figure":
     after = any(trial.phase == "final" for trial in study.trials)
     # Each has a layout of its own: long names beside one leave the others their width.
     figure = Figure(figsize=(12.4, 6.8 if after else 3.5), layout="constrained")
-    parts: list[Any] = np.ravel(figure.subfigures(2 if after else 1, 3)).tolist()
+    grid: Any = figure.subfigures(2 if after else 1, 3)
+    parts = list(grid.flat)
     axes = [part.subplots() for part in parts]
     titles = ("Training", "Sensitivity to the learning rate", "Cost of tuning")
     panels.training(axes[0], study, "validation", study.selection.metric, shown(study), "steps")

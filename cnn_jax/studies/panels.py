@@ -184,7 +184,8 @@ def times_to_target(axes: "Axes", study: Study, of: str) -> None:
     axes.set_xticks([*ticks, missed], [*(f"{tick:,.4g}" if tick < 1e4 else f"{tick:,.0f}" for tick in ticks), "∞"])
     axes.axvspan(missed * 0.965, missed * 1.04, color=GRID, alpha=0.6, linewidth=0)
     metric = shown(study)
-    axes.set_xlabel(f"{of} to a validation {study.selection.metric.replace('_', ' ')} of {metric.text(study.target)}")
+    name = study.selection.metric.replace("_", " ")
+    axes.set_xlabel(f"{of} to a validation {name} of {metric.text(study.target)}", loc="right")
     _rows(axes, study)
 
 
@@ -252,4 +253,5 @@ def differences(axes: "Axes", study: Study) -> None:
         axes.axhline(len(study.candidates) - 0.5, color=QUIET, linewidth=0.7)
     name, points = study.selection.metric.replace("_", " "), " (points)" if shown(study).percent else ""
     axis = f"difference in test {name}{points}"
-    axes.set_xlabel(f"{axis}, better →" if study.selection.higher_is_better else f"← better, {axis}")
+    # At the right, as there is more room below the names of the rows than beyond the other end.
+    axes.set_xlabel(f"{axis}, better →" if study.selection.higher_is_better else f"← better, {axis}", loc="right")
