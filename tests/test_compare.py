@@ -352,7 +352,9 @@ def test_undeclared_spaces_are_searched_by_rate_and_said():
     assert space_of("radam") == {"learning_rate": Parameter(1e-5, 1.0)}
     question = command.parse(["--optimizers", "adam", "radam"])
     (said,) = warnings_of(question.candidates, question.base, 16)
-    assert said == "radam has no declared search space: only learning_rate from 1e-05 to 1 is searched."
+    assert said == (
+        "radam has no declared search space: only learning_rate from 1e-05 to 1 is searched. Add ranges by --spaces."
+    )
 
 
 @pytest.mark.parametrize(

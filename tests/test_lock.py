@@ -238,3 +238,10 @@ def test_the_default_folder_gets_a_number_if_another_run_is_there(tmp_path, monk
     assert parse(["--seed", "2"], CONFIG).train.workdir == "runs/locked-3"
     assert parse([], CONFIG).train.workdir == "runs/locked"
     assert parse(["--seed", "2", "--fresh"], CONFIG).train.workdir == "runs/locked"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_folder_that_cannot_be_made_is_not_said_to_be_removed():
+    with pytest.raises(UserError, match="/proc/x cannot be created in that file system: set another `workdir`"):
+        with locked(Path("/proc/x")):
+            pass

@@ -82,10 +82,89 @@ def test_page_of_a_study_that_has_only_begun(tmp_path):
 
 def test_page_without_any_trial(tmp_path):
     study = make_study(tmp_path, labels=SMALL[:2])
-    bare = [Candidate("<b>&", {"model": "lenet5"}, {}), Candidate("plain", {}, {})]
+    bare = [
+        Candidate("<b>&", {"model": "lenet5"}, study.candidates[0].space),
+        replace(study.candidates[1], label="plain"),
+    ]
     text = page.write_page(replace(study, trials=[], candidates=bare, target=None)).read_text()
     check_self_contained(text)
     assert "Unfinished: 0 of 32" in text and "&lt;b&gt;&amp;" in text and "<b>&" not in text
+
+
+def test_page_of_one_candidate_and_of_one_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "draw", lambda study: {})
+    study = make_study(tmp_path, points=1, seeds=1, labels=("adam",))
+    text = page.write_page(study).read_text()
+    assert "<h1>1 candidate: lenet5 on mnist</h1>" in text and "1 search trial and 1 final run each" in text
+    assert not re.search(r"\b1 (candidates|seeds|search trials|final runs)", text)
+
+
+def test_page_names_who_has_nothing_to_search(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "draw", lambda study: {})
+    study = small[0]
+    first = study.candidates[0]
+    rest = [trial for trial in study.trials if (trial.candidate, trial.phase) != (first.label, "search")]
+    one = next(
+        trial
+        for trial in study.trials
+        if (trial.candidate, trial.phase, trial.status) == (first.label, "search", "finished")
+    )
+    changed = replace(
+        study, folder=tmp_path, candidates=[replace(first, space={}), *study.candidates[1:]], trials=[one, *rest]
+    )
+    text = page.write_page(changed).read_text()
+    assert "5 search trials (sgd: 1) and 3 final runs each" in text and "nfinished" not in text
+
+
+def test_losses_of_different_kinds_are_not_drawn_side_by_side(small):
+    study = small[0]
+    kinds = ("cross_entropy", "mse", "cross_entropy")
+    varied = [replace(of, fields={"loss": kind}) for of, kind in zip(study.candidates, kinds, strict=True)]
+    with report_style():
+        before, after = (figures.curves(replace(study, candidates=of), "steps") for of in (study.candidates, varied))
+    assert before is not None and after is not None
+    assert len(before.axes[0].lines) >= 3 and len(after.axes[0].lines) == 0
+    assert "not compared" in after.axes[0].texts[0].get_text()
+    assert len(after.axes[1].lines) == len(before.axes[1].lines), "validation is compared"
+
+
+def test_sensitivity_of_all_has_no_points_that_are_no_trials(small):
+    figure = small[0].plot()
+    (axes,) = [axes for axes in figure.axes if axes.get_xlabel() == "learning rate"]
+    assert len(axes.lines) == 3 and {line.get_marker() for line in axes.lines} == {"None"}
+    assert not any(line.get_clip_on() for line in axes.lines), "a line along the edge keeps its width"
+
+
+def test_long_names_leave_the_parts_of_the_overview_apart(small):
+    study = small[0]
+    names = {
+        "sgd": "none",
+        "adam": "affine:degrees=10,translate=0.1+pad_crop",
+        "nadam": "package.networks:VeryLongName",
+    }
+    longer = replace(
+        study,
+        candidates=[replace(of, label=names[of.label]) for of in study.candidates],
+        trials=[replace(trial, candidate=names[trial.candidate], settings={}) for trial in study.trials],
+    )
+    figure = longer.plot()
+    figure.draw_without_rendering()
+    boxes = [part.get_tightbbox() for part in figure.subfigs]
+    assert len(boxes) == 6
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.shrunk(0.98, 0.98).overlaps(other.shrunk(0.98, 0.98))
+    for part in figure.subfigs:
+        (axes,) = part.axes
+        assert axes.get_window_extent().width > 0.3 * part.bbox.width
+
+
+def test_the_baseline_is_marked_among_the_differences(small):
+    with report_style():
+        figure = figures.differences(small[0])
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["baseline"]
+    assert axes.get_xlabel() == "difference in test accuracy (points), better →"
 
 
 def test_nothing_to_draw_without_rates_or_target(tmp_path):

@@ -404,3 +404,99 @@ def test_a_mean_has_the_digits_of_its_spread():
     assert tables._mean(Interval(0.029453, 0.027753, 0.031153), loss) == "0.0295 ± 0.0017"
     assert tables._mean(Interval(123.456, 103.456, 143.456), loss) == "123 ± 20"
     assert tables._mean(Interval(0.5, NAN, NAN), loss) == "0.5"
+
+
+# Candidates with nothing to search, and those that diverge.
+
+
+@pytest.fixture
+def fixed(study) -> Study:
+    """The same study, but a has nothing to search: one trial."""
+    first, second = study.candidates
+    kept = [trial for trial in study.trials if (trial.candidate, trial.phase, trial.number) != ("a", "search", 0)]
+    kept = [trial for trial in kept if (trial.candidate, trial.phase, trial.number) != ("a", "search", 1)]
+    return replace(study, candidates=[replace(first, space={}), second], trials=kept)
+
+
+def test_a_candidate_with_nothing_to_search_is_finished_after_one_trial(fixed):
+    assert [found.candidate for found in outcomes(fixed)] == ["b", "a"]
+    assert profile_scores(fixed, "steps")["b"] == 1.0
+    assert sentences.headline(fixed).startswith("b is best by validation, and better than a")
+    assert sentences.warnings(fixed) == ["Numbers of search trials differ: a 1, b 3. More trials find better settings."]
+    assert sentences.headline(replace(fixed, trials=fixed.trials[:1])) == (
+        "Unfinished: 1 of 4 search trials and 0 of 10 final runs are done. a has the best validation so far."
+    )
+
+
+def test_finished_studies_rank_by_their_final_runs(fixed):
+    # b has the best search trial, .96, but its final runs are worse than those of a.
+    worse = [replace(t, validation={"loss": 0.1, "accuracy": 0.9}) if (t.candidate, t.phase) == ("b", "final") else t
+             for t in fixed.trials]  # fmt: skip
+    assert [found.candidate for found in outcomes(replace(fixed, trials=worse))] == ["a", "b"]
+
+
+def test_everything_diverged():
+    lost = make_study([make_trial("a", "search", 0, None), make_trial("b", "search", 0, None)], seeds=5, target=None)
+    lost = replace(lost, candidates=[replace(candidate, space={}) for candidate in lost.candidates])
+    assert sentences.headline(lost) == "Every search trial diverged: nothing can be said. Lower the learning rates."
+    assert "1 of 1 search trial of a diverged: lower its learning rate." in sentences.warnings(lost)
+    assert best_after(lost) == {}
+
+
+def test_the_baseline_is_the_first_that_finished(study):
+    lost = [make_trial("z", "search", i, None) for i in range(3)]
+    space = {"learning_rate": Parameter(0.001, 1.0)}
+    found = replace(study, candidates=[Candidate("z", {}, space), *study.candidates], trials=[*lost, *study.trials])
+    best, second, last = outcomes(found)
+    assert (best.candidate, second.candidate, last.candidate) == ("b", "a", "z")
+    assert best.difference.value == pytest.approx(0.01) and math.isnan(second.difference.value)
+    # b is the only comparison with the baseline that can be made, so that its p-value stays as it is
+    assert best.p_value == pytest.approx(stats.ttest_1samp([0.01, 0.012, 0.01, 0.008, 0.01], 0)[1])
+    assert tables.table(found)[0]["difference from a"].startswith("+1.00 [")
+    assert (last.steps, last.seconds, last.score_steps) == (INF, INF, 0.0), "a miss is infinite"
+    assert tables.table(found)[2]["steps to target"] == "∞"
+    assert any(
+        said.startswith("No search trial of z finished, so a is the baseline") for said in sentences.warnings(found)
+    )
+
+
+def test_best_after_leaves_out_who_never_finished(study):
+    lost = [make_trial("c", "search", i, None) for i in range(3)]
+    found = replace(study, candidates=[*study.candidates, Candidate("c", {}, {})], trials=[*study.trials, *lost])
+    assert set(best_after(found)) == {"a", "b"}
+    assert best_after(found)["a"] == pytest.approx([(0.9 + 0.8 + 0.94) / 3, (0.9 + 0.94 + 0.94) / 3, 0.94])
+
+
+def test_headline_of_one_candidate_and_of_one_that_is_left(study):
+    alone = make_study([trial for trial in study.trials if trial.candidate == "b"])
+    assert sentences.headline(alone) == "b has a test accuracy of 94.00%."
+    lost = [make_trial("c", "search", i, None) for i in range(3)]
+    left = make_study([*(trial for trial in study.trials if trial.candidate == "b"), *lost])
+    assert sentences.headline(left) == "b has a test accuracy of 94.00%; all others diverged: c."
+
+
+def test_headline_counts_the_pairs_of_seeds(study):
+    lost = [
+        make_trial("b", "final", 1, None) if (trial.candidate, trial.phase, trial.seed) == ("b", "final", 1) else trial
+        for trial in study.trials
+    ]
+    said = sentences.headline(replace(study, trials=lost))
+    assert "4 seeds" in said and "5 seeds" not in said
+
+
+def test_a_rate_that_is_set_has_no_range_to_lower(study):
+    fixed = [replace(candidate, space={}) for candidate in study.candidates]
+    lost = [make_trial("a", "search", i, None) for i in range(3)]
+    others = [trial for trial in study.trials if trial.candidate == "b"]
+    (said,) = [
+        said for said in sentences.warnings(replace(study, candidates=fixed, trials=[*lost, *others]))
+        if "search trials of a" in said
+    ]  # fmt: skip
+    assert said == "3 of 3 search trials of a diverged: lower its learning rate."
+
+
+def test_few_values_have_no_bootstrap_interval():
+    for values in ([0.1, 0.3], [0.1, 0.2, 0.3, 0.5]):
+        found = statistics.bootstrap_interval(values)
+        assert found.value == pytest.approx(np.mean(values)) and math.isnan(found.low) and math.isnan(found.high)
+    assert not math.isnan(statistics.bootstrap_interval([0.1, 0.2, 0.3, 0.5, 0.6]).low)

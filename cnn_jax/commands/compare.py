@@ -30,6 +30,9 @@ class Comparison:
     """Optimizers to compare, each with its search space; any name that --optimizer takes."""
     vary: str | None = None
     """A field and its values, such as model=lenet5,tf_cnn, batch_size=64,128 or augment=none,flip."""
+    spaces: tuple[str, ...] = ()
+    """Ranges to search in place of declared ones, or besides them, each OPTIMIZER:ARGUMENT=LOW..HIGH, such as
+    adam:learning_rate=1e-5..0.1."""
     trials: int | None = None
     """Points tried for each candidate; 1: only usual values; default: 16 for --optimizers, 1 for --vary."""
     seeds: int = 5
@@ -102,6 +105,7 @@ def parse(argv: Sequence[str]) -> "Question":
         comparison.budget,
         comparison.target,
         comparison.together,
+        spaces=comparison.spaces,
     )
 
 

@@ -4,15 +4,18 @@ They are data, so that a comparison can show them. All learning rates span four 
 paper; the other ranges are what the paper tried or lets one choose.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import qmc
 
-from cnn_jax.optim.optimizers import get_optimizer_spec
+from cnn_jax.config import OptimConfig, field_types
+from cnn_jax.errors import UserError
+from cnn_jax.optim.optimizers import get_optimizer_spec, make_optimizer
 
-RATE = "learning_rate"
+RATE, DECAY = "learning_rate", "weight_decay"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Parameter:
 
 
 Space = Mapping[str, Parameter]
+Ranges = Mapping[str, Parameter | tuple[float, float]]  # lowest and highest value
 
 
 def _rate(usual: float) -> Parameter:
@@ -120,6 +124,77 @@ def space_of(name: str) -> Space:
         return {}
     usual = method.learning_rate
     return {RATE: Parameter(1e-5, 1.0) if usual is None else _rate(usual)}
+
+
+def widened(name: str, ranges: Ranges) -> Space:
+    """Returns the search space of an optimizer with ranges of one's own, which replace declared ones or add to them.
+
+    Args:
+        name: see `get_optimizer_spec`.
+        ranges: by argument; "learning_rate" and "weight_decay", too. See `range_between` for the scale of a pair.
+
+    Raises:
+        UserError: a range is empty, or the optimizer has no such argument or does not take its ends.
+    """
+    if ranges and get_optimizer_spec(name).ready_made:
+        raise UserError(f"`spaces`: {name} is already built, so nothing of it can be searched: name a factory")
+    found = dict(space_of(name))
+    for argument, given in ranges.items():
+        found[argument] = parameter = given if isinstance(given, Parameter) else range_between(argument, given)
+        low, high = parameter.low, parameter.high
+        if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not parameter.log)):
+            bounds = "0 < low < high" if parameter.log else "low < high"
+            raise UserError(f"`spaces`: {argument} of {name} has the range {low:g} to {high:g}: it must be {bounds}")
+        for end in (parameter.at(0.0), parameter.at(1.0)):
+            _check_value(name, argument, end)
+    return found
+
+
+def range_between(argument: str, ends: object) -> Parameter:
+    """Returns the range of a hyperparameter from its lowest to its highest value, on the scale that suits it.
+
+    Decay rates of moving averages are drawn uniformly in log(1 − value), other values in their logarithm, or evenly if
+    the lowest is 0 or less.
+
+    Raises:
+        UserError: the ends are not two numbers, the first below the second.
+
+    >>> range_between("b1", (0.5, 0.99)) == Parameter(0.01, 0.5, complement=True)
+    True
+    >>> range_between("eps", (1e-9, 1)).log, range_between("eps_root", (0, 1)).log
+    (True, False)
+    """
+    numbers = list(ends) if isinstance(ends, tuple | list) else []
+    if len(numbers) != 2 or not all(isinstance(of, int | float) and math.isfinite(of) for of in numbers):
+        raise UserError(f"`spaces` gives {ends!r} for {argument}: give its lowest and highest value, as in (1e-5, 0.1)")
+    low, high = map(float, numbers)
+    if low >= high:
+        raise UserError(f"`spaces`: {argument} has the range {low:g} to {high:g}: the first must be below the second")
+    if argument in _DECAY_RATES:
+        if not 0 <= low < high < 1:
+            raise UserError(f"`spaces`: {argument} has the range {low:g} to {high:g}: it must be in [0, 1)")
+        return Parameter(round(1 - high, 12), round(1 - low, 12), complement=True)
+    return Parameter(low, high, log=low > 0)
+
+
+_DECAY_RATES = {name for space in SPACES.values() for name, of in space.items() if of.complement}
+
+
+def _check_value(name: str, argument: str, value: float) -> None:
+    """Rejects a value that an optimizer does not take, and an argument that it does not have."""
+    if argument in (RATE, DECAY):
+        if value < 0 or (value == 0 and argument == RATE):
+            limit = "more than 0" if argument == RATE else "0 or more"
+            raise UserError(f"`spaces`: {argument} of {name} reaches {value:g}: it must be {limit}")
+        return
+    if argument in field_types():
+        raise UserError(f"`spaces`: {argument} is a setting of its own, not an argument of {name}: drop it")
+    usual = get_optimizer_spec(name).learning_rate
+    config = OptimConfig(optimizer=name, optimizer_args=(f"{argument}={value!r}",), learning_rate=usual or 0.1)
+    try:
+        make_optimizer(config, total_steps=1)
+    except UserError as error:
+        raise UserError(f"`spaces`: {str(error).removeprefix('`optimizer_args`: ')}") from error
 
 
 def sobol_points(dimensions: int, count: int, seed: int) -> np.ndarray:

@@ -63,8 +63,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, int]], size: float
     values = [min(max(value, low), high) if math.isfinite(value) else low for value, _, _ in ends]
     to_place = axes.transData + axes.transAxes.inverted()
     places = np.array([to_place.transform((axes.get_xlim()[0], value))[1] for value in values])
-    figure: Any = axes.figure
-    height = axes.get_position().height * figure.get_figheight()  # nearly that of the final layout
+    height = axes.get_window_extent().height / axes.figure.dpi  # nearly that of the final layout
     gap = 1.25 * size / 72 / height
     spread_places = _spread(places, gap)
     spread_places -= max(0.0, spread_places.max() - 1) + min(0.0, spread_places.min())

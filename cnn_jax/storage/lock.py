@@ -89,9 +89,11 @@ def is_locked(folder: Path) -> bool:
 
 def _acquire(folder: Path) -> tuple[list[str], int | None]:
     """Creates and locks the folder; returns the names that were there and the descriptor, None if it is read-only."""
+    made = False
     for _ in range(_TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            made = True
             before = sorted(os.listdir(folder))
             descriptor = _open(folder / LOCK)
         except FileNotFoundError:  # a process that wrote nothing has just removed the folder
@@ -109,6 +111,8 @@ def _acquire(folder: Path) -> tuple[list[str], int | None]:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its holder has removed the file in the meantime
+    if not made:  # such as in /proc
+        raise UserError(f"{folder} cannot be created in that file system: set another `workdir`")
     raise UserError(f"{folder} is removed by other processes again and again: set another `workdir`")
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from cnn_jax.config import DEPENDENT, Config, as_field, field_types
 from cnn_jax.errors import UserError, nearest
 from cnn_jax.optim.optimizers import get_optimizer_spec, optax_factories
-from cnn_jax.optim.spaces import SPACES, sobol_points, space_of
-from cnn_jax.studies.study import Candidate
+from cnn_jax.optim.spaces import SPACES, Ranges, sobol_points, space_of, widened
+from cnn_jax.studies.study import Candidate, losses_differ
 
 # Fields that a comparison sets itself, or that would make its figures incomparable, and why they cannot be varied.
 _NOT_VARIED = {
@@ -19,7 +19,8 @@ _NOT_VARIED = {
     "seed": "`seeds` says how often the best are repeated",
     **dict.fromkeys(("workdir", "fresh", "report", "checkpoints", "logger"), "it changes no result"),
     **dict.fromkeys(
-        ("dataset", "data_dir", "validation_split", "test_split", "task"), "figures on other data are not comparable"
+        ("dataset", "data_dir", "validation_split", "test_split", "group_by", "task"),
+        "figures on other data are not comparable",
     ),
     **dict.fromkeys(
         ("members", "member_learning_rates", "member_optimizer_args", "distributed"),
@@ -28,25 +29,33 @@ _NOT_VARIED = {
 }
 
 
-def optimizer_candidates(names: Sequence[Any], base: Config, explicit: Collection[str]) -> list[Candidate]:
+Spaces = Mapping[str, Ranges]  # ranges that the user declares, by optimizer
+
+
+def optimizer_candidates(
+    names: Sequence[Any], base: Config, explicit: Collection[str], spaces: Spaces
+) -> list[Candidate]:
     """Returns a candidate for each optimizer, with its search space.
 
     Args:
         names: of optimizers, see `get_optimizer_spec`; or Optax factories, or functions of a module like these.
         base: the config of all.
         explicit: fields that the user set: they hold for every candidate and are not searched.
+        spaces: ranges that replace declared ones, or add to them.
 
     Raises:
-        UserError: an unknown optimizer, or one named twice.
+        UserError: an unknown optimizer, one named twice, or a range that it does not take.
     """
     found = []
     for name in map(_name_of, names):
         get_optimizer_spec(name)
-        found.append(_candidate(name, "optimizer", name, base, explicit))
+        found.append(_candidate(name, "optimizer", name, base, explicit, spaces))
     return _distinct(found, "optimizers")
 
 
-def field_candidates(field: str, values: Sequence[Any], base: Config, explicit: Collection[str]) -> list[Candidate]:
+def field_candidates(
+    field: str, values: Sequence[Any], base: Config, explicit: Collection[str], spaces: Spaces
+) -> list[Candidate]:
     """Returns a candidate for each value of a config field; the search space is that of the optimizer.
 
     Raises:
@@ -62,7 +71,39 @@ def field_candidates(field: str, values: Sequence[Any], base: Config, explicit: 
     if not values:
         raise UserError(f"`vary` gives no values of {field}: write {field}=VALUE,VALUE, or a list in Python")
     values = [as_field(field, value) for value in values]
-    return _distinct([_candidate(_label(field, value), field, value, base, explicit) for value in values], "vary")
+    found = [_candidate(_label(field, value), field, value, base, explicit, spaces) for value in values]
+    return _distinct(found, "vary")
+
+
+def read_spaces(given: Mapping[Any, Ranges] | Sequence[str]) -> Spaces:
+    """Reads ranges as `--spaces` takes them, or a dict with optimizers or their names as keys.
+
+    Raises:
+        UserError: a text is not OPTIMIZER:ARGUMENT=LOW..HIGH, or an argument has two ranges.
+
+    >>> read_spaces(["adam:learning_rate=1e-5..0.1", "adam:b1=0..0.9"])
+    {'adam': {'learning_rate': (1e-05, 0.1), 'b1': (0.0, 0.9)}}
+    """
+    if isinstance(given, Mapping):
+        return {_name_of(optimizer): ranges for optimizer, ranges in given.items()}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for text in given:
+        place, _, values = text.partition("=")
+        optimizer, _, argument = place.rpartition(":")
+        low, _, high = values.partition("..")
+        argument = argument.strip().replace("-", "_")
+        try:
+            ends = float(low), float(high)
+        except ValueError:
+            ends = None
+        if not (optimizer and argument and ends):
+            raise UserError(
+                f"`spaces` has {text!r}: write OPTIMIZER:ARGUMENT=LOW..HIGH, such as adam:learning_rate=1e-5..0.1"
+            )
+        if argument in found.setdefault(optimizer, {}):
+            raise UserError(f"`spaces` has two ranges for {argument} of {optimizer}: drop one")
+        found[optimizer][argument] = ends
+    return found
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:
@@ -87,7 +128,8 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
         return field, [rest]  # `field_candidates` names the nearest
     words: list[str] = []
     for word in filter(None, rest.split(",")):
-        if words and "=" in word and ":" in words[-1] and ":" not in word:
+        first = word.partition("+")[0]
+        if words and "=" in first and ":" in words[-1] and ":" not in first:
             words[-1] += f",{word}"
         else:
             words.append(word)
@@ -106,7 +148,7 @@ def draw_points(candidates: Sequence[Candidate], trials: int, seed: int) -> dict
     return {
         candidate.label: [
             {name: of.at(share) for (name, of), share in zip(candidate.space.items(), point, strict=False)}
-            for point in (points if candidate.space else points[:1])
+            for point in points[: candidate.searches(trials)]
         ]
         for candidate in candidates
     }
@@ -127,29 +169,36 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def warnings_of(candidates: Sequence[Candidate], base: Config, trials: int) -> list[str]:
     """Returns what a reader must know about the search spaces: sentences."""
-    if trials == 1:
-        return []
-    said = []
-    for candidate in candidates:
+    said = (
+        ["The training losses of the candidates differ in kind: they are not compared."]
+        if losses_differ(candidates)
+        else []
+    )
+    for candidate in candidates if trials > 1 else ():
         name = candidate.fields.get("optimizer", base.optim.optimizer)
         if not candidate.space:
             said.append(f"{candidate.label} has nothing to search: it is tried once.")
-        elif name not in SPACES:
+        elif name not in SPACES and candidate.space.items() <= space_of(name).items():
             searched = " and ".join(
                 f"{of} from {range.low:g} to {range.high:g}" for of, range in candidate.space.items()
             )
-            said.append(f"{name} has no declared search space: only {searched} is searched.")
+            said.append(f"{name} has no declared search space: only {searched} is searched. Add ranges by --spaces.")
     return list(dict.fromkeys(said))
 
 
-def _candidate(label: str, field: str, value: Any, base: Config, explicit: Collection[str]) -> Candidate:
+def _candidate(
+    label: str, field: str, value: Any, base: Config, explicit: Collection[str], spaces: Spaces
+) -> Candidate:
     """A candidate with one value of a field."""
     kept = {name: base.flat()[name] for name in DEPENDENT.get(field, ()) if name in explicit}
     fields = {field: value, **kept}
     config = base.override(**fields)
     config.check_types()
     fixed = {*explicit, *fields, *(text.partition("=")[0].strip() for text in config.optim.optimizer_args)}
-    space = {name: of for name, of in space_of(config.optim.optimizer).items() if name not in fixed}
+    own = spaces.get(config.optim.optimizer, {})
+    if both := [name for name in own if name in fixed]:
+        raise UserError(f"`spaces` has a range for {both[0]}, which is set: drop one")
+    space = {name: of for name, of in widened(config.optim.optimizer, own).items() if name not in fixed}
     return Candidate(label, fields, space)
 
 
@@ -165,7 +214,9 @@ def _label(field: str, value: Any) -> str:
     """A value's name: names speak for themselves, other values need that of the field."""
     if isinstance(value, str):
         return value
-    text = ("+".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
+    text = (
+        ("+".join(map(str, value)) if isinstance(value, tuple) else str(value)) if value not in ((), None) else "none"
+    )
     return text if field == "augment" else f"{field}={text}"
 
 

@@ -9,12 +9,14 @@ import flax.linen as nn
 
 from cnn_jax.config import DEPENDENT, Config
 from cnn_jax.data.own import OwnData
-from cnn_jax.errors import TrainingStopped, UserError
+from cnn_jax.errors import TrainingStopped, UserError, nearest
 from cnn_jax.library import with_objects
-from cnn_jax.studies.candidates import field_candidates, optimizer_candidates, parse_vary
+from cnn_jax.optim.spaces import Ranges
+from cnn_jax.studies.candidates import field_candidates, optimizer_candidates, parse_vary, read_spaces
 from cnn_jax.studies.engine import run_study
 from cnn_jax.studies.plan import open_study
 from cnn_jax.studies.question import FOLDER, Question
+from cnn_jax.studies.record import read_record
 from cnn_jax.studies.study import Study
 from cnn_jax.tasks import Task
 from cnn_jax.training.experiment import Given
@@ -27,6 +29,7 @@ def compare(
     *,
     optimizers: Sequence[Any] | None = None,
     vary: Mapping[str, Sequence[Any]] | str | None = None,
+    spaces: Mapping[Any, Ranges] | Sequence[str] = {},
     trials: int | None = None,
     seeds: int = 5,
     budget: str = "3epochs",
@@ -51,6 +54,9 @@ def compare(
         train: see `fit`.
         optimizers: names (see docs/optimizers.md), or Optax factories such as `optax.adam`.
         vary: a config field and its values, such as {"batch_size": [64, 128]} or "batch_size=64,128".
+        spaces: ranges to search, by optimizer and argument, such as {"adam": {"learning_rate": (1e-5, 0.1)}}; they
+            replace the declared ones, or add to them. A pair is the lowest and the highest value, see `range_between`
+            in `cnn_jax.optim.spaces`; a `Parameter` says how values are drawn, too.
         trials: points tried for each candidate; 1: only the optimizer's usual values; default: 16 for `optimizers`, 1
             for `vary`.
         seeds: final runs of each candidate.
@@ -70,6 +76,7 @@ def compare(
 
     Raises:
         UserError: a mistake in the arguments, or the folder holds something else; nothing has been written then.
+        TrainingStopped: Ctrl-C before the study had begun.
     """
     base = Config("compare") if config is None else config
     base = base.override(workdir=base.train.workdir if workdir is None else str(workdir))
@@ -77,12 +84,25 @@ def compare(
         base, model, train, validation=validation, test=test, task=task, classes=classes, **fields
     )
     question = ask(
-        chosen, set(fields), optimizers, vary, trials, seeds, budget, target, together, given, "cnn_jax.compare(…)"
+        chosen,
+        set(fields),
+        optimizers,
+        vary,
+        trials,
+        seeds,
+        budget,
+        target,
+        together,
+        given,
+        "cnn_jax.compare(…)",
+        spaces=spaces,
     )
     try:
         return run_study(question)
     except TrainingStopped as stop:
         if stop.code != STOP_CODE:
+            raise
+        if read_record(question.folder) is None:  # not begun
             raise
         print(stop)
         return open_study(question.folder)
@@ -100,12 +120,15 @@ def ask(
     together: str = "auto",
     given: Given = Given(),
     command: str | None = None,
+    *,
+    spaces: Mapping[Any, Ranges] | Sequence[str] = {},
 ) -> Question:
     """Returns the question that a study answers; see `compare` for the arguments.
 
     Raises:
         UserError: neither or both of `optimizers` and `vary`, or a mistake in them.
     """
+    own = read_spaces(spaces)
     if optimizers is not None and vary is not None:
         raise UserError("`optimizers` and `vary` cannot be combined: drop one")
     if optimizers is not None:
@@ -115,16 +138,23 @@ def ask(
         if not names:
             raise UserError("`optimizers` names none: name at least one, such as sgd adam")
         base = _impartial(base, "optimizer", explicit)
-        candidates = optimizer_candidates(names, base, explicit)
+        candidates = optimizer_candidates(names, base, explicit, own)
     elif vary is not None:
         field, values = parse_vary(vary) if isinstance(vary, str) else _only(vary)
         if given.model is not None and field in ("model", "model_args", "precision"):
             raise UserError(f"`vary` names {field}, but the model is an object: pass the name of one")
         base = _impartial(base, field, explicit)
-        candidates = field_candidates(field, values, base, explicit)
+        candidates = field_candidates(field, values, base, explicit, own)
     else:
         raise UserError("there is nothing to compare: set `optimizers` or `vary`")
     count = (1 if optimizers is None else 16) if trials is None else trials
+    used = {str(candidate.fields.get("optimizer", base.optim.optimizer)) for candidate in candidates}
+    if others := [name for name in own if name not in used]:
+        hint = " or ".join(nearest(others[0], used))
+        advice = f"perhaps you meant {hint}" if hint else "drop it"
+        raise UserError(f"`spaces` names {others[0]}, which is not compared: {advice}")
+    if count == 1 and own:
+        raise UserError("`spaces` are searched with 2 trials or more: set `trials`, or drop them")
     if count == 1:
         candidates = [replace(candidate, space={}) for candidate in candidates]
     return Question(

@@ -10,13 +10,14 @@ import jax
 
 from cnn_jax.config import NO_TEST, Config
 from cnn_jax.errors import TrainingStopped
+from cnn_jax.interrupts import interruptible
 from cnn_jax.storage.lock import locked
 from cnn_jax.studies import record as record_file
 from cnn_jax.studies.budget import usual_eval_every
 from cnn_jax.studies.candidates import with_settings
 from cnn_jax.studies.page import write_page
 from cnn_jax.studies.plan import planned_finals, planned_searches, read_study, total_trials
-from cnn_jax.studies.prepare import check_data, prepare
+from cnn_jax.studies.prepare import check_data, prepare, with_device
 from cnn_jax.studies.progress import Progress
 from cnn_jax.studies.question import Question, check
 from cnn_jax.studies.record import Record
@@ -41,36 +42,53 @@ def run_study(question: Question, tell: Callable[[str], None] = print) -> Study:
         UserError: a mistake in what is asked, or the folder holds something else.
         TrainingStopped: Ctrl-C; the trials that are over are saved.
     """
-    folder = question.folder
     check(question)
-    record_file.check_folder(folder)
-    runtime.prepare(question.base.train)
-    with locked(folder):
-        found = record_file.read_record(folder)
-        if found is not None:
-            record_file.check_same(folder, question.settings, found.settings)
-            study = read_study(question.folder, found)
-            if len(study.trials) == total_trials(found, study):
-                tell(f"finished already: {_publish(study)}; set another `workdir` for another study")
-                return study
-        print("preparing  data and candidates …", flush=True)
-        prepared = prepare(question) if found is None else found
-        if found is None:
-            record_file.write_record(folder, prepared)
-        else:
-            check_data(question, found)
-        for text in prepared.warnings:
-            print(f"warning    {text}", flush=True)
-        try:
-            study = _run_all(question, prepared, tell)
-            print(f"finished   {_publish(study)}", flush=True)
+    record_file.check_folder(question.folder)
+    try:
+        with interruptible():
+            runtime.prepare(question.base.train)
+            with locked(question.folder):
+                return _run_in_folder(question, tell)
+    except (TrainingStopped, KeyboardInterrupt) as stop:
+        if isinstance(stop, TrainingStopped) and stop.code != STOP_CODE:
+            raise
+        raise TrainingStopped(
+            f"stopped after {_progress(question)} trials, all saved: the same command goes on", STOP_CODE
+        ) from stop
+
+
+def _run_in_folder(question: Question, tell: Callable[[str], None]) -> Study:
+    """Runs a study in a folder that no other process writes to."""
+    folder = question.folder
+    found = record_file.read_record(folder)
+    if found is not None:
+        record_file.check_same(folder, question.settings, found.settings)
+        study = read_study(folder, found)
+        if len(study.trials) == total_trials(found, study):
+            tell(f"finished already: {_publish(study)}; set another `workdir` for another study")
             return study
-        except (TrainingStopped, KeyboardInterrupt) as stop:
-            if isinstance(stop, TrainingStopped) and stop.code != STOP_CODE:
-                raise
-            study = read_study(folder, prepared)
-            done = f"{len(study.trials)} of {total_trials(prepared, study)} trials"
-            raise TrainingStopped(f"stopped after {done}, all saved: the same command goes on", STOP_CODE) from stop
+    print("preparing  data and candidates …", flush=True)
+    if found is not None:
+        check_data(question, found)
+    prepared = prepare(question) if found is None else with_device(found)
+    if prepared is not found:
+        record_file.write_record(folder, prepared)
+    for text in prepared.warnings:
+        print(f"warning    {text}", flush=True)
+    (folder / record_file.PAGE).unlink(missing_ok=True)  # the page of a study of which a trial was removed
+    study = _run_all(question, prepared, tell)
+    print(f"finished   {_publish(study)}", flush=True)
+    return study
+
+
+def _progress(question: Question) -> str:
+    """Such as "3 of 10" trials, of a study that may not have begun."""
+    record = record_file.read_record(question.folder)
+    if record is None:
+        searches = sum(candidate.searches(question.trials) for candidate in question.candidates)
+        return f"0 of {searches + question.seeds * len(question.candidates)}"
+    study = read_study(question.folder, record)
+    return f"{len(study.trials)} of {total_trials(record, study)}"
 
 
 def _publish(study: Study) -> Path:

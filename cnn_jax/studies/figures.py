@@ -4,14 +4,14 @@ They are drawn in `cnn_jax.report.figures.style`. A candidate has the same colou
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnn_jax.report import lines
 from cnn_jax.report.figures import new_axes, shorten, style
 from cnn_jax.report.metric import Metric
 from cnn_jax.studies import panels
 from cnn_jax.studies.outcome import best_after, compared_pairs, labels_of, rated_trials, ratios, shown
-from cnn_jax.studies.study import Study
+from cnn_jax.studies.study import Study, losses_differ
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,10 @@ def curves(study: Study, against: str) -> "Figure | None":
         return None
     figure, grid = new_axes(9.4, 3.4, ncols=2)
     loss = study.metrics.get("loss")
-    panels.training(grid[0], study, "train", "loss", loss or Metric("loss"), against)
+    if losses_differ(study.candidates):
+        panels.empty(grid[0], "training losses of different kinds\nare not compared")
+    else:
+        panels.training(grid[0], study, "train", "loss", loss or Metric("loss"), against)
     panels.training(grid[1], study, "validation", study.selection.metric, shown(study), against)
     return figure
 
@@ -104,9 +107,14 @@ def overview(study: Study) -> "Figure":
 
 
 def _overview(study: Study) -> "Figure":
+    from matplotlib.figure import Figure
+
     after = any(trial.phase == "final" for trial in study.trials)
-    figure, grid = new_axes(12.4, 6.8 if after else 3.5, nrows=2 if after else 1, ncols=3)
-    axes = list(grid.flat)
+    # Each has a layout of its own: long names beside one leave the others their width.
+    figure = Figure(figsize=(12.4, 6.8 if after else 3.5), layout="constrained")
+    grid: Any = figure.subfigures(2 if after else 1, 3)
+    parts = list(grid.flat)
+    axes = [part.subplots() for part in parts]
     titles = ("Training", "Sensitivity to the learning rate", "Cost of tuning")
     panels.training(axes[0], study, "validation", study.selection.metric, shown(study), "steps")
     panels.sensitivity(axes[1], study)
@@ -116,8 +124,8 @@ def _overview(study: Study) -> "Figure":
         panels.times_to_target(axes[3], study, "steps")
         panels.differences(axes[4], study)
         panels.profile(axes[5], study, "steps")
-    for each, title in zip(axes, titles, strict=True):
-        each.set_title(title, fontsize=10, fontweight="bold", loc="left")
+    for part, title in zip(parts, titles, strict=True):
+        part.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left")
     return figure
 
 

@@ -28,7 +28,8 @@ class Outcome:
         lost: number of final runs that diverged.
         validation: of the final runs, the mean over seeds.
         test: likewise.
-        steps: median over the final runs of the steps to the target; ∞ if half of them or more missed it.
+        steps: median over the final runs of the steps to the target; ∞ if half of them or more missed it, or if every
+            search trial diverged, so that there are none.
         seconds: likewise.
         seconds_per_step: median over its trials.
         score_steps: the score B of the performance profile over seeds, in [0, 1], by steps.
@@ -60,12 +61,13 @@ def outcomes(study: Study) -> list[Outcome]:
     They are ranked by validation, as the test set must not select: by the mean of the final runs if the study is
     finished, otherwise by the best search trial. A candidate with final runs that diverged comes after all without.
     """
-    labels = labels_of(study)
-    differences = {label: paired(study, label, labels[0]) for label in labels}
-    p_values = statistics.holm([statistics.paired_p_value(differences[label]) for label in labels[1:]])
+    labels, baseline = labels_of(study), baseline_of(study)
+    differences = {label: paired(study, label, baseline) for label in labels if label != baseline}
+    adjusted = statistics.holm([statistics.paired_p_value(found) for found in differences.values()])
+    p_values = dict(zip(differences, adjusted, strict=True))
     scores = {of: profile_scores(study, of) for of in ("steps", "seconds")}
     found = []
-    for label, p_value in zip(labels, [math.nan, *p_values], strict=True):
+    for label in labels:
         search, final = trials(study, label, "search"), trials(study, label, "final")
         finished = [trial for trial in final if trial.status == "finished"]
         every = [trial for trial in (final or search) if trial.steps and trial.seconds and trial.together == 1]
@@ -78,13 +80,13 @@ def outcomes(study: Study) -> list[Outcome]:
             lost=len(final) - len(finished),
             validation=statistics.mean_interval(_known(study, [trial.validation for trial in finished])),
             test=statistics.mean_interval(_known(study, [trial.test for trial in finished])),
-            steps=statistics.median_time(times(study, final, "steps")),
-            seconds=statistics.median_time(times(study, final, "seconds")),
+            steps=_median(study, label, "steps"),
+            seconds=_median(study, label, "seconds"),
             seconds_per_step=statistics.median_time([trial.seconds / trial.steps for trial in every]),
             score_steps=scores["steps"].get(label, math.nan),
             score_seconds=scores["seconds"].get(label, math.nan),
-            difference=UNKNOWN if label == labels[0] else statistics.bootstrap_interval(differences[label]),
-            p_value=p_value,
+            difference=UNKNOWN if label == baseline else statistics.bootstrap_interval(differences[label]),
+            p_value=p_values.get(label, math.nan),
         )
         found.append(outcome)
     return sorted(found, key=lambda outcome: _rank(study, outcome), reverse=True)  # stable: ties keep their order
@@ -112,7 +114,7 @@ def best_trial(study: Study, label: str) -> Trial | None:
 def finished(study: Study) -> bool:
     """Whether every trial has been run: of candidates whose search trials all diverged, no final ones."""
     return all(
-        len(trials(study, candidate.label, "search")) >= study.points
+        len(trials(study, candidate.label, "search")) >= candidate.searches(study.points)
         and (best_trial(study, candidate.label) is None or len(trials(study, candidate.label, "final")) >= study.seeds)
         for candidate in study.candidates
     )
@@ -142,10 +144,19 @@ def times(study: Study, final: Sequence[Trial], of: str) -> list[float]:
     return [math.inf if time is None else float(time) for time in found]
 
 
+def _median(study: Study, label: str, of: str) -> float:
+    """The median of the times of a candidate's final runs; ∞ if it has none at the end: it has missed the target."""
+    found = times(study, trials(study, label, "final"), of)
+    if not found and study.target is not None and finished(study):
+        return math.inf
+    return statistics.median_time(found)
+
+
 def best_after(study: Study) -> dict[str, np.ndarray]:
     """Returns the expected best validation of the first k search trials in random order, by candidate: (N,) each.
 
-    A trial that diverged counts as the worst finished one of the whole study.
+    A trial that diverged counts as the worst finished one of the whole study. A candidate of which none finished is
+    left out.
     """
     found = {
         candidate.label: [validation(study, trial) for trial in trials(study, candidate.label, "search")]
@@ -158,7 +169,7 @@ def best_after(study: Study) -> dict[str, np.ndarray]:
     return {
         label: sign(study) * statistics.best_of(np.nan_to_num(sign(study) * np.array(values), nan=worst))
         for label, values in found.items()
-        if values
+        if not np.isnan(values).all()
     }
 
 
@@ -219,10 +230,18 @@ def rated_trials(study: Study, label: str) -> list[tuple[float, float]]:
 def compared_pairs(study: Study) -> list[tuple[str, str, int]]:
     """What is compared: candidate, the one it is compared with, and whose colour; the best two come last."""
     labels = labels_of(study)
-    pairs = [(label, labels[0], index) for index, label in enumerate(labels)]
+    baseline = baseline_of(study)
+    pairs = [(label, baseline, index) for index, label in enumerate(labels)]
     ranked = [outcome.candidate for outcome in outcomes(study) if outcome.finals]
     best = [(ranked[0], ranked[1], labels.index(ranked[0]))] if len(ranked) > 1 and finished(study) else []
-    return [*pairs, *best] if any(paired(study, label, labels[0]) for label in labels[1:]) else []
+    others = [label for label in labels if label != baseline]
+    return [*pairs, *best] if any(paired(study, label, baseline) for label in others) else []
+
+
+def baseline_of(study: Study) -> str:
+    """Returns the candidate that others are compared with: the first that has a finished search trial."""
+    labels = labels_of(study)
+    return next((label for label in labels if best_trial(study, label) is not None), labels[0])
 
 
 def labels_of(study: Study) -> list[str]:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnn_jax.arguments import as_text
+from cnn_jax.errors import counted
 from cnn_jax.report import figures as report_figures
 from cnn_jax.report import html
 from cnn_jax.storage import durable
 from cnn_jax.studies import figures, sentences, tables
 from cnn_jax.studies.outcome import finished, shown
-from cnn_jax.studies.statistics import CONFIDENCE, MOST
+from cnn_jax.studies.statistics import CONFIDENCE, FEW, MOST
 from cnn_jax.studies.study import Parameter, Study
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ for (const table of document.querySelectorAll("table:has(thead)")) {
 def write_page(study: Study) -> Path:
     """Writes the page of a study, its pictures in plots/ and its table as table.csv and table.md; returns the page.
 
-    An unfinished study has a page, too, with what is known. table.csv has no times by the clock: a study that was
+    The page of an unfinished study shows what is known. table.csv has no times by the clock: a study that was
     interrupted ends with the same file as one that was not.
     """
     drawn = draw(study)
@@ -67,13 +69,22 @@ def write_page(study: Study) -> Path:
     ]
     facts = study.facts
     on = " on ".join(facts[name].partition(",")[0] for name in ("model", "data") if name in facts)
-    title = f"{len(study.candidates)} candidates compared: {on or study.folder.name}"
+    compared = " compared" if len(study.candidates) > 1 else ""
+    title = f"{counted(len(study.candidates), 'candidate')}{compared}: {on or study.folder.name}"
     subtitle = (
-        f"{study.points} search trials and {study.seeds} final runs each, of {_budget(study.budget)}; "
+        f"{_searches(study)} and {counted(study.seeds, 'final run')} each, of {_budget(study.budget)}; "
         f"{facts.get('device', 'unknown device')}{'' if finished(study) else '; unfinished'}"
     )
     durable.write(study.folder / PAGE, html.page(title, subtitle, body).encode())
     return study.folder / PAGE
+
+
+def _searches(study: Study) -> str:
+    """Such as "16 search trials", and who has fewer."""
+    planned = {candidate.label: candidate.searches(study.points) for candidate in study.candidates}
+    most = max(planned.values())
+    fewer = [label for label, count in planned.items() if count < most]
+    return counted(most, "search trial") + (f" ({', '.join(fewer)}: 1)" if fewer else "")
 
 
 def draw(study: Study) -> dict[str, bytes]:
@@ -107,7 +118,8 @@ PICTURES: dict[str, tuple[Callable[[Study], "Figure | None"], str, str]] = {
         figures.best_after_trials,
         "Cost of tuning",
         "The best validation to expect of k search trials drawn at random from those made. A line that is flat early "
-        "needs few trials; where lines cross, fewer trials make another candidate the best.",
+        "needs few trials; where lines cross, fewer trials make another candidate the best. A trial that diverged "
+        "counts as the worst finished one of all; a candidate of which none finished has no line.",
     ),
     "time_to_target": (
         figures.time_to_target,
@@ -124,8 +136,9 @@ PICTURES: dict[str, tuple[Callable[[Study], "Figure | None"], str, str]] = {
     "differences": (
         figures.differences,
         "Test set, paired by seed",
-        f"Points: differences with the same seed; diamond and bar: their mean and its {100 * CONFIDENCE:.0f} % "
-        "bootstrap interval. An interval that includes 0 shows no difference. Last: the best two by validation.",
+        "Points: differences from the baseline with the same seed; diamond: their mean; bar: its "
+        f"{100 * CONFIDENCE:.0f} % bootstrap interval, of {FEW} seeds or more. An interval that includes 0 shows no "
+        "difference. Last: the best two by validation.",
     ),
 }
 
@@ -144,7 +157,7 @@ def _tables(study: Study) -> str:
         f"over seeds (Student). A difference is the mean over seeds{_points(study)} with a bootstrap interval; p is "
         "from a paired t-test, adjusted for the number of candidates (Holm). A bootstrap interval of five seeds is "
         "narrow (it holds the truth in 84 % of cases, not 95 %), so a difference counts as shown only if p is below "
-        "0.05, too."
+        "0.05, too; fewer seeds get none."
     )
     quick = "Medians over the final runs; ∞ if half of them missed the target. B: see the performance profile, below."
     return html.section("Results", found, _part(rows, results)) + html.section(
@@ -181,7 +194,7 @@ def _record(study: Study) -> str:
     spaces = [
         (
             candidate.label,
-            ", ".join(f"{name} {value}" for name, value in candidate.fields.items()),
+            ", ".join(f"{name} {_value(value)}" for name, value in candidate.fields.items()),
             name,
             _range(parameter),
         )
@@ -199,6 +212,10 @@ def _record(study: Study) -> str:
             ),
         ]
     )
+
+
+def _value(value: object) -> str:
+    return "none" if value in ((), None) else as_text(value)
 
 
 def _range(parameter: Parameter | None) -> str:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 BAND: dict[str, Any] = {"alpha": 0.16, "linewidth": 0}
 
 
-def _empty(axes: "Axes", text: str) -> None:
+def empty(axes: "Axes", text: str) -> None:
+    """Writes why there is nothing to draw."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -50,7 +51,7 @@ def training(axes: "Axes", study: Study, kind: str, name: str, metric: Metric, a
         ends.append((float(mean[-1]), label, index))
         values += [*low, *high]
     if not ends:
-        return _empty(axes, "no finished trial yet")
+        return empty(axes, "no finished trial yet")
     lines.set_scale(axes, values, metric)
     axes.margins(x=0)
     axes.set_xlim(left=0)
@@ -87,7 +88,7 @@ def sensitivity(axes: "Axes", study: Study) -> None:
     """Draws the median lines of all candidates against the learning rate."""
     found = {label: rated for label in labels_of(study) if (rated := rated_trials(study, label))}
     if not found:
-        return _empty(axes, "no learning rate was searched")
+        return empty(axes, "no learning rate was searched")
     lines.set_scale(axes, [value for rated in found.values() for _, value in rated], shown(study))
     for label, rated in found.items():
         rate_line(axes, study, label, rated, alone=None)
@@ -105,7 +106,8 @@ def rate_line(axes: "Axes", study: Study, label: str, rated: Sequence[tuple[floa
     if alone is False:
         axes.plot(rates, middle, color=GRID, linewidth=1.0, zorder=1)
         return
-    axes.plot(rates, middle, **lines.style(index, len(rates)) | ({"linestyle": "-", "marker": None} if alone else {}))
+    look: dict[str, Any] = lines.style(index) | ({"linestyle": "-"} if alone else {})
+    axes.plot(rates, middle, **look, clip_on=False)  # a line at the edge would lose half its width
     if alone:
         ink, marker = lines.colour(index), lines.style(index, 1)["marker"]
         axes.fill_between(rates, low, high, color=ink, **BAND)
@@ -132,7 +134,7 @@ def tuning(axes: "Axes", study: Study) -> None:
 
     found = {label: values * shown(study).scale for label, values in best_after(study).items()}
     if not found:
-        return _empty(axes, "no finished trial yet")
+        return empty(axes, "no finished trial yet")
     ends = []
     for label, values in found.items():
         index = labels_of(study).index(label)
@@ -161,7 +163,7 @@ def times_to_target(axes: "Axes", study: Study, of: str) -> None:
     final = {label: times(study, trials(study, label, "final"), of) for label in labels_of(study)}
     known = [time for found in final.values() for time in found if math.isfinite(time)]
     if study.target is None or not any(final.values()):
-        return _empty(axes, "no target" if study.target is None else "after the final runs")
+        return empty(axes, "no target" if study.target is None else "after the final runs")
     longest = max(known, default=1.0)
     missed = longest * 1.12
     for index, found in enumerate(final.values()):
@@ -183,7 +185,8 @@ def times_to_target(axes: "Axes", study: Study, of: str) -> None:
     axes.set_xticks([*ticks, missed], [*(f"{tick:,.4g}" if tick < 1e4 else f"{tick:,.0f}" for tick in ticks), "∞"])
     axes.axvspan(missed * 0.965, missed * 1.04, color=GRID, alpha=0.6, linewidth=0)
     metric = shown(study)
-    axes.set_xlabel(f"{of} to a validation {study.selection.metric.replace('_', ' ')} of {metric.text(study.target)}")
+    name = study.selection.metric.replace("_", " ")
+    axes.set_xlabel(f"{of} to a validation {name} of {metric.text(study.target)}", loc="right")
     _rows(axes, study)
 
 
@@ -191,7 +194,7 @@ def profile(axes: "Axes", study: Study, of: str) -> None:
     """Draws performance profiles, with the scores in the legend."""
     found = ratios(study, of)
     if not found:
-        return _empty(axes, "no target" if study.target is None else "after the final runs")
+        return empty(axes, "no target" if study.target is None else "after the final runs")
     for index, own in enumerate(found.values()):
         tau = np.unique([1.0, *own[own <= statistics.MOST], statistics.MOST])
         score = statistics.profile_score(own)
@@ -223,9 +226,12 @@ def differences(axes: "Axes", study: Study) -> None:
     """Draws paired differences of the test metric, and their means with intervals."""
     pairs, scale = compared_pairs(study), shown(study).scale
     if not pairs:
-        return _empty(axes, "after the final runs")
+        return empty(axes, "after the final runs")
     for place, (label, other, index) in enumerate(pairs):
         found = paired(study, label, other)
+        if label == other:
+            said: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": QUIET}
+            axes.annotate("baseline", (0, place), (5, 0), **said)
         if not found or label == other:
             continue
         ink = lines.colour(index)
@@ -247,5 +253,6 @@ def differences(axes: "Axes", study: Study) -> None:
     if more:
         axes.axhline(len(study.candidates) - 0.5, color=QUIET, linewidth=0.7)
     name, points = study.selection.metric.replace("_", " "), " (points)" if shown(study).percent else ""
-    said = f"test {name} minus {shorten(labels_of(study)[0])}’s{points}"
-    axes.set_xlabel(f"{said}, better →" if study.selection.higher_is_better else f"← better, {said}")
+    axis = f"difference in test {name}{points}"
+    # At the right, as there is more room below the names of the rows than beyond the other end.
+    axes.set_xlabel(f"{axis}, better →" if study.selection.higher_is_better else f"← better, {axis}", loc="right")

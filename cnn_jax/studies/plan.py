@@ -103,12 +103,16 @@ def read_study(folder: Path, record: Record, read: Callable[[Planned], Trial | N
 
 
 def _target(record: Record, searched: Sequence[Trial], planned: Sequence[Planned]) -> float | None:
-    """The target that was set, or else what the best trial of the baseline reached at its end, once it is searched."""
+    """The target that was set, or else what the best trial of the baseline reached at its end, once it is searched.
+
+    The baseline is the first candidate that has a finished trial.
+    """
     if record.settings["target"] is not None:
         return record.settings["target"]
-    baseline = record.candidates[0].label
-    if sum(trial.candidate == baseline for trial in searched) < sum(of.candidate == baseline for of in planned):
-        return None
-    best = best_of(record, searched, baseline)
-    rows = [row for row in best.rows if row["kind"] == "validation"] if best else []
-    return rows[-1][record.selection.metric] if rows else None
+    for label in (candidate.label for candidate in record.candidates):
+        if sum(trial.candidate == label for trial in searched) < sum(of.candidate == label for of in planned):
+            return None
+        if (best := best_of(record, searched, label)) is not None:
+            rows = [row for row in best.rows if row["kind"] == "validation"]
+            return rows[-1][record.selection.metric] if rows else None
+    return None

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from cnn_jax.errors import counted
+from cnn_jax.optim.spaces import RATE
 from cnn_jax.studies import statistics, tables
-from cnn_jax.studies.outcome import Outcome, finished, outcomes, paired, shown, sign, times, trials
-from cnn_jax.studies.statistics import Interval
+from cnn_jax.studies.outcome import Outcome, baseline_of, finished, outcomes, paired, shown, sign, times, trials
+from cnn_jax.studies.statistics import FEW, Interval
 from cnn_jax.studies.study import Parameter, Study, Trial
 
 EDGE = 0.05  # of the range of a hyperparameter
-FEW = 5  # seeds
+BEYOND = 10  # a range is widened to this factor
 SIGNIFICANT = 1 - statistics.CONFIDENCE
 CLOCK = 0.1  # seconds are a budget that is kept to within 10 %
 
@@ -27,14 +29,17 @@ def headline(study: Study) -> str:
         search = sum(trial.phase == "search" for trial in study.trials)
         final = len(study.trials) - search
         count = len(study.candidates)
+        planned = sum(candidate.searches(study.points) for candidate in study.candidates)
         leader = outcomes(study)[0]
         ahead = f" {leader.candidate} has the best validation so far." if leader.best and count > 1 else ""
         return (
-            f"Unfinished: {search} of {count * study.points} search trials and {final} of {count * study.seeds} final "
-            f"runs are done.{ahead}"
+            f"Unfinished: {search} of {counted(planned, 'search trial')} and {final} of "
+            f"{counted(count * study.seeds, 'final run')} are done.{ahead}"
         )
+    if not any(found.best for found in outcomes(study)):
+        return "Every search trial diverged: nothing can be said. Lower the learning rates."
     if not ranked:
-        return "Every search trial diverged: nothing can be said. Lower the ranges of the learning rate."
+        return "Every final run diverged: nothing can be said. Lower the learning rates."
     best = ranked[0]
     name, metric = study.selection.metric.replace("_", " "), shown(study)
     if math.isnan(best.test.value):
@@ -42,10 +47,11 @@ def headline(study: Study) -> str:
         return f"{best.candidate} is best by validation, with {name} {value}; there are no results on the test set."
     result = f"{best.candidate} has a test {name} of {metric.text(best.test.value)}"
     if len(ranked) == 1:
-        return f"{result}; no other candidate has finished."
+        others = [found.candidate for found in outcomes(study) if not found.finals]
+        return f"{result}; all others diverged: {', '.join(others)}." if others else f"{result}."
     second = ranked[1].candidate
     between, p_value = compare(study, best.candidate, second)
-    by = _difference(study, between, p_value)
+    by = _difference(study, between, p_value, len(paired(study, best.candidate, second)))
     if not is_shown(between, p_value):
         return (
             f"No difference is shown between {best.candidate} and {second}, the best two by validation: {by}. {result}."
@@ -71,9 +77,10 @@ def warnings(study: Study) -> list[str]:
     return [
         *study.warnings,
         *_seeds(study),
+        *_baseline(study),
         *_target(study),
         *_budgets(study),
-        *(sentence for outcome in found for sentence in _diverged(outcome)),
+        *(sentence for outcome in found for sentence in _diverged(study, outcome)),
         *(sentence for outcome in found for sentence in _edges(study, outcome)),
         *_equal(study, found),
     ]
@@ -82,8 +89,17 @@ def warnings(study: Study) -> list[str]:
 def _seeds(study: Study) -> Iterator[str]:
     if study.seeds < FEW:
         yield (
-            f"{study.seeds} {'seed' if study.seeds == 1 else 'seeds'} a candidate: fewer than {FEW} say little about "
-            "the spread, and intervals are too narrow."
+            f"{counted(study.seeds, 'seed')} a candidate: fewer than {FEW} say little about the spread, so "
+            "differences have no interval."
+        )
+
+
+def _baseline(study: Study) -> Iterator[str]:
+    first, baseline = study.candidates[0].label, baseline_of(study)
+    if baseline != first:
+        yield (
+            f"No search trial of {first} finished, so {baseline} is the baseline: differences are from it, and it sets "
+            "the target if none was given."
         )
 
 
@@ -123,30 +139,70 @@ def _length(trial: Trial, unit: str) -> float | None:
     return float(trial.rows[-1]["epoch"]) if trial.rows and "epoch" in trial.rows[-1] else None
 
 
-def _diverged(found: Outcome) -> Iterator[str]:
+def _diverged(study: Study, found: Outcome) -> Iterator[str]:
     if found.searched and 2 * found.diverged > found.searched:
-        yield (
-            f"{found.diverged} of {found.searched} search trials of {found.candidate} diverged: its range of learning "
-            "rates reaches too high."
-        )
+        many = f"{found.diverged} of {counted(found.searched, 'search trial')} of {found.candidate} diverged"
+        if RATE in _space(study, found.candidate):
+            yield f"{many}: its range of learning rates reaches too high."
+        else:
+            yield f"{many}: lower its learning rate."
     if found.lost:
         yield (
-            f"{found.lost} of {found.finals + found.lost} final runs of {found.candidate} diverged: its means are over "
-            "the others, and it is ranked after candidates without."
+            f"{found.lost} of {counted(found.finals + found.lost, 'final run')} of {found.candidate} diverged: its "
+            "means are over the others, and it is ranked after candidates without."
         )
+
+
+def _space(study: Study, label: str) -> Mapping[str, Parameter]:
+    return next(candidate.space for candidate in study.candidates if candidate.label == label)
 
 
 def _edges(study: Study, found: Outcome) -> Iterator[str]:
     if found.best is None:
         return
-    space = next(candidate for candidate in study.candidates if candidate.label == found.candidate).space
+    space = _space(study, found.candidate)
     for name, (place, low, high) in places(found.best.settings, space).items():
-        if not EDGE <= place <= 1 - EDGE:
-            side = "lower" if place < EDGE else "upper"
-            yield (
-                f"The best {name} of {found.candidate}, {tables.setting(found.best.settings[name])}, lies at the "
-                f"{side} end of its range, {low:g} to {high:g}: a better one may lie beyond. Widen it."
-            )
+        value, extreme = found.best.settings[name], _extreme(study, found, name)
+        upper = place > 1 - EDGE or extreme == "largest"
+        if not (upper or place < EDGE or extreme) or (not upper and low == 0):  # 0 is no end that could be widened
+            continue
+        where = f"lies at the {'upper' if upper else 'lower'} end of its range, {low:g} to {high:g}"
+        if EDGE <= place <= 1 - EDGE:
+            where = f"is the {extreme} that was tried in its range, {low:g} to {high:g}"
+        yield (
+            f"The best {name} of {found.candidate}, {tables.setting(value)}, {where}: a better one may lie beyond. "
+            f"Widen it (--spaces {_optimizer(study, found.candidate)}:{name}={_wider(space[name], upper)})."
+        )
+
+
+def _extreme(study: Study, found: Outcome, name: str) -> str | None:
+    """Whether the best learning rate is the "smallest" or "largest" of all that were tried, diverged trials included.
+
+    Few points come near enough to an end to be seen by `EDGE`. Other hyperparameters matter less, so that chance makes
+    many of the best ones extreme. Two values are both extreme.
+    """
+    assert found.best is not None
+    tried = {trial.settings[name] for trial in trials(study, found.candidate, "search") if name in trial.settings}
+    if name != RATE or len(tried) < 3:
+        return None
+    return {min(tried): "smallest", max(tried): "largest"}.get(found.best.settings[name])
+
+
+def _optimizer(study: Study, label: str) -> str:
+    """The optimizer of a candidate, as `spaces` names it."""
+    fields = next(candidate.fields for candidate in study.candidates if candidate.label == label)
+    return str(fields.get("optimizer", study.facts.get("optimizer", "OPTIMIZER")))
+
+
+def _wider(parameter: Parameter, upper: bool) -> str:
+    """The range that reaches further at one end, as `spaces` takes it."""
+    low, high = parameter.low, parameter.high
+    if upper != parameter.complement:
+        high = high * BEYOND if parameter.log else high + (high - low)
+    else:
+        low = low / BEYOND if parameter.log else max(0.0, low - (high - low))
+    low, high = (1 - min(high, 1.0), 1 - low) if parameter.complement else (low, high)
+    return f"{low:.12g}..{high:.12g}"
 
 
 def places(settings: Mapping[str, Any], space: Mapping[str, Parameter]) -> dict[str, tuple[float, float, float]]:
@@ -164,7 +220,7 @@ def places(settings: Mapping[str, Any], space: Mapping[str, Parameter]) -> dict[
 
 
 def _equal(study: Study, found: Sequence[Outcome]) -> Iterator[str]:
-    baseline = study.candidates[0].label
+    baseline = baseline_of(study)
     others = [
         outcome for outcome in found if outcome.candidate != baseline and not math.isnan(outcome.difference.value)
     ]
@@ -173,7 +229,7 @@ def _equal(study: Study, found: Sequence[Outcome]) -> Iterator[str]:
         yield f"No difference from {baseline} is shown for {', '.join(equal)}."
 
 
-def _difference(study: Study, found: Interval, p_value: float) -> str:
+def _difference(study: Study, found: Interval, p_value: float, pairs: int) -> str:
     """Such as "0.12 points of test accuracy, 95 % interval 0.02 to 0.21, p = 0.012, 5 seeds"."""
     name, metric = study.selection.metric.replace("_", " "), shown(study)
     text = tables.difference(found, metric)
@@ -181,7 +237,8 @@ def _difference(study: Study, found: Interval, p_value: float) -> str:
     value, _, bounds = text.partition(" ")
     within = f", {100 * statistics.CONFIDENCE:.0f} % interval {bounds}" if bounds else ""
     p = tables.p_value(p_value)
-    return f"{value} {unit}{within}{'' if p == '–' else f', p {p}' if '<' in p else f', p = {p}'}, {study.seeds} seeds"
+    p = "" if p == "–" else f", p {p}" if "<" in p else f", p = {p}"
+    return f"{value} {unit}{within}{p}, {counted(pairs, 'seed')}"
 
 
 def _list(values: Mapping[str, object]) -> str:

@@ -69,6 +69,18 @@ class Candidate:
     fields: Mapping[str, Any]
     space: Mapping[str, Parameter]
 
+    def searches(self, points: int) -> int:
+        """Returns the number of its search trials if `points` are tried: one if there is nothing to search."""
+        return points if self.space else 1
+
+
+_LOSS_FIELDS = ("loss", "label_smoothing", "balance")  # what one loss says, another does not
+
+
+def losses_differ(candidates: Sequence[Candidate]) -> bool:
+    """Whether candidates are trained on losses of different kinds, whose values cannot be compared."""
+    return len({str([candidate.fields.get(name) for name in _LOSS_FIELDS]) for candidate in candidates}) > 1
+
 
 @dataclass(frozen=True, repr=False)
 class Study:
@@ -76,8 +88,8 @@ class Study:
 
     Attributes:
         folder: where it is kept.
-        candidates: what is compared; the first is the baseline.
-        points: number of hyperparameter settings tried for each candidate.
+        candidates: what is compared; the first that has a finished search trial is the baseline.
+        points: number of hyperparameter settings tried for each candidate that has something to search.
         seeds: number of final runs of each candidate.
         budget: the length of a trial as it was asked for, such as "3epochs", "500steps" or "60seconds".
         target: the value of the selection metric on validation whose time is measured; None until it is known.

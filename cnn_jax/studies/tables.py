@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cnn_jax.report.markdown import markdown_table
 from cnn_jax.report.metric import Metric
-from cnn_jax.studies.outcome import Outcome, best_trial, outcomes, shown, validation
+from cnn_jax.studies.outcome import Outcome, baseline_of, best_trial, outcomes, shown, validation
 from cnn_jax.studies.statistics import Interval
 from cnn_jax.studies.study import Study, Trial
 
@@ -26,7 +26,7 @@ def table(study: Study) -> list[dict[str, str]]:
                 "candidate": found.candidate,
                 f"test {name}{unit}": _mean(found.test, metric),
                 f"validation {name}{unit}": _mean(found.validation, metric),
-                f"difference from {study.candidates[0].label}": difference(found.difference, metric),
+                f"difference from {baseline_of(study)}": difference(found.difference, metric),
                 "p (Holm)": p_value(found.p_value),
                 "steps to target": time(found.steps),
                 "seconds to target": time(found.seconds),

@@ -94,7 +94,8 @@ def diverged(
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Writes what came out of a trial: with that, it is over."""
-    durable.write(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    counted = {**result, "rows": len(files.read_metrics(folder))}
+    durable.write_checked(folder / RESULT, (json.dumps(counted, indent=2) + "\n").encode())
 
 
 def _tidy(folder: Path, keep_weights: bool) -> None:
@@ -114,18 +115,39 @@ def read_trial(planned: Planned) -> Trial | None:
     if not path.is_file():
         return None
     try:
+        durable.check(path)
         result = json.loads(path.read_text(encoding="utf-8"))
-        batch_size = files.read_config(planned.folder).data.batch_size
-        rows = on_training_clock(files.read_metrics(planned.folder), batch_size)
         fields = {name: result[name] for name in ("status", "steps", "validation", "test")}
         together = result.get("together", 1)
+        _check_result(**fields)
+        batch_size = files.read_config(planned.folder).data.batch_size
+        metrics = files.read_metrics(planned.folder)
+        if len(metrics) != result.get("rows", len(metrics) or 1):  # the count is missing in trials of earlier versions
+            raise ValueError(f"rows of {files.METRICS} are missing")
+        rows = on_training_clock(metrics, batch_size)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{planned.folder} is damaged ({error}): delete it, and the trial is run again") from error
+        reason = str(error).partition(";")[0]  # without the advice for a run
+        raise UserError(f"{planned.folder} is damaged ({reason}): delete it, and the trial is run again") from error
     seconds = max((row["seconds"] for row in rows), default=0.0)
     about = {
         field.name: getattr(planned, field.name) for field in dataclasses.fields(planned) if field.name != "folder"
     }
     return Trial(**about, **fields, together=together, seconds=seconds, rows=rows)
+
+
+def _check_result(status: str, steps: int, validation: Mapping[str, float], test: Mapping[str, float]) -> None:
+    """Checks what `trial.json` says: trials of earlier versions have no checksum.
+
+    Raises:
+        ValueError: something is not of its kind.
+    """
+    if status not in ("finished", "diverged") or type(steps) is not int:
+        raise ValueError(f"{RESULT} has no status or no steps")
+    values = [*validation.items(), *test.items()]
+    if wrong := [name for name, value in values if not isinstance(value, int | float)]:
+        raise ValueError(f"the {wrong[0]} in {RESULT} is not a number")
+    if status == "finished" and not validation:
+        raise ValueError(f"{RESULT} has no validation")
 
 
 def on_training_clock(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cnn_jax.config import Config
 from cnn_jax.errors import Diverged, TrainingStopped, UserError
-from cnn_jax.interrupts import quit_at_once
+from cnn_jax.interrupts import interrupt, quit_at_once
 from cnn_jax.tasks import Selection
 from cnn_jax.training.callbacks import Callback
 from cnn_jax.training.checkpoint import Checkpoints, InMemory
@@ -240,7 +240,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and self._previous[signal.SIGINT] is quit_at_once:  # set by the commands
+        if self.requested and self._previous[signal.SIGINT] in (quit_at_once, interrupt):  # set by the commands
             quit_at_once(number, frame)  # safe, as writes are atomic; an exception would wait for the device and Orbax
         if self.requested:
             raise KeyboardInterrupt
