@@ -27,9 +27,10 @@ from cnn_jax.optim.spaces import SPACES, Parameter, space_of
 from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.storage import run_folder as files
 from cnn_jax.studies import budget, engine, prepare, record
-from cnn_jax.studies.candidates import folder_names, parse_vary, warnings_of, with_settings
+from cnn_jax.studies.candidates import folder_names, warnings_of, with_settings
 from cnn_jax.studies.plan import open_study
 from cnn_jax.studies.study import Candidate, Study, Table, Trial
+from cnn_jax.studies.texts import parse_vary
 from cnn_jax.training import experiment as experiments
 from cnn_jax.training.compiled import TrainStep
 

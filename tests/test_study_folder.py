@@ -17,9 +17,10 @@ from cnn_jax.errors import TrainingStopped, UserError
 from cnn_jax.storage import durable
 from cnn_jax.storage import run_folder as files
 from cnn_jax.studies import engine, outcome, prepare, record
-from cnn_jax.studies.candidates import parse_vary, warnings_of
+from cnn_jax.studies.candidates import warnings_of
 from cnn_jax.studies.plan import open_study
 from cnn_jax.studies.study import Study
+from cnn_jax.studies.texts import parse_vary
 from cnn_jax.training import loop
 from cnn_jax.training.compiled import TrainStep
 

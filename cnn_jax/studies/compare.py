@@ -12,12 +12,13 @@ from cnn_jax.data.own import OwnData
 from cnn_jax.errors import TrainingStopped, UserError, nearest
 from cnn_jax.library import with_objects
 from cnn_jax.optim.spaces import Ranges
-from cnn_jax.studies.candidates import field_candidates, optimizer_candidates, parse_vary, read_spaces
+from cnn_jax.studies.candidates import field_candidates, optimizer_candidates
 from cnn_jax.studies.engine import run_study
 from cnn_jax.studies.plan import open_study
 from cnn_jax.studies.question import FOLDER, Question
 from cnn_jax.studies.record import read_record
 from cnn_jax.studies.study import Study
+from cnn_jax.studies.texts import parse_vary, read_spaces
 from cnn_jax.tasks import Task
 from cnn_jax.training.experiment import Given
 from cnn_jax.training.loop import STOP_CODE
