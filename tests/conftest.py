@@ -27,8 +27,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the markers: `pytest -m 'not tfds'` skips tests on real data, `pytest -m slow` runs the slow tests.
 
-    All tests are compiled without optimization, in two thirds of the time. The commands of the README and the docs,
-    which CI runs, too, are compiled as usual.
+    All tests are compiled without optimization, in two thirds of the time. The commands of the README, which CI runs,
+    too, are compiled as usual.
     """
     config.addinivalue_line("markers", "tfds: needs TFDS_DATA_DIR with mnist and cifar10 prepared, else skipped")
     config.addinivalue_line("markers", "slow: skipped unless selected with -m")

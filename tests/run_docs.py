@@ -131,6 +131,7 @@ def surroundings(folder: Path) -> dict[str, str]:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     environment.setdefault("CNN_JAX_CACHE", str(folder / "cache"))
+    environment.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiled in two thirds of the time
     (folder / "scratch").mkdir()
     for name in ("IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR"):
         environment[name] = str(folder / "scratch")

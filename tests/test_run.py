@@ -394,7 +394,7 @@ def test_weights_ruined_by_the_last_update_are_not_saved(tmp_path):
 
 def test_a_killed_and_resumed_run_ends_like_an_undisturbed_one(tmp_path):
     small = ["--image-size", "8", "--model", "mlp", "--model-args", "hidden=32", "--epochs", "8", "--eval-every", "0.5"]
-    command = [sys.executable, "-m", "experiments.digits_lenet5", *small, "--workdir"]
+    command = [sys.executable, "-m", "experiments.digits_lenet5", *small, "--no-report", "--workdir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = subprocess.Popen([*command, str(whole)], stdout=subprocess.DEVNULL)
     victim = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL)
