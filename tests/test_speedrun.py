@@ -17,6 +17,8 @@ from experiments.cifar10_speedrun import augment, optimizer, program, streaming
 from experiments.cifar10_speedrun import recipe as recipes
 from experiments.cifar10_speedrun.recipe import MEAN, RECIPES, STD, Hardest, Plan, Recipe
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SEED = jnp.uint32(3)
 
 

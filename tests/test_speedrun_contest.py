@@ -23,6 +23,8 @@ from experiments.cifar10_speedrun.data import Data, load_data
 from experiments.cifar10_speedrun.program import Outcome
 from experiments.cifar10_speedrun.recipe import RECIPES
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SCRIPT = """
 import torch
 data = {part: torch.load(f"cifar10/{part}.pt", weights_only=True) for part in ("train", "test")}
