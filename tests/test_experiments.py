@@ -33,7 +33,6 @@ def variants(name: str) -> list[tuple[str, str | None]]:
     return [(name, preset) for preset, of in chosen.items() if not of.model.model.startswith("cnn_jax.classical:")]
 
 
-FEW = ["--validation-split", "validation[:32]", "--test-split", "test[:32]"]
 TRAINED = [variant for name in NAMES for variant in variants(name)]
 
 
@@ -105,7 +104,7 @@ def test_two_steps_on_offline_data(name, preset, tmp_path, request):
     argv = ["--dataset", dataset, "--steps", "2", "--workdir", str(tmp_path / "run"), "--batch-size", "16"]
     argv += ["--devices", "1", "--no-report"]
     if dataset == "digits":  # evaluating large networks takes longest
-        argv += FEW
+        argv += ["--validation-split", "validation[:32]", "--test-split", "test[:32]"]
     summary = run.train(config_of(name, preset, *argv, *start_of(name, preset, request)))
     assert summary["steps"] == 2 and 0 <= summary.get("test_accuracy", 0) <= 1 and math.isfinite(summary["test_loss"])
 
@@ -121,7 +120,7 @@ def test_step_has_the_right_shapes_on_its_own_data(name, preset, request):
     argv = ["--devices", "1"]
     if reads_tfds(name, preset):
         request.getfixturevalue("tfds_dir")
-        argv += ["--train-split", "train[:640]", *FEW]
+        argv += ["--train-split", "train[:640]", "--validation-split", "train[-32:]", "--test-split", "test[:32]"]
     experiment = make_experiment(config_of(name, preset, *argv, *start_of(name, preset, request)))
     data = experiment.data["train"]
     item = next(data.train_items(0))
