@@ -18,6 +18,7 @@ import jax  # noqa: E402  (after the settings above)
 import pytest  # noqa: E402
 
 from cnn_jax.ops import conv, norm  # noqa: E402
+from cnn_jax.studies import engine, record  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -75,6 +76,14 @@ def one_device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (conv, norm):
             patch.setattr(module, "on_one_cpu", lambda: True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_pages() -> Iterator[None]:
+    """Pages of comparisons without pictures, which take seconds; tests/test_study_page.py has the real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "write_page", lambda study: (study.folder / record.PAGE).write_text(repr(study.table)))
         yield
 
 

@@ -26,7 +26,7 @@ from cnn_jax.optim.optimizers import METHODS, make_optimizer
 from cnn_jax.optim.spaces import SPACES, Parameter, space_of
 from cnn_jax.runs.evaluate import evaluate
 from cnn_jax.storage import run_folder as files
-from cnn_jax.studies import budget, engine, prepare, record
+from cnn_jax.studies import budget, engine, prepare
 from cnn_jax.studies.candidates import folder_names, warnings_of, with_settings
 from cnn_jax.studies.plan import open_study
 from cnn_jax.studies.study import Candidate, Study, Table, Trial
@@ -34,7 +34,7 @@ from cnn_jax.studies.texts import parse_vary
 from cnn_jax.training import experiment as experiments
 from cnn_jax.training.compiled import TrainStep
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_pages")
 
 SMALL: dict[str, Any] = {
     "model_args": "hidden=8",
@@ -50,14 +50,6 @@ RACE: dict[str, Any] = {"optimizers": ["sgd", "adam"], "trials": 3, "seeds": 2, 
 def race(folder, **changes) -> Study:
     """A small study of two optimizers on digits."""
     return cnn_jax.compare("mlp", "digits", **{**RACE, "workdir": str(folder), **changes})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_pages():
-    """Pages without pictures, which take seconds; tests/test_study_page.py has the real ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "write_page", lambda study: (study.folder / record.PAGE).write_text(repr(study.table)))
-        yield
 
 
 @pytest.fixture(scope="module")

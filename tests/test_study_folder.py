@@ -24,6 +24,8 @@ from cnn_jax.studies.texts import parse_vary
 from cnn_jax.training import loop
 from cnn_jax.training.compiled import TrainStep
 
+pytestmark = pytest.mark.usefixtures("quick_pages")
+
 FLAGS = "--model softmax_regression --optimizers sgd momentum --learning-rate 0.1 --trials 2 --seeds 1 --budget 2steps"
 FIELDS: dict[str, Any] = {"devices": 1, "report": False, "logger": (), "log_every": 1, "learning_rate": 0.1}
 
@@ -36,14 +38,6 @@ def race(folder: Path) -> Study:
         **FIELDS,
     )
     return done
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_pages():
-    """Pages without pictures, which take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "write_page", lambda study: (study.folder / record.PAGE).write_text(repr(study.table)))
-        yield
 
 
 @pytest.fixture(scope="module")

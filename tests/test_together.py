@@ -32,6 +32,8 @@ from cnn_jax.tasks import Selection
 from cnn_jax.training.compiled import TrainStep
 from cnn_jax.training.experiment import Given
 
+pytestmark = pytest.mark.usefixtures("quick_pages")
+
 WIDE = {"learning_rate": Parameter(1e-3, 1e36)}  # of SGD, of whose trials some diverge
 RACE: dict[str, Any] = {
     "model_args": "hidden=8",
@@ -51,14 +53,6 @@ RACE: dict[str, Any] = {
 def race(folder, **changes) -> Study:
     """A small study of two optimizers on digits."""
     return cnn_jax.compare("mlp", "digits", **{**RACE, "workdir": str(folder), **changes})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_pages():
-    """Pages without pictures, which take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "write_page", lambda study: (study.folder / record.PAGE).write_text(repr(study.table)))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -148,9 +148,8 @@ def _label(field: str, value: Any) -> str:
     """A value's name: names speak for themselves, other values need that of the field."""
     if isinstance(value, str):
         return value
-    text = (
-        ("+".join(map(str, value)) if isinstance(value, tuple) else str(value)) if value not in ((), None) else "none"
-    )
+    parts = value if isinstance(value, tuple) else () if value is None else (value,)
+    text = "+".join(map(str, parts)) or "none"
     return text if field == "augment" else f"{field}={text}"
 
 

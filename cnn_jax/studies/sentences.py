@@ -11,7 +11,7 @@ from cnn_jax.optim.spaces import RATE
 from cnn_jax.studies import statistics, tables
 from cnn_jax.studies.outcome import Outcome, baseline_of, finished, outcomes, paired, shown, sign, times, trials
 from cnn_jax.studies.statistics import FEW, Interval
-from cnn_jax.studies.study import Parameter, Study, Trial
+from cnn_jax.studies.study import Candidate, Parameter, Study, Trial
 
 EDGE = 0.05  # of the range of a hyperparameter
 BEYOND = 10  # a range is widened to this factor
@@ -142,7 +142,7 @@ def _length(trial: Trial, unit: str) -> float | None:
 def _diverged(study: Study, found: Outcome) -> Iterator[str]:
     if found.searched and 2 * found.diverged > found.searched:
         many = f"{found.diverged} of {counted(found.searched, 'search trial')} of {found.candidate} diverged"
-        if RATE in _space(study, found.candidate):
+        if RATE in _candidate(study, found.candidate).space:
             yield f"{many}: its range of learning rates reaches too high."
         else:
             yield f"{many}: lower its learning rate."
@@ -153,14 +153,14 @@ def _diverged(study: Study, found: Outcome) -> Iterator[str]:
         )
 
 
-def _space(study: Study, label: str) -> Mapping[str, Parameter]:
-    return next(candidate.space for candidate in study.candidates if candidate.label == label)
+def _candidate(study: Study, label: str) -> Candidate:
+    return next(candidate for candidate in study.candidates if candidate.label == label)
 
 
 def _edges(study: Study, found: Outcome) -> Iterator[str]:
     if found.best is None:
         return
-    space = _space(study, found.candidate)
+    space = _candidate(study, found.candidate).space
     for name, (place, low, high) in places(found.best.settings, space).items():
         value, extreme = found.best.settings[name], _extreme(study, found, name)
         upper = place > 1 - EDGE or extreme == "largest"
@@ -190,8 +190,7 @@ def _extreme(study: Study, found: Outcome, name: str) -> str | None:
 
 def _optimizer(study: Study, label: str) -> str:
     """The optimizer of a candidate, as `spaces` names it."""
-    fields = next(candidate.fields for candidate in study.candidates if candidate.label == label)
-    return str(fields.get("optimizer", study.facts.get("optimizer", "OPTIMIZER")))
+    return str(_candidate(study, label).fields.get("optimizer", study.facts.get("optimizer", "OPTIMIZER")))
 
 
 def _wider(parameter: Parameter, upper: bool) -> str:
