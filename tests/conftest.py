@@ -13,6 +13,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="cnn_jax-tests-")
     os.environ["CNN_JAX_CACHE"] = _cache.name
+# Programs that an earlier session has compiled are loaded; `pytest --cache-clear` removes them.
+_programs = Path(__file__).parents[1] / ".pytest_cache" / "d" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_programs))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402  (after the settings above)
 import pytest  # noqa: E402
