@@ -8,8 +8,8 @@ r"""German traffic signs (GTSRB, 43 classes): a folder PATH with train/CLASS/TRA
 A track is the frames of one physical sign, which are nearly equal, so whole tracks validate (`--group-by`), never
 single frames. Signs have a direction, so images are not mirrored. Published accuracies: 98.31 % (the multi-scale
 network), 98.84 % (people), 95.68 % (HOG + LDA), 96.14 % (random forest). On a third of the training images, resized to
-32x32 by others, two seeds reach 98.70 and 98.32 % on 131 validation tracks, and 99.24 and 99.04 % on the 12,630 test
-images. docs/signs.md has the data, sources and a table.
+32x32 by others, three seeds reach 98.45 ± 0.22 % on 131 validation tracks and 99.19 ± 0.13 % on the 12,630 test images.
+docs/signs.md has the data, sources and a table.
 """
 
 from cnn_jax.commands.experiment import run
