@@ -51,7 +51,8 @@ def parts_of_start(arguments: Sequence[str], cache: Path) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-m", *arguments, "--steps", "1", "--workdir", folder]
-        environment = os.environ | {"CNN_JAX_CACHE": str(cache)}
+        # A folder of the user's own would be neither empty nor full.
+        environment = os.environ | {"CNN_JAX_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
         metrics, line, times = Path(folder) / METRICS, "", {"start": time.perf_counter()}
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
